@@ -1,0 +1,59 @@
+#include "core/tensor.h"
+
+#include <cstring>
+
+namespace tessera {
+
+Tensor Tensor::empty(Stream& stream, const Shape& shape, DType dtype) {
+  size_t bytes;
+  ENSURE(!__builtin_mul_overflow(shape.numel(), size_of(dtype), &bytes), "too many bytes: ", shape,
+         ' ', name_of(dtype));
+  Tensor tensor;
+  tensor.shape_ = shape;
+  tensor.dtype_ = dtype;
+  tensor.buffer_ = stream.device().pool()->allocate(bytes);
+  return tensor;
+}
+
+Tensor Tensor::zeros(Stream& stream, const Shape& shape, DType dtype) {
+  Tensor tensor = empty(stream, shape, dtype);
+  tensor.zero(stream);
+  return tensor;
+}
+
+Tensor Tensor::reshape(const Shape& shape) const {
+  ENSURE(shape.numel() == numel(), "reshape of ", shape_, " to ", shape);
+  Tensor tensor = *this;
+  tensor.shape_ = shape;
+  return tensor;
+}
+
+Tensor Tensor::slice(int64_t first, const Shape& shape) const {
+  ENSURE(first >= 0 && first <= numel() && shape.numel() <= numel() - first, "slice ", first, " + ",
+         shape, " of ", shape_);
+  Tensor tensor = *this;
+  tensor.shape_ = shape;
+  tensor.offset_ += size_t(first) * size_of(dtype_);
+  return tensor;
+}
+
+void Tensor::copy_from(Stream&, std::span<const std::byte> host) {
+  ENSURE(host.size() == bytes(), "copy of ", host.size(), " bytes into ", shape_, ' ',
+         name_of(dtype_));
+  if (!host.empty()) std::memcpy(raw(), host.data(), host.size());
+}
+
+void Tensor::copy_to(Stream&, std::span<std::byte> host) const {
+  ENSURE(host.size() == bytes(), "copy of ", shape_, ' ', name_of(dtype_), " into ", host.size(),
+         " bytes");
+  if (!host.empty()) std::memcpy(host.data(), raw(), host.size());
+}
+
+void Tensor::zero(Stream&) { std::memset(raw(), 0, bytes()); }
+
+void Tensor::check_type(DType wanted) const {
+  ENSURE(defined(), "the tensor is undefined");
+  ENSURE(dtype_ == wanted, "the tensor is ", name_of(dtype_), ", not ", name_of(wanted));
+}
+
+}  // namespace tessera
