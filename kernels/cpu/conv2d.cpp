@@ -1,0 +1,141 @@
+// conv2d: checks, dispatch and the f64 oracle; the fast path is oneDNN (onednn.cpp).
+#include "kernels/cpu/onednn.h"
+#include "kernels/dispatch.h"
+
+namespace tessera {
+
+ConvProblem ConvProblem::of(const ConvSpec& spec, const Shape& x, const Shape& w) {
+  ENSURE(x.rank() == 4 && w.rank() == 4, "conv2d: x is ", x, ", w is ", w);
+  ENSURE(x[3] == w[3], "conv2d: x has ", x[3], " channels, w takes ", w[3]);
+  ENSURE(spec.stride >= 1 && spec.pad_h >= 0 && spec.pad_w >= 0, "conv2d: stride ", spec.stride,
+         ", padding ", spec.pad_h, ' ', spec.pad_w);
+  const int64_t rows = x[1] + 2 * spec.pad_h - w[1], columns = x[2] + 2 * spec.pad_w - w[2];
+  ENSURE(rows >= 0 && columns >= 0, "conv2d: filter ", w, " is larger than the padded image ", x);
+  return {
+      x[0], x[1], x[2], x[3], w[0], w[1], w[2], rows / spec.stride + 1, columns / spec.stride + 1,
+      spec};
+}
+
+namespace oracle {
+
+// Calls f(x index, w index, y index) for every product of the convolution.
+template <class F>
+void for_each_product(const ConvProblem& c, F f) {
+  for (int64_t n = 0; n < c.N; ++n)
+    for (int64_t p = 0; p < c.P; ++p)
+      for (int64_t q = 0; q < c.Q; ++q)
+        for (int64_t k = 0; k < c.K; ++k)
+          for (int64_t r = 0; r < c.R; ++r)
+            for (int64_t s = 0; s < c.S; ++s) {
+              const int64_t h = p * c.spec.stride + r - c.spec.pad_h;
+              const int64_t w = q * c.spec.stride + s - c.spec.pad_w;
+              if (h < 0 || h >= c.H || w < 0 || w >= c.W) continue;
+              const int64_t x0 = ((n * c.H + h) * c.W + w) * c.C;
+              const int64_t w0 = ((k * c.R + r) * c.S + s) * c.C;
+              const int64_t y = ((n * c.P + p) * c.Q + q) * c.K + k;
+              for (int64_t i = 0; i < c.C; ++i) f(x0 + i, w0 + i, y);
+            }
+}
+
+void conv2d_fwd(Stream&, const ConvSpec& spec, const Tensor& x, const Tensor& w, const Tensor& b,
+                Tensor& y) {
+  const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
+  double* out = y.data<double>();
+  for (int64_t i = 0; i < y.numel(); ++i) out[i] = b ? b.data<double>()[i % problem.K] : 0.0;
+  const double *in = x.data<double>(), *filter = w.data<double>();
+  for_each_product(problem, [&](int64_t i, int64_t j, int64_t k) { out[k] += in[i] * filter[j]; });
+}
+
+void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
+                     Grad dx) {
+  start_sum(stream, dx);
+  const double *out = dy.data<double>(), *filter = w.data<double>();
+  double* in = dx.tensor.data<double>();
+  for_each_product(ConvProblem::of(spec, dx.tensor.shape(), w.shape()),
+                   [&](int64_t i, int64_t j, int64_t k) { in[i] += out[k] * filter[j]; });
+}
+
+void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
+                       Grad dw, Grad db) {
+  start_sum(stream, dw);
+  const double *in = x.data<double>(), *out = dy.data<double>();
+  double* filter = dw.tensor.data<double>();
+  for_each_product(ConvProblem::of(spec, x.shape(), dw.tensor.shape()),
+                   [&](int64_t i, int64_t j, int64_t k) { filter[j] += in[i] * out[k]; });
+  if (!db) return;
+  start_sum(stream, db);
+  for (int64_t i = 0; i < dy.numel(); ++i) db.tensor.data<double>()[i % dy.dim(3)] += out[i];
+}
+
+}  // namespace oracle
+
+namespace cpu {
+
+void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
+                const Tensor& b, Tensor& y) {
+  const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
+  stream.state<OneDnn>().conv_fwd(problem, x.data<float>(), {w.data<float>(), problem.C},
+                                  data_or_null(b), y.data<float>());
+}
+
+void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
+                     Grad dx) {
+  // oneDNN cannot add here: a sum goes through a temporary.
+  const bool add = dx.mode == GradMode::Accumulate;
+  Tensor target = add ? Tensor::empty(stream, dx.tensor.shape()) : dx.tensor;
+  const auto problem = ConvProblem::of(spec, target.shape(), w.shape());
+  stream.state<OneDnn>().conv_bwd_data(problem, dy.data<float>(), {w.data<float>(), problem.C},
+                                       target.data<float>());
+  if (add) add_bwd(stream, target, dx);
+}
+
+void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
+                       Grad dw, Grad db) {
+  const bool add = db && db.mode == GradMode::Accumulate;
+  Tensor bias = add ? Tensor::empty(stream, db.tensor.shape()) : db.tensor;
+  const auto problem = ConvProblem::of(spec, x.shape(), dw.tensor.shape());
+  stream.state<OneDnn>().conv_bwd_weight(problem, x.data<float>(), dy.data<float>(),
+                                         {dw.tensor.data<float>(), problem.C}, dw.mode,
+                                         bias ? bias.data<float>() : nullptr);
+  if (add) add_bwd(stream, bias, db);
+}
+
+}  // namespace cpu
+
+void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
+                const Tensor& b, Tensor& y) {
+  const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
+  expect("conv2d_fwd: w", w, w.shape(), x.dtype());
+  expect_if("conv2d_fwd: b", b, {problem.K}, x.dtype());
+  expect("conv2d_fwd: y", y, problem.y(), x.dtype());
+  if (y.numel() == 0) return;
+  DISPATCH(stream, x.dtype(), conv2d_fwd(stream, spec, x, w, b, y));
+}
+
+void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
+                     Grad dx) {
+  if (!dx) return;
+  const auto problem = ConvProblem::of(spec, dx.tensor.shape(), w.shape());
+  expect("conv2d_bwd_data: dy", dy, problem.y(), w.dtype());
+  expect("conv2d_bwd_data: dx", dx.tensor, problem.x(), w.dtype());
+  if (dy.numel() == 0) return;
+  DISPATCH(stream, dy.dtype(), conv2d_bwd_data(stream, spec, dy, w, dx));
+}
+
+void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
+                       Grad dw, Grad db) {
+  if (!dw && !db) return;
+  ENSURE(dw, "conv2d_bwd_weight: db without dw");
+  const auto problem = ConvProblem::of(spec, x.shape(), dw.tensor.shape());
+  expect("conv2d_bwd_weight: dy", dy, problem.y(), x.dtype());
+  expect("conv2d_bwd_weight: dw", dw.tensor, problem.w(), x.dtype());
+  expect_if("conv2d_bwd_weight: db", db.tensor, {problem.K}, x.dtype());
+  if (dy.numel() == 0) {
+    start_sum(stream, dw);
+    start_sum(stream, db);
+    return;
+  }
+  DISPATCH(stream, x.dtype(), conv2d_bwd_weight(stream, spec, x, dy, dw, db));
+}
+
+}  // namespace tessera

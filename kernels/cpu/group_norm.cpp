@@ -1,0 +1,208 @@
+// GroupNorm, alone or fused with + t, GELU and + residual, in f32. x [N,P,C] with P = H*W.
+//
+// Forward, per image: one pass sums every channel (shifted by the first pixel, so that a large mean
+// costs no precision), the moments of a group are merged from its channels, and a second pass,
+// which finds the image in the cache, applies y = act(a[c] x + b[c]) + residual. Backward, per
+// image: z = a x + b is recomputed; the first pass stores dz = dy act'(z) where dx will be and sums
+// S1 = sum dz, S2 = sum dz xhat per channel; the second is linear: dx = a dz + p x + q. dbeta = dt
+// = S1 and dgamma = S2, summed over the images. Work is split over images.
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/gelu_math.h"
+#include "kernels/cpu/group_norm.h"
+
+namespace tessera::cpu {
+namespace {
+
+constexpr int64_t kBlock = 64;  // pixels whose sums are held in float before they go to double
+
+struct None {
+  static float value(float z) { return z; }
+  static float derivative(float) { return 1.0f; }
+};
+template <GeluForm form>
+struct Gelu {
+  static float value(float z) { return gelu<form>(z); }
+  static float derivative(float z) { return gelu_derivative<form>(z); }
+};
+
+// a and b of y = act(a[c] x + b[c]) for one image.
+void scale_and_shift(const NormShape& s, const float* moments, const float* gamma,
+                     const float* beta, const float* t, float* a, float* b) {
+  for (int64_t c = 0; c < s.C; ++c) {
+    const float mean = moments[c / s.per_group() * 2], rstd = moments[c / s.per_group() * 2 + 1];
+    a[c] = rstd * gamma[c];
+    b[c] = beta[c] - mean * a[c] + (t ? t[c] : 0.0f);
+  }
+}
+
+// Mean and rstd of every group of one image x [P,C].
+void image_moments(const NormShape& s, const float* x, float* moments) {
+  std::vector<float> block(2 * s.C);
+  std::vector<double> total(2 * s.C);
+  float *sum = block.data(), *square = sum + s.C;
+  for (int64_t first = 0; first < s.P; first += kBlock) {
+    std::fill(block.begin(), block.end(), 0.0f);
+    for (int64_t p = first; p < std::min(first + kBlock, s.P); ++p) {
+#pragma omp simd
+      for (int64_t c = 0; c < s.C; ++c) {
+        const float d = x[p * s.C + c] - x[c];
+        sum[c] += d;
+        square[c] += d * d;
+      }
+    }
+    for (int64_t c = 0; c < 2 * s.C; ++c) total[c] += block[c];
+  }
+  for (int64_t g = 0; g < s.G; ++g) {
+    const int64_t begin = g * s.per_group(), end = begin + s.per_group();
+    double mean = 0, m2 = 0;  // m2: sum of squared deviations from the group's mean
+    for (int64_t c = begin; c < end; ++c) mean += x[c] + total[c] / double(s.P);
+    mean /= double(s.per_group());
+    for (int64_t c = begin; c < end; ++c) {
+      const double offset = total[c] / double(s.P), away = x[c] + offset - mean;
+      m2 += total[s.C + c] - total[c] * offset + double(s.P) * away * away;
+    }
+    moments[2 * g] = float(mean);
+    moments[2 * g + 1] =
+        float(1.0 / std::sqrt(std::max(m2, 0.0) / double(s.P * s.per_group()) + s.eps));
+  }
+}
+
+template <class Act>
+void forward(const NormShape& s, const NormArgs& in, float* y, float* moments) {
+#pragma omp parallel
+  {
+    std::vector<float> a(s.C), b(s.C);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < s.N; ++n) {
+      const float* x = in.x + n * s.P * s.C;
+      float* out = y + n * s.P * s.C;
+      image_moments(s, x, moments + n * s.G * 2);
+      scale_and_shift(s, moments + n * s.G * 2, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr,
+                      a.data(), b.data());
+      const float* residual = in.residual ? in.residual + n * s.P * s.C : nullptr;
+      for (int64_t p = 0; p < s.P; ++p) {
+        const int64_t i = p * s.C;
+        if (residual) {
+#pragma omp simd
+          for (int64_t c = 0; c < s.C; ++c)
+            out[i + c] = Act::value(a[c] * x[i + c] + b[c]) + residual[i + c];
+        } else {
+#pragma omp simd
+          for (int64_t c = 0; c < s.C; ++c) out[i + c] = Act::value(a[c] * x[i + c] + b[c]);
+        }
+      }
+    }
+  }
+}
+
+// dz = dy act'(a x + b); s1 and s2 [C] receive the sums of dz and of dz * xhat of one image.
+template <class Act>
+void image_dz(const NormShape& s, const float* x, const float* dy, const float* moments,
+              const float* a, const float* b, float* dz, double* s1, double* s2) {
+  std::vector<float> block(2 * s.C), mean(s.C);
+  for (int64_t c = 0; c < s.C; ++c) mean[c] = moments[c / s.per_group() * 2];
+  float *sum = block.data(), *product = sum + s.C;
+  std::fill(s1, s1 + s.C, 0.0);
+  std::fill(s2, s2 + s.C, 0.0);
+  for (int64_t first = 0; first < s.P; first += kBlock) {
+    std::fill(block.begin(), block.end(), 0.0f);
+    for (int64_t i = first * s.C; i < std::min(first + kBlock, s.P) * s.C; i += s.C) {
+#pragma omp simd
+      for (int64_t c = 0; c < s.C; ++c) {
+        const float d = dy[i + c] * Act::derivative(a[c] * x[i + c] + b[c]);
+        dz[i + c] = d;
+        sum[c] += d;
+        product[c] += d * (x[i + c] - mean[c]);
+      }
+    }
+    for (int64_t c = 0; c < s.C; ++c) s1[c] += sum[c], s2[c] += product[c];
+  }
+  for (int64_t c = 0; c < s.C; ++c) s2[c] *= moments[c / s.per_group() * 2 + 1];
+}
+
+// p and q of dx = a[c] dz + p[c] x + q[c], from
+// dx = rstd (gamma dz - mean_group(gamma dz) - xhat mean_group(gamma dz xhat)).
+void input_gradient_terms(const NormShape& s, const float* moments, const float* gamma,
+                          const double* s1, const double* s2, float* p, float* q) {
+  for (int64_t g = 0; g < s.G; ++g) {
+    const int64_t begin = g * s.per_group(), end = begin + s.per_group();
+    double m1 = 0, m2 = 0;
+    for (int64_t c = begin; c < end; ++c) m1 += gamma[c] * s1[c], m2 += gamma[c] * s2[c];
+    const double mean = moments[2 * g], rstd = moments[2 * g + 1];
+    m1 /= double(s.P * s.per_group());
+    m2 /= double(s.P * s.per_group());
+    for (int64_t c = begin; c < end; ++c) {
+      p[c] = float(-rstd * rstd * m2);
+      q[c] = float(rstd * (rstd * m2 * mean - m1));
+    }
+  }
+}
+
+template <class Act>
+void backward(const NormShape& s, const NormArgs& in, const float* moments, const float* dy,
+              float* dz, float* dx, GradMode mode, double* sums) {
+#pragma omp parallel
+  {
+    std::vector<float> a(s.C), b(s.C), p(s.C), q(s.C);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < s.N; ++n) {
+      const int64_t image = n * s.P * s.C;
+      const float *x = in.x + image, *m = moments + n * s.G * 2;
+      double *s1 = sums + n * 2 * s.C, *s2 = s1 + s.C;
+      scale_and_shift(s, m, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr, a.data(), b.data());
+      image_dz<Act>(s, x, dy + image, m, a.data(), b.data(), dz + image, s1, s2);
+      if (!dx) continue;
+      input_gradient_terms(s, m, in.gamma, s1, s2, p.data(), q.data());
+      const float* d = dz + image;
+      float* out = dx + image;
+      for (int64_t i = 0; i < s.P * s.C; i += s.C) {
+        if (mode == GradMode::Overwrite) {
+#pragma omp simd
+          for (int64_t c = 0; c < s.C; ++c) out[i + c] = a[c] * d[i + c] + p[c] * x[i + c] + q[c];
+        } else {
+#pragma omp simd
+          for (int64_t c = 0; c < s.C; ++c) out[i + c] += a[c] * d[i + c] + p[c] * x[i + c] + q[c];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void norm_act_fwd(const NormShape& s, NormAct act, const NormArgs& in, float* y, float* moments) {
+  auto* run = act == NormAct::None        ? forward<None>
+              : act == NormAct::GeluExact ? forward<Gelu<GeluForm::Exact>>
+                                          : forward<Gelu<GeluForm::Tanh>>;
+  run(s, in, y, moments);
+}
+
+void norm_act_bwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in,
+                  const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta,
+                  Grad dt) {
+  auto* run = act == NormAct::None        ? backward<None>
+              : act == NormAct::GeluExact ? backward<Gelu<GeluForm::Exact>>
+                                          : backward<Gelu<GeluForm::Tanh>>;
+  // dz lives where dx will be, unless dx holds a sum already or is not wanted.
+  const bool in_place = dx && dx.mode == GradMode::Overwrite;
+  Tensor dz = in_place ? dx.tensor : Tensor::empty(stream, {s.N, s.P, s.C});
+  Tensor sums = Tensor::empty(stream, {s.N, 2, s.C}, DType::f64);
+  run(s, in, moments, dy, dz.data<float>(), dx ? dx.tensor.data<float>() : nullptr, dx.mode,
+      sums.data<double>());
+
+  const double* total = sums.data<double>();
+  for (int64_t c = 0; c < s.C; ++c) {
+    double s1 = 0, s2 = 0;
+    for (int64_t n = 0; n < s.N; ++n) {
+      s1 += total[n * 2 * s.C + c];
+      s2 += total[n * 2 * s.C + s.C + c];
+      if (dt) put(dt.tensor.data<float>()[n * s.C + c], float(total[n * 2 * s.C + c]), dt.mode);
+    }
+    if (dgamma) put(dgamma.tensor.data<float>()[c], float(s2), dgamma.mode);
+    if (dbeta) put(dbeta.tensor.data<float>()[c], float(s1), dbeta.mode);
+  }
+}
+
+}  // namespace tessera::cpu

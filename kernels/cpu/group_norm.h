@@ -1,0 +1,28 @@
+// The f32 loops behind group_norm and group_norm_gelu (group_norm.cpp); the catalogue's functions
+// and the oracle are in norm_ops.cpp.
+#pragma once
+
+#include "kernels/dispatch.h"
+
+namespace tessera::cpu {
+
+enum class NormAct { None, GeluExact, GeluTanh };
+
+struct NormShape {
+  int64_t N, P, C, G;  // images, pixels, channels, groups
+  float eps;
+  int64_t per_group() const { return C / G; }
+};
+
+// x [N,P,C], gamma and beta [C]; t [N,C] and residual [N,P,C] may be null.
+struct NormArgs {
+  const float *x, *gamma, *beta, *t = nullptr, *residual = nullptr;
+};
+
+// y = act(norm(x) gamma + beta + t) + residual; moments [N,G,2].
+void norm_act_fwd(const NormShape& shape, NormAct act, const NormArgs& in, float* y,
+                  float* moments);
+void norm_act_bwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in,
+                  const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);
+
+}  // namespace tessera::cpu

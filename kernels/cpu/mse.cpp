@@ -1,0 +1,67 @@
+// Mean squared error: loss = sum (p - t)^2 / n, dp = 2 (p - t) / n * dloss. The difference is a
+// float, as stored; squares are added in double, in fixed blocks.
+#include "kernels/cpu/loops.h"
+
+namespace tessera {
+namespace oracle {
+
+void mse_fwd(Stream&, const Tensor& prediction, const Tensor& target, Tensor& loss) {
+  double sum = 0;
+  for (int64_t i = 0; i < prediction.numel(); ++i) {
+    const double error = prediction.data<double>()[i] - target.data<double>()[i];
+    sum += error * error;
+  }
+  loss.data<double>()[0] = sum / double(prediction.numel());
+}
+
+void mse_bwd(Stream&, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
+             Grad dprediction) {
+  for (int64_t i = 0; i < prediction.numel(); ++i) {
+    const double error = prediction.data<double>()[i] - target.data<double>()[i];
+    put(dprediction.tensor.data<double>()[i],
+        2 * error / double(prediction.numel()) * dloss.data<double>()[0], dprediction.mode);
+  }
+}
+
+}  // namespace oracle
+
+namespace cpu {
+
+void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss) {
+  const float *p = prediction.data<float>(), *t = target.data<float>();
+  const int64_t n = prediction.numel();
+  const double sum = block_sum(stream, n, [=](int64_t i) {
+    const float error = p[i] - t[i];
+    return double(error) * double(error);
+  });
+  loss.data<float>()[0] = float(sum / double(n));
+}
+
+void mse_bwd(Stream&, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
+             Grad dprediction) {
+  const float *p = prediction.data<float>(), *t = target.data<float>();
+  const int64_t n = prediction.numel();
+  const float scale = float(2.0 / double(n) * dloss.data<float>()[0]);
+  put_all(dprediction.tensor.data<float>(), n, dprediction.mode,
+          [=](int64_t i) { return scale * (p[i] - t[i]); });
+}
+
+}  // namespace cpu
+
+void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss) {
+  ENSURE(prediction.numel() > 0, "mse_fwd: the mean of no elements, ", prediction.shape());
+  expect("mse_fwd: target", target, prediction.shape(), prediction.dtype());
+  expect("mse_fwd: loss", loss, {1}, prediction.dtype());
+  DISPATCH(stream, prediction.dtype(), mse_fwd(stream, prediction, target, loss));
+}
+
+void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
+             Grad dprediction) {
+  if (!dprediction) return;
+  expect("mse_bwd: target", target, prediction.shape(), prediction.dtype());
+  expect("mse_bwd: dloss", dloss, {1}, prediction.dtype());
+  expect("mse_bwd: dprediction", dprediction.tensor, prediction.shape(), prediction.dtype());
+  DISPATCH(stream, prediction.dtype(), mse_bwd(stream, prediction, target, dloss, dprediction));
+}
+
+}  // namespace tessera

@@ -1,0 +1,49 @@
+// The search for NaN and infinity. Normally there is none, and a vectorised count over blocks says
+// so at the speed of memory; then only the first block that holds one is searched by element.
+#include <cmath>
+
+#include "kernels/cpu/loops.h"
+
+namespace tessera {
+namespace oracle {
+
+void find_non_finite(const Tensor& x, int64_t& index) {
+  index = 0;
+  while (index < x.numel() && std::isfinite(x.data<double>()[index])) ++index;
+  if (index == x.numel()) index = -1;
+}
+
+}  // namespace oracle
+
+namespace cpu {
+
+bool all_finite(const float* x, int64_t n) {
+  int bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (int64_t i = 0; i < n; ++i) bad |= !std::isfinite(x[i]);
+  return bad == 0;
+}
+
+void find_non_finite(const Tensor& x, int64_t& index) {
+  const float* values = x.data<float>();
+  const int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
+  int64_t first = blocks;
+#pragma omp parallel for schedule(static) reduction(min : first)
+  for (int64_t block = 0; block < blocks; ++block)
+    if (!all_finite(values + block * kBlock, std::min(kBlock, n - block * kBlock)))
+      first = std::min(first, block);
+  const float* end = values + n;
+  const float* found = std::find_if_not(values + std::min(first * kBlock, n), end,
+                                        [](float value) { return std::isfinite(value); });
+  index = found == end ? -1 : found - values;
+}
+
+}  // namespace cpu
+
+int64_t find_non_finite(Stream& stream, const Tensor& x) {
+  int64_t index = -1;
+  DISPATCH(stream, x.dtype(), find_non_finite(x, index));
+  return index;
+}
+
+}  // namespace tessera

@@ -1,0 +1,208 @@
+// group_norm and group_norm_gelu: checks, dispatch, and the f64 oracle. The fused oracle is written
+// as the composition of the plain ones. The fast loops are in group_norm.cpp.
+#include <cmath>
+
+#include "kernels/cpu/group_norm.h"
+
+namespace tessera {
+namespace oracle {
+
+// xhat = (x - mean) * rstd of one element.
+double normalized(const Tensor& x, const Tensor& moments, int64_t n, int64_t p, int64_t c) {
+  const int64_t P = x.dim(1) * x.dim(2), C = x.dim(3), G = moments.dim(1);
+  const double* m = moments.data<double>() + (n * G + c / (C / G)) * 2;
+  return (x.data<double>()[(n * P + p) * C + c] - m[0]) * m[1];
+}
+
+void group_norm_fwd(Stream&, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
+                    const Tensor& beta, Tensor& y, Tensor& moments) {
+  const int64_t N = x.dim(0), P = x.dim(1) * x.dim(2), C = x.dim(3), G = spec.groups, D = C / G;
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t g = 0; g < G; ++g) {
+      const double* image = x.data<double>() + n * P * C;
+      double mean = 0, variance = 0;
+      for (int64_t p = 0; p < P; ++p)
+        for (int64_t c = g * D; c < (g + 1) * D; ++c) mean += image[p * C + c];
+      mean /= double(P * D);
+      for (int64_t p = 0; p < P; ++p)
+        for (int64_t c = g * D; c < (g + 1) * D; ++c)
+          variance += std::pow(image[p * C + c] - mean, 2);
+      double* m = moments.data<double>() + (n * G + g) * 2;
+      m[0] = mean;
+      m[1] = 1 / std::sqrt(variance / double(P * D) + spec.eps);
+      for (int64_t p = 0; p < P; ++p)
+        for (int64_t c = g * D; c < (g + 1) * D; ++c)
+          y.data<double>()[(n * P + p) * C + c] =
+              normalized(x, moments, n, p, c) * gamma.data<double>()[c] + beta.data<double>()[c];
+    }
+}
+
+void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
+                    const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
+                    Grad dgamma, Grad dbeta) {
+  const int64_t N = x.dim(0), P = x.dim(1) * x.dim(2), C = x.dim(3), G = spec.groups, D = C / G;
+  Tensor sums = Tensor::zeros(stream, {2, C}, DType::f64);
+  double *sum_dy = sums.data<double>(), *sum_dy_xhat = sum_dy + C;
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t g = 0; g < G; ++g) {
+      double m1 = 0, m2 = 0;
+      for (int64_t p = 0; p < P; ++p)
+        for (int64_t c = g * D; c < (g + 1) * D; ++c) {
+          const double d = dy.data<double>()[(n * P + p) * C + c];
+          const double xhat = normalized(x, moments, n, p, c);
+          sum_dy[c] += d;
+          sum_dy_xhat[c] += d * xhat;
+          m1 += d * gamma.data<double>()[c] / double(P * D);
+          m2 += d * gamma.data<double>()[c] * xhat / double(P * D);
+        }
+      if (!dx) continue;
+      const double rstd = moments.data<double>()[(n * G + g) * 2 + 1];
+      for (int64_t p = 0; p < P; ++p)
+        for (int64_t c = g * D; c < (g + 1) * D; ++c) {
+          const int64_t i = (n * P + p) * C + c;
+          const double d = dy.data<double>()[i] * gamma.data<double>()[c];
+          put(dx.tensor.data<double>()[i], rstd * (d - m1 - normalized(x, moments, n, p, c) * m2),
+              dx.mode);
+        }
+    }
+  for (int64_t c = 0; c < C; ++c) {
+    if (dgamma) put(dgamma.tensor.data<double>()[c], sum_dy_xhat[c], dgamma.mode);
+    if (dbeta) put(dbeta.tensor.data<double>()[c], sum_dy[c], dbeta.mode);
+  }
+}
+
+void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
+                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                         Tensor& moments) {
+  Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
+  tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, moments);
+  if (t) tessera::add_broadcast_fwd(stream, z, t, z);
+  tessera::gelu_fwd(stream, spec.form, z, y);
+  if (residual) tessera::add_fwd(stream, y, residual, y);
+}
+
+void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
+                         Grad dt) {
+  Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
+  Tensor dz = Tensor::empty(stream, x.shape(), DType::f64);
+  Tensor again = Tensor::empty(stream, moments.shape(), DType::f64);
+  tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, again);
+  if (t) tessera::add_broadcast_fwd(stream, z, t, z);
+  tessera::gelu_bwd(stream, spec.form, z, dy, {dz, GradMode::Overwrite});
+  if (dt) tessera::add_broadcast_bwd_t(stream, dz, dt);
+  tessera::group_norm_bwd(stream, spec.norm, x, moments, gamma, dz, dx, dgamma, dbeta);
+}
+
+}  // namespace oracle
+
+namespace cpu {
+
+NormShape shape_of(const GroupNormSpec& spec, const Tensor& x) {
+  return {x.dim(0), x.dim(1) * x.dim(2), x.dim(3), spec.groups, spec.eps};
+}
+
+NormAct act_of(GeluForm form) {
+  return form == GeluForm::Exact ? NormAct::GeluExact : NormAct::GeluTanh;
+}
+
+void group_norm_fwd(Stream&, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
+                    const Tensor& beta, Tensor& y, Tensor& moments) {
+  norm_act_fwd(shape_of(spec, x), NormAct::None,
+               {x.data<float>(), gamma.data<float>(), beta.data<float>()}, y.data<float>(),
+               moments.data<float>());
+}
+
+void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
+                    const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
+                    Grad dgamma, Grad dbeta) {
+  // beta shifts z only, and without an activation z does not matter: gamma stands in for it.
+  norm_act_bwd(stream, shape_of(spec, x), NormAct::None,
+               {x.data<float>(), gamma.data<float>(), gamma.data<float>()}, moments.data<float>(),
+               dy.data<float>(), dx, dgamma, dbeta, {});
+}
+
+void group_norm_gelu_fwd(Stream&, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
+                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                         Tensor& moments) {
+  norm_act_fwd(shape_of(spec.norm, x), act_of(spec.form),
+               {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t),
+                data_or_null(residual)},
+               y.data<float>(), moments.data<float>());
+}
+
+void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
+                         Grad dt) {
+  norm_act_bwd(stream, shape_of(spec.norm, x), act_of(spec.form),
+               {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t)},
+               moments.data<float>(), dy.data<float>(), dx, dgamma, dbeta, dt);
+}
+
+}  // namespace cpu
+
+namespace {
+
+void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
+                const Tensor& moments) {
+  ENSURE(x.rank() == 4, "group_norm: x is ", x.shape(), ", expected [N,H,W,C]");
+  ENSURE(spec.groups > 0 && x.dim(3) % spec.groups == 0, "group_norm: ", x.dim(3), " channels in ",
+         spec.groups, " groups");
+  expect("group_norm: gamma", gamma, {x.dim(3)}, x.dtype());
+  expect("group_norm: moments", moments, {x.dim(0), spec.groups, 2}, x.dtype());
+}
+
+}  // namespace
+
+void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
+                    const Tensor& beta, Tensor& y, Tensor& moments) {
+  check_norm(spec, x, gamma, moments);
+  expect("group_norm_fwd: beta", beta, gamma.shape(), x.dtype());
+  expect("group_norm_fwd: y", y, x.shape(), x.dtype());
+  DISPATCH(stream, x.dtype(), group_norm_fwd(stream, spec, x, gamma, beta, y, moments));
+}
+
+void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
+                    const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
+                    Grad dgamma, Grad dbeta) {
+  check_norm(spec, x, gamma, moments);
+  expect("group_norm_bwd: dy", dy, x.shape(), x.dtype());
+  expect_if("group_norm_bwd: dx", dx.tensor, x.shape(), x.dtype());
+  expect_if("group_norm_bwd: dgamma", dgamma.tensor, gamma.shape(), x.dtype());
+  expect_if("group_norm_bwd: dbeta", dbeta.tensor, gamma.shape(), x.dtype());
+  DISPATCH(stream, x.dtype(),
+           group_norm_bwd(stream, spec, x, moments, gamma, dy, dx, dgamma, dbeta));
+}
+
+void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
+                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                         Tensor& moments) {
+  check_norm(spec.norm, x, gamma, moments);
+  expect("group_norm_gelu_fwd: beta", beta, gamma.shape(), x.dtype());
+  expect_if("group_norm_gelu_fwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
+  expect_if("group_norm_gelu_fwd: residual", residual, x.shape(), x.dtype());
+  expect("group_norm_gelu_fwd: y", y, x.shape(), x.dtype());
+  DISPATCH(stream, x.dtype(),
+           group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, residual, y, moments));
+}
+
+void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
+                         Grad dt) {
+  check_norm(spec.norm, x, gamma, moments);
+  expect("group_norm_gelu_bwd: beta", beta, gamma.shape(), x.dtype());
+  expect_if("group_norm_gelu_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
+  expect("group_norm_gelu_bwd: dy", dy, x.shape(), x.dtype());
+  expect_if("group_norm_gelu_bwd: dx", dx.tensor, x.shape(), x.dtype());
+  expect_if("group_norm_gelu_bwd: dgamma", dgamma.tensor, gamma.shape(), x.dtype());
+  expect_if("group_norm_gelu_bwd: dbeta", dbeta.tensor, gamma.shape(), x.dtype());
+  expect_if("group_norm_gelu_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
+  DISPATCH(
+      stream, x.dtype(),
+      group_norm_gelu_bwd(stream, spec, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt));
+}
+
+}  // namespace tessera

@@ -1,0 +1,245 @@
+// Convolution over concat(upsample(low), skip) that makes neither.
+//
+// A 3x3 filter over a nearest-upsampled image reads each low-resolution pixel more than once: for
+// the outputs of one parity (p, q) it is a 2x2 filter over `low` whose taps are sums of the 3x3
+// taps, tap r going to row u = (r + 1 - p) / 2, padded on the side away from the parity. Exact,
+// borders included, with 4/9 of the products (Shi et al. 2016 call the same idea sub-pixel
+// convolution). A 1x1 filter runs at low resolution once. The skip channels are an ordinary
+// convolution with the other channels of the same filter.
+//   y[2i+p, 2j+q] = conv(skip, w[.., A:]) + conv2x2(low, w_pq)[i, j]
+#include "kernels/cpu/loops.h"
+#include "kernels/cpu/onednn.h"
+
+namespace tessera {
+namespace {
+
+// The sizes of the operation.
+struct Upcat {
+  int64_t N, h, w, A, B, K, R;  // h, w: of low
+
+  ConvProblem skip_part() const {
+    return {N, 2 * h, 2 * w, B, K, R, R, 2 * h, 2 * w, {1, int(R / 2), int(R / 2)}};
+  }
+  // One parity of the upsampled part: 2x2 (of a 3x3 filter), or the whole part: 1x1.
+  ConvProblem low_part(int p, int q) const {
+    return R == 1 ? ConvProblem{N, h, w, A, K, 1, 1, h, w, {1, 0, 0}}
+                  : ConvProblem{N, h, w, A, K, 2, 2, h, w, {1, 1 - p, 1 - q}};
+  }
+};
+
+Upcat check(const Shape& low, const Shape& skip, const Shape& w) {
+  ENSURE(low.rank() == 4 && skip.rank() == 4 && w.rank() == 4 && low[0] == skip[0] &&
+             2 * low[1] == skip[1] && 2 * low[2] == skip[2],
+         "upcat_conv2d: low is ", low, ", skip is ", skip, ", w is ", w);
+  ENSURE(w[3] == low[3] + skip[3], "upcat_conv2d: w takes ", w[3], " channels, low and skip have ",
+         low[3], " + ", skip[3]);
+  ENSURE(w[1] == w[2] && (w[1] == 1 || w[1] == 3), "upcat_conv2d: w is ", w,
+         ", expected 1x1 or 3x3");
+  return {low[0], low[1], low[2], low[3], skip[3], w[0], w[1]};
+}
+
+}  // namespace
+
+namespace oracle {
+
+// By definition: through the concatenation.
+void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
+                      const Tensor& b, Tensor& y) {
+  const int pad = int(w.dim(1) / 2);
+  Tensor x = Tensor::empty(stream, {skip.dim(0), skip.dim(1), skip.dim(2), w.dim(3)}, DType::f64);
+  concat_upsample_fwd(stream, low, skip, x);
+  tessera::conv2d_fwd(stream, {1, pad, pad}, x, w, b, y);
+}
+
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
+                           Grad dskip) {
+  const int pad = int(w.dim(1) / 2);
+  Tensor dx = Tensor::empty(stream, {dy.dim(0), dy.dim(1), dy.dim(2), w.dim(3)}, DType::f64);
+  tessera::conv2d_bwd_data(stream, {1, pad, pad}, dy, w, {dx});
+  concat_upsample_bwd(stream, dx, dlow, dskip);
+}
+
+void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
+                             const Tensor& dy, Grad dw, Grad db) {
+  const int pad = int(dw.tensor.dim(1) / 2);
+  Tensor x = Tensor::empty(stream, {dy.dim(0), dy.dim(1), dy.dim(2), dw.tensor.dim(3)}, DType::f64);
+  concat_upsample_fwd(stream, low, skip, x);
+  tessera::conv2d_bwd_weight(stream, {1, pad, pad}, x, dy, dw, db);
+}
+
+}  // namespace oracle
+
+namespace cpu {
+namespace {
+
+// Calls f(tap of w [K,3,3,A+B], tap of w_pq [K,2,2,A]) with the first elements of the A channels.
+template <class F>
+void for_each_tap(const Upcat& u, int p, int q, F f) {
+#pragma omp parallel for schedule(static)
+  for (int64_t k = 0; k < u.K; ++k)
+    for (int64_t r = 0; r < 3; ++r)
+      for (int64_t s = 0; s < 3; ++s) {
+        const int64_t row = (r + 1 - p) / 2, column = (s + 1 - q) / 2;
+        f(((k * 3 + r) * 3 + s) * (u.A + u.B), ((k * 2 + row) * 2 + column) * u.A);
+      }
+}
+
+// The filter of one parity.
+Tensor parity_filter(Stream& stream, const Upcat& u, const Tensor& w, int p, int q) {
+  Tensor filter = Tensor::zeros(stream, {u.K, 2, 2, u.A});
+  const float* from = w.data<float>();
+  float* to = filter.data<float>();
+  for_each_tap(u, p, q, [&](int64_t tap, int64_t sum) {
+    put_row(to + sum, u.A, GradMode::Accumulate, [&](int64_t a) { return from[tap + a]; });
+  });
+  return filter;
+}
+
+// y[.., 2i+p, 2j+q, ..] += x[.., i, j, ..]
+void add_to_parity(const Upcat& u, const Tensor& x, int p, int q, Tensor& y) {
+  const float* from = x.data<float>();
+  float* to = y.data<float>();
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < u.N * u.h; ++row)
+    for (int64_t j = 0; j < u.w; ++j) {
+      const float* pixel = from + (row * u.w + j) * u.K;
+      put_row(to + ((2 * row + p) * 2 * u.w + 2 * j + q) * u.K, u.K, GradMode::Accumulate,
+              [&](int64_t k) { return pixel[k]; });
+    }
+}
+
+// x[.., i, j, ..] = y[.., 2i+p, 2j+q, ..]
+void take_parity(const Upcat& u, const Tensor& y, int p, int q, Tensor& x) {
+  const float* from = y.data<float>();
+  float* to = x.data<float>();
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < u.N * u.h; ++row)
+    for (int64_t j = 0; j < u.w; ++j)
+      std::copy_n(from + ((2 * row + p) * 2 * u.w + 2 * j + q) * u.K, u.K,
+                  to + (row * u.w + j) * u.K);
+}
+
+}  // namespace
+
+void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
+                      const Tensor& b, Tensor& y) {
+  const Upcat u = check(low.shape(), skip.shape(), w.shape());
+  OneDnn& dnn = stream.state<OneDnn>();
+  const float* filter = w.data<float>();
+  dnn.conv_fwd(u.skip_part(), skip.data<float>(), {filter + u.A, u.A + u.B}, data_or_null(b),
+               y.data<float>());
+  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
+  if (u.R == 1)
+    dnn.conv_fwd(u.low_part(0, 0), low.data<float>(), {filter, u.A + u.B}, nullptr,
+                 part.data<float>());
+  for (int p : {0, 1})
+    for (int q : {0, 1}) {
+      if (u.R == 3)
+        dnn.conv_fwd(u.low_part(p, q), low.data<float>(),
+                     {parity_filter(stream, u, w, p, q).data<float>(), u.A}, nullptr,
+                     part.data<float>());
+      add_to_parity(u, part, p, q, y);
+    }
+}
+
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
+                           Grad dskip) {
+  const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
+  OneDnn& dnn = stream.state<OneDnn>();
+  const float* filter = w.data<float>();
+  Tensor share = dskip.mode == GradMode::Overwrite ? dskip.tensor
+                                                   : Tensor::empty(stream, dskip.tensor.shape());
+  dnn.conv_bwd_data(u.skip_part(), dy.data<float>(), {filter + u.A, u.A + u.B},
+                    share.data<float>());
+  if (dskip.mode == GradMode::Accumulate) add_bwd(stream, share, dskip);
+
+  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
+  Tensor sum = Tensor::empty(stream, dlow.tensor.shape());
+  if (u.R == 1) {
+    upsample_nearest_bwd(stream, dy, {part});
+    dnn.conv_bwd_data(u.low_part(0, 0), part.data<float>(), {filter, u.A + u.B}, sum.data<float>());
+    return add_bwd(stream, sum, dlow);
+  }
+  for (int p : {0, 1})
+    for (int q : {0, 1}) {
+      take_parity(u, dy, p, q, part);
+      dnn.conv_bwd_data(u.low_part(p, q), part.data<float>(),
+                        {parity_filter(stream, u, w, p, q).data<float>(), u.A}, sum.data<float>());
+      add_bwd(stream, sum, dlow);
+      dlow.mode = GradMode::Accumulate;
+    }
+}
+
+void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
+                             const Tensor& dy, Grad dw, Grad db) {
+  const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
+  OneDnn& dnn = stream.state<OneDnn>();
+  float* filter = dw.tensor.data<float>();
+  Tensor bias = db ? Tensor::empty(stream, {u.K}) : Tensor();
+  dnn.conv_bwd_weight(u.skip_part(), skip.data<float>(), dy.data<float>(),
+                      {filter + u.A, u.A + u.B}, dw.mode, db ? bias.data<float>() : nullptr);
+  add_bwd(stream, bias, db);
+
+  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
+  if (u.R == 1) {
+    upsample_nearest_bwd(stream, dy, {part});
+    dnn.conv_bwd_weight(u.low_part(0, 0), low.data<float>(), part.data<float>(),
+                        {filter, u.A + u.B}, dw.mode, nullptr);
+    return;
+  }
+  Tensor sums = Tensor::empty(stream, {u.K, 2, 2, u.A});
+  for (int p : {0, 1})
+    for (int q : {0, 1}) {
+      take_parity(u, dy, p, q, part);
+      dnn.conv_bwd_weight(u.low_part(p, q), low.data<float>(), part.data<float>(),
+                          {sums.data<float>(), u.A}, GradMode::Overwrite, nullptr);
+      for_each_tap(u, p, q, [&](int64_t tap, int64_t sum) {
+        put_row(filter + tap, u.A, dw.mode, [&](int64_t a) { return sums.data<float>()[sum + a]; });
+      });
+      dw.mode = GradMode::Accumulate;
+    }
+}
+
+}  // namespace cpu
+
+void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
+                      const Tensor& b, Tensor& y) {
+  const Upcat u = check(low.shape(), skip.shape(), w.shape());
+  expect("upcat_conv2d_fwd: skip", skip, skip.shape(), low.dtype());
+  expect("upcat_conv2d_fwd: w", w, w.shape(), low.dtype());
+  expect_if("upcat_conv2d_fwd: b", b, {u.K}, low.dtype());
+  expect("upcat_conv2d_fwd: y", y, u.skip_part().y(), low.dtype());
+  if (y.numel() == 0) return;
+  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, b, y));
+}
+
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
+                           Grad dskip) {
+  if (!dlow && !dskip) return;
+  ENSURE(dlow && dskip, "upcat_conv2d_bwd_data: dlow and dskip come together");
+  const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
+  expect("upcat_conv2d_bwd_data: dy", dy, u.skip_part().y(), w.dtype());
+  expect("upcat_conv2d_bwd_data: dlow", dlow.tensor, dlow.tensor.shape(), w.dtype());
+  expect("upcat_conv2d_bwd_data: dskip", dskip.tensor, dskip.tensor.shape(), w.dtype());
+  if (dy.numel() == 0) return;
+  DISPATCH(stream, w.dtype(), upcat_conv2d_bwd_data(stream, dy, w, dlow, dskip));
+}
+
+void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
+                             const Tensor& dy, Grad dw, Grad db) {
+  if (!dw && !db) return;
+  ENSURE(dw, "upcat_conv2d_bwd_weight: db without dw");
+  const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
+  expect("upcat_conv2d_bwd_weight: skip", skip, skip.shape(), low.dtype());
+  expect("upcat_conv2d_bwd_weight: dy", dy, u.skip_part().y(), low.dtype());
+  expect("upcat_conv2d_bwd_weight: dw", dw.tensor, dw.tensor.shape(), low.dtype());
+  expect_if("upcat_conv2d_bwd_weight: db", db.tensor, {u.K}, low.dtype());
+  if (dy.numel() == 0) {
+    start_sum(stream, dw);
+    start_sum(stream, db);
+    return;
+  }
+  DISPATCH(stream, low.dtype(), upcat_conv2d_bwd_weight(stream, low, skip, dy, dw, db));
+}
+
+}  // namespace tessera

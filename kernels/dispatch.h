@@ -1,0 +1,57 @@
+// How a function of the catalogue finds its implementation. Every backend is a namespace with
+// functions of the catalogue's names and signatures, so one line dispatches:
+//   DISPATCH(stream, x.dtype(), gelu_fwd(stream, form, x, y));
+#pragma once
+
+#include "kernels/kernels.h"
+
+// cpu: fast f32 loops. oracle: plain f64 loops.
+#define DISPATCH(stream, dtype, call)                 \
+  switch (::tessera::select_backend(stream, dtype)) { \
+    case ::tessera::Backend::cpu:                     \
+      cpu::call;                                      \
+      break;                                          \
+    case ::tessera::Backend::oracle:                  \
+      oracle::call;                                   \
+      break;                                          \
+  }
+
+namespace tessera {
+
+enum class Backend { cpu, oracle };
+
+inline Backend select_backend(Stream& stream, DType dtype) {
+  ENSURE(stream.device().type() == DeviceType::cpu, "no kernels for device ",
+         name_of(stream.device().type()));
+  if (dtype == DType::f32) return Backend::cpu;
+  ENSURE(dtype == DType::f64, "no CPU kernels for ", name_of(dtype));
+  return Backend::oracle;
+}
+
+// Throws unless `tensor` has this shape and dtype. `what` names it: "conv2d_fwd: y".
+inline void expect(const char* what, const Tensor& tensor, const Shape& shape, DType dtype) {
+  ENSURE(tensor.defined(), what, " is undefined");
+  ENSURE(tensor.shape() == shape && tensor.dtype() == dtype, what, " is ", tensor.shape(), ' ',
+         name_of(tensor.dtype()), ", expected ", shape, ' ', name_of(dtype));
+}
+// The same for what may be left out.
+inline void expect_if(const char* what, const Tensor& tensor, const Shape& shape, DType dtype) {
+  if (tensor.defined()) expect(what, tensor, shape, dtype);
+}
+
+inline const float* data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.data<float>() : nullptr;
+}
+
+// Where sums into a gradient start; also what an empty batch contributes.
+inline void start_sum(Stream& stream, Grad grad) {
+  if (grad && grad.mode == GradMode::Overwrite) grad.tensor.zero(stream);
+}
+
+// Writes or adds one element of a gradient.
+template <class T>
+inline void put(T& target, T value, GradMode mode) {
+  target = mode == GradMode::Accumulate ? target + value : value;
+}
+
+}  // namespace tessera

@@ -1,0 +1,171 @@
+// The catalogue: one plain function per operation and direction. Every function checks its
+// arguments (throws Error), then runs on the stream's device: on the CPU the fast f32 loops, or,
+// for f64 tensors, plain loops that serve as the oracle of all the others.
+//
+// Shapes are NHWC for images and KRSC for filters. Outputs are allocated by the caller and every
+// element of them is written. A result of a backward function is a `Grad`: where to write, and
+// whether to overwrite or to add; an undefined one is not computed. Sums have a fixed order: same
+// inputs and thread count, same bits. Inputs and outputs must not overlap unless a comment says so.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace tessera {
+
+enum class GradMode { Overwrite, Accumulate };
+
+struct Grad {
+  Tensor tensor;
+  GradMode mode = GradMode::Overwrite;
+  explicit operator bool() const { return tensor.defined(); }
+};
+
+// ---- Convolution: y[n,p,q,k] = b[k] + sum_rsc x[n, p*stride+r-pad_h, q*stride+s-pad_w, c]
+// w[k,r,s,c]
+struct ConvSpec {
+  int stride = 1;
+  int pad_h = 0, pad_w = 0;
+};
+
+// The sizes of one convolution: x [N,H,W,C], w [K,R,S,C], y [N,P,Q,K].
+struct ConvProblem {
+  int64_t N, H, W, C, K, R, S, P, Q;
+  ConvSpec spec;
+  // Throws when the shapes do not fit each other.
+  static ConvProblem of(const ConvSpec& spec, const Shape& x, const Shape& w);
+  Shape x() const { return {N, H, W, C}; }
+  Shape w() const { return {K, R, S, C}; }
+  Shape y() const { return {N, P, Q, K}; }
+  double flops() const { return 2.0 * double(N * P * Q) * double(K * R * S * C); }
+};
+
+// b [K] may be undefined.
+void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
+                const Tensor& b, Tensor& y);
+void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
+                     Grad dx);
+void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
+                       Grad dw, Grad db);
+
+// ---- Linear: y [N,K] = x [N,C] w[K,C]^T + b [K]; b may be undefined.
+void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y);
+void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx);
+void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db);
+
+// ---- GELU: x Phi(x), or its tanh form .5 x (1 + tanh(sqrt(2/pi) (x + .044715 x^3))).
+// Hendrycks and Gimpel, "Gaussian error linear units" (2016). Any shape.
+enum class GeluForm { Exact, Tanh };
+
+void gelu_fwd(Stream& stream, GeluForm form, const Tensor& x, Tensor& y);
+void gelu_bwd(Stream& stream, GeluForm form, const Tensor& x, const Tensor& dy, Grad dx);
+
+// ---- GroupNorm: y = (x - mean) * rstd * gamma + beta, mean and biased variance over H, W and the
+// C/groups channels of a group. Wu and He, "Group normalization" (2018). x [N,H,W,C], gamma and
+// beta [C]; moments [N,groups,2] receives mean and rstd = 1/sqrt(variance + eps) for the way back.
+struct GroupNormSpec {
+  int groups = 8;
+  float eps = 1e-5f;
+};
+
+void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
+                    const Tensor& beta, Tensor& y, Tensor& moments);
+void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
+                    const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
+                    Grad dgamma, Grad dbeta);
+
+// Fused: y = gelu(group_norm(x) + t[n,c]) + residual. t [N,C] and residual [N,H,W,C] may be
+// undefined.
+struct NormGelu {
+  GroupNormSpec norm;
+  GeluForm form = GeluForm::Exact;
+};
+
+void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
+                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                         Tensor& moments);
+// The residual's gradient is dy itself, and not this function's business. dx may be dy in place.
+void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
+                         Grad dt);
+
+// ---- Layout. space_to_channel: x [N,H,W,C] -> y [N,H/2,W/2,4C], channel c*4 + p1*2 + p2 of y
+// holds row p1, column p2 of every 2x2 patch. Each is the other's inverse and transpose.
+void space_to_channel(Stream& stream, const Tensor& x, Grad y);
+void channel_to_space(Stream& stream, const Tensor& x, Grad y);
+// Nearest x2: x [N,H,W,C] -> y [N,2H,2W,C]; dx sums the 2x2 patches of dy.
+void upsample_nearest_fwd(Stream& stream, const Tensor& x, Tensor& y);
+void upsample_nearest_bwd(Stream& stream, const Tensor& dy, Grad dx);
+// Channels of a, then of b: a [N,H,W,A], b [N,H,W,B] -> y [N,H,W,A+B].
+void concat_channels_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y);
+void concat_channels_bwd(Stream& stream, const Tensor& dy, Grad da, Grad db);
+// Fused: y = concat(upsample(low), skip). low [N,H/2,W/2,A], skip [N,H,W,B].
+void concat_upsample_fwd(Stream& stream, const Tensor& low, const Tensor& skip, Tensor& y);
+void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip);
+
+// ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
+// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K].
+void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
+                      const Tensor& b, Tensor& y);
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
+                           Grad dskip);
+void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
+                             const Tensor& dy, Grad dw, Grad db);
+
+// ---- Sums. y = a + b, any shape. y may be a or b in place.
+void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y);
+// dx = dy or dx += dy.
+void add_bwd(Stream& stream, const Tensor& dy, Grad dx);
+// y[n,h,w,c] = x[n,h,w,c] + t[n,c]; dt sums over h and w (dx is add_bwd).
+void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor& y);
+void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt);
+
+// ---- Timestep embedding: t [N] i32 -> y [N,dim] = [sin(t f), cos(t f)], f_i = 10000^(-i/(dim/2)).
+void timestep_embedding_fwd(Stream& stream, const Tensor& t, Tensor& y);
+
+// ---- Mean squared error over all elements: loss [1].
+void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss);
+// dloss [1] is the upstream gradient.
+void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
+             Grad dprediction);
+
+// ---- Optimizer, over the flat arenas. norm [1] = Euclidean norm of the gradients.
+void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm);
+
+// Adam: Kingma and Ba (2015), as torch.optim.Adam; AdamW (decoupled decay): Loshchilov and Hutter
+// (2019), as torch.optim.AdamW.
+struct AdamSpec {
+  double lr = 1e-4, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  double weight_decay = 0;  // decoupled (AdamW)
+  double max_norm = 0;      // gradients are scaled by min(1, max_norm / (norm + 1e-6)); 0: never
+};
+
+// The step-th update (from 1) of params from grads, moments m and v updated in place. norm is the
+// result of grad_norm; it is read only when max_norm > 0.
+void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, const Tensor& grads,
+               const Tensor& norm, Tensor& params, Tensor& m, Tensor& v);
+
+// ---- The noise of a batch. Images u8 [N,H,W,C] become clean = (u8/255 - .5)/.5, and
+// noisy = clean + t/1000 * noise_level * N(0,1), each sample keyed by (seed, epoch, sample).
+struct NoiseSpec {
+  uint64_t seed = 0;
+  uint32_t epoch = 0;
+  float noise_level = 0.5f;
+};
+
+// Uniform timesteps in 0..999 of the samples: samples [N] i64 -> t [N] i32.
+void draw_timesteps(Stream& stream, const NoiseSpec& spec, const Tensor& samples, Tensor& t);
+// Standard deviation of the noise at timestep t.
+inline float sigma_of(int t, float noise_level) { return float(t) / 1000.0f * noise_level; }
+// u8 images to f32 in [-1, 1].
+void normalize_images(Stream& stream, const Tensor& images, Tensor& clean);
+enum class NoiseUse { Training, Evaluation };
+// noisy may be clean in place. Evaluation noise has its own numbers, keyed by timestep where
+// training has the epoch.
+void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor& samples,
+               const Tensor& t, const Tensor& clean, Tensor& noisy);
+
+// First element that is NaN or infinite: its index, or -1. Waits for the stream.
+int64_t find_non_finite(Stream& stream, const Tensor& x);
+
+}  // namespace tessera
