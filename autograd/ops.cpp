@@ -1,0 +1,177 @@
+#include "autograd/ops.h"
+
+namespace tessera::ops {
+namespace {
+
+// Optional arguments that were left out get a leaf without value, so that every Var has a slot.
+Var given(const Var& optional) { return optional.slot ? optional : Var::leaf({}); }
+
+Shape with_channels(const Shape& x, int64_t channels) { return {x[0], x[1], x[2], channels}; }
+
+}  // namespace
+
+Var conv2d(Tape& tape, const ConvSpec& spec, const Var& x, const Var& w, const Var& bias) {
+  const Var b = given(bias);
+  Var y =
+      tape.output(ConvProblem::of(spec, x.shape(), w.shape()).y(), x.value.dtype(), {&x, &w, &b});
+  conv2d_fwd(tape.stream(), spec, x.value, w.value, b.value, y.value);
+  tape.record("conv2d", {&x, &w, &b}, y, [spec, x, w, b = b.slot](Stream& s, const Tensor& dy) {
+    conv2d_bwd_weight(s, spec, x.value, dy, w.slot->out(s), b->out(s));
+    conv2d_bwd_data(s, spec, dy, w.value, x.slot->out(s));
+  });
+  return y;
+}
+
+Var linear(Tape& tape, const Var& x, const Var& w, const Var& bias) {
+  const Var b = given(bias);
+  Var y = tape.output({x.shape()[0], w.shape()[0]}, x.value.dtype(), {&x, &w, &b});
+  linear_fwd(tape.stream(), x.value, w.value, b.value, y.value);
+  tape.record("linear", {&x, &w, &b}, y, [x, w, b = b.slot](Stream& s, const Tensor& dy) {
+    linear_bwd_weight(s, x.value, dy, w.slot->out(s), b->out(s));
+    linear_bwd_data(s, dy, w.value, x.slot->out(s));
+  });
+  return y;
+}
+
+Var gelu(Tape& tape, GeluForm form, const Var& x) {
+  Var y = tape.output(x.shape(), x.value.dtype(), {&x});
+  gelu_fwd(tape.stream(), form, x.value, y.value);
+  tape.record("gelu", {&x}, y, [form, x](Stream& s, const Tensor& dy) {
+    gelu_bwd(s, form, x.value, dy, x.slot->out(s));
+  });
+  return y;
+}
+
+Var group_norm(Tape& tape, const GroupNormSpec& spec, const Var& x, const Var& gamma,
+               const Var& beta) {
+  Var y = tape.output(x.shape(), x.value.dtype(), {&x, &gamma, &beta});
+  Tensor moments = Tensor::empty(tape.stream(), {x.shape()[0], spec.groups, 2}, x.value.dtype());
+  group_norm_fwd(tape.stream(), spec, x.value, gamma.value, beta.value, y.value, moments);
+  tape.record("group_norm", {&x, &gamma, &beta}, y,
+              [spec, x, gamma, beta = beta.slot, moments](Stream& s, const Tensor& dy) {
+                group_norm_bwd(s, spec, x.value, moments, gamma.value, dy, x.slot->out(s),
+                               gamma.slot->out(s), beta->out(s));
+              });
+  return y;
+}
+
+Var group_norm_gelu(Tape& tape, const NormGelu& spec, const Var& x, const Var& gamma,
+                    const Var& beta, const Var& time, const Var& shortcut) {
+  const Var t = given(time), residual = given(shortcut);
+  Var y = tape.output(x.shape(), x.value.dtype(), {&x, &gamma, &beta, &t, &residual});
+  Tensor moments =
+      Tensor::empty(tape.stream(), {x.shape()[0], spec.norm.groups, 2}, x.value.dtype());
+  group_norm_gelu_fwd(tape.stream(), spec, x.value, gamma.value, beta.value, t.value,
+                      residual.value, y.value, moments);
+  tape.record(
+      "group_norm_gelu", {&x, &gamma, &beta, &t, &residual}, y,
+      [spec, x, gamma, beta, t, residual = residual.slot, moments](Stream& s, const Tensor& dy) {
+        add_bwd(s, dy, residual->out(s));
+        group_norm_gelu_bwd(s, spec, x.value, moments, gamma.value, beta.value, t.value, dy,
+                            x.slot->out(s), gamma.slot->out(s), beta.slot->out(s), t.slot->out(s));
+      });
+  return y;
+}
+
+Var space_to_channel(Tape& tape, const Var& x) {
+  const Shape& in = x.shape();
+  Var y = tape.output({in[0], in[1] / 2, in[2] / 2, in[3] * 4}, x.value.dtype(), {&x});
+  space_to_channel(tape.stream(), x.value, Grad{y.value});
+  tape.record("space_to_channel", {&x}, y,
+              [x = x.slot](Stream& s, const Tensor& dy) { channel_to_space(s, dy, x->out(s)); });
+  return y;
+}
+
+Var channel_to_space(Tape& tape, const Var& x) {
+  const Shape& in = x.shape();
+  Var y = tape.output({in[0], in[1] * 2, in[2] * 2, in[3] / 4}, x.value.dtype(), {&x});
+  channel_to_space(tape.stream(), x.value, Grad{y.value});
+  tape.record("channel_to_space", {&x}, y,
+              [x = x.slot](Stream& s, const Tensor& dy) { space_to_channel(s, dy, x->out(s)); });
+  return y;
+}
+
+Var upsample_nearest(Tape& tape, const Var& x) {
+  const Shape& in = x.shape();
+  Var y = tape.output({in[0], in[1] * 2, in[2] * 2, in[3]}, x.value.dtype(), {&x});
+  upsample_nearest_fwd(tape.stream(), x.value, y.value);
+  tape.record("upsample_nearest", {&x}, y, [x = x.slot](Stream& s, const Tensor& dy) {
+    upsample_nearest_bwd(s, dy, x->out(s));
+  });
+  return y;
+}
+
+Var concat_channels(Tape& tape, const Var& a, const Var& b) {
+  Var y =
+      tape.output(with_channels(a.shape(), a.shape()[3] + b.shape()[3]), a.value.dtype(), {&a, &b});
+  concat_channels_fwd(tape.stream(), a.value, b.value, y.value);
+  tape.record("concat_channels", {&a, &b}, y,
+              [a = a.slot, b = b.slot](Stream& s, const Tensor& dy) {
+                const Grad da = a->out(s);  // before b's: a and b may be one value
+                concat_channels_bwd(s, dy, da, b->out(s));
+              });
+  return y;
+}
+
+Var concat_upsample(Tape& tape, const Var& low, const Var& skip) {
+  Var y = tape.output(with_channels(skip.shape(), low.shape()[3] + skip.shape()[3]),
+                      low.value.dtype(), {&low, &skip});
+  concat_upsample_fwd(tape.stream(), low.value, skip.value, y.value);
+  tape.record("concat_upsample", {&low, &skip}, y,
+              [low = low.slot, skip = skip.slot](Stream& s, const Tensor& dy) {
+                const Grad dlow = low->out(s);
+                concat_upsample_bwd(s, dy, dlow, skip->out(s));
+              });
+  return y;
+}
+
+Var upcat_conv2d(Tape& tape, const Var& low, const Var& skip, const Var& w, const Var& bias) {
+  const Var b = given(bias);
+  Var y = tape.output(with_channels(skip.shape(), w.shape()[0]), low.value.dtype(),
+                      {&low, &skip, &w, &b});
+  upcat_conv2d_fwd(tape.stream(), low.value, skip.value, w.value, b.value, y.value);
+  tape.record("upcat_conv2d", {&low, &skip, &w, &b}, y,
+              [low, skip, w, b = b.slot](Stream& s, const Tensor& dy) {
+                upcat_conv2d_bwd_weight(s, low.value, skip.value, dy, w.slot->out(s), b->out(s));
+                upcat_conv2d_bwd_data(s, dy, w.value, low.slot->out(s), skip.slot->out(s));
+              });
+  return y;
+}
+
+Var add(Tape& tape, const Var& a, const Var& b) {
+  Var y = tape.output(a.shape(), a.value.dtype(), {&a, &b});
+  add_fwd(tape.stream(), a.value, b.value, y.value);
+  tape.record("add", {&a, &b}, y, [a = a.slot, b = b.slot](Stream& s, const Tensor& dy) {
+    add_bwd(s, dy, a->out(s));
+    add_bwd(s, dy, b->out(s));
+  });
+  return y;
+}
+
+Var add_broadcast(Tape& tape, const Var& x, const Var& t) {
+  Var y = tape.output(x.shape(), x.value.dtype(), {&x, &t});
+  add_broadcast_fwd(tape.stream(), x.value, t.value, y.value);
+  tape.record("add_broadcast", {&x, &t}, y, [x = x.slot, t = t.slot](Stream& s, const Tensor& dy) {
+    add_bwd(s, dy, x->out(s));
+    add_broadcast_bwd_t(s, dy, t->out(s));
+  });
+  return y;
+}
+
+Var timestep_embedding(Tape& tape, const Tensor& t, int64_t dim, DType dtype) {
+  Var y = tape.output({t.dim(0), dim}, dtype, {});
+  timestep_embedding_fwd(tape.stream(), t, y.value);
+  tape.record("timestep_embedding", {}, y, nullptr);
+  return y;
+}
+
+Var mse(Tape& tape, const Var& prediction, const Tensor& target) {
+  Var loss = tape.output({1}, prediction.value.dtype(), {&prediction});
+  mse_fwd(tape.stream(), prediction.value, target, loss.value);
+  tape.record("mse", {&prediction}, loss, [prediction, target](Stream& s, const Tensor& dy) {
+    mse_bwd(s, prediction.value, target, dy, prediction.slot->out(s));
+  });
+  return loss;
+}
+
+}  // namespace tessera::ops

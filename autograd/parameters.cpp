@@ -1,0 +1,92 @@
+#include "autograd/parameters.h"
+
+#include "core/rng.h"
+
+namespace tessera {
+namespace {
+
+constexpr int64_t kAlign = 16;  // elements: parameters start on 64 bytes
+
+template <class T>
+void draw(Stream& stream, Tensor& value, const Init& init, const RngKey& key) {
+  std::vector<T> host(static_cast<size_t>(value.numel()));
+  for (size_t i = 0; i < host.size(); ++i) {
+    const uint32_t word = random4(key, uint32_t(i / 4))[i % 4];
+    host[i] = T(init.constant + init.bound * (2.0f * uniform01(word) - 1.0f));
+  }
+  value.copy_from(stream, std::as_bytes(std::span(host)));
+}
+
+}  // namespace
+
+Shape Parameter::file_shape() const {
+  const Shape& s = var.slot->shape;
+  if (layout == FileLayout::Filter) return {s[0], s[3], s[1], s[2]};
+  if (layout == FileLayout::Rearrange) return {s[0], s[3] * 4, 1, 1};
+  return s;
+}
+
+Parameter& Parameters::add(std::string name, const Shape& shape, Init init, FileLayout layout) {
+  ENSURE(!values, "parameter '", name, "' comes after allocate()");
+  for (const Parameter& other : list_)
+    ENSURE(other.name != name, "two parameters are called '", name, "'");
+  Var var;
+  var.slot = std::make_shared<GradSlot>();
+  var.slot->name = name;
+  var.slot->shape = shape;
+  list_.push_back({std::move(name), layout, init, size_, std::move(var)});
+  size_ += (shape.numel() + kAlign - 1) / kAlign * kAlign;
+  return list_.back();
+}
+
+void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t seed) {
+  ENSURE(!values, "the parameters are allocated already");
+  values = Tensor::zeros(stream, {size_}, precision.master);
+  uint32_t position = 0;
+  for (Parameter& p : list_) {
+    p.var.value = values.slice(p.offset, p.var.slot->shape);
+    p.var.slot->dtype = precision.master;
+    const RngKey key{seed, 0, position++, Purpose::init};
+    precision.master == DType::f64 ? draw<double>(stream, p.var.value, p.init, key)
+                                   : draw<float>(stream, p.var.value, p.init, key);
+  }
+}
+
+void Parameters::allocate_moments(Stream& stream) {
+  ENSURE(values && !grads, "allocate_moments() comes once, after allocate()");
+  grads = Tensor::zeros(stream, values.shape(), values.dtype());
+  m = Tensor::zeros(stream, values.shape(), values.dtype());
+  v = Tensor::zeros(stream, values.shape(), values.dtype());
+  for (Parameter& p : list_) {
+    p.var.slot->grad = grads.slice(p.offset, p.var.slot->shape);
+    p.var.slot->wanted = true;
+  }
+}
+
+int64_t Parameters::count() const {
+  int64_t sum = 0;
+  for (const Parameter& p : list_) sum += p.var.slot->shape.numel();
+  return sum;
+}
+
+void Parameters::clear_gradients() {
+  for (Parameter& p : list_) p.var.slot->written = false;
+}
+
+void Parameters::finish_gradients(Stream& stream) {
+  for (Parameter& p : list_)
+    if (!p.var.slot->written) p.var.slot->grad.zero(stream);
+}
+
+double Adam::gradient_norm() {
+  grad_norm(stream_, parameters_.grads, norm_);
+  return norm_.dtype() == DType::f64 ? norm_.to_vector<double>(stream_)[0]
+                                     : norm_.to_vector<float>(stream_)[0];
+}
+
+void Adam::update() {
+  adam_step(stream_, spec_, ++step, parameters_.grads, norm_, parameters_.values, parameters_.m,
+            parameters_.v);
+}
+
+}  // namespace tessera

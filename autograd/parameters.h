@@ -1,0 +1,87 @@
+// The parameters of a model, in one flat arena in a fixed order, with parallel arenas for gradients
+// and Adam's moments: the optimizer, clipping and checkpoints are single passes.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "autograd/tape.h"
+#include "core/precision.h"
+
+namespace tessera {
+
+// How a parameter lies in files, which follow PyTorch.
+enum class FileLayout {
+  Same,
+  Filter,     // [K,R,S,C] here, [K,C,R,S] there
+  Rearrange,  // [K,2,2,C] here, [K,4C,1,1] there, channel c*4 + p1*2 + p2: rearrange + 1x1
+              // projection
+};
+
+// Uniform in [-bound, bound], plus `constant`.
+struct Init {
+  float bound = 0, constant = 0;
+};
+
+struct Parameter {
+  std::string name;  // PyTorch's
+  FileLayout layout;
+  Init init;
+  int64_t offset = 0;  // of the first element in the arenas
+  Var var;             // value and gradient are slices of the arenas
+
+  Shape file_shape() const;
+};
+
+class Parameters {
+ public:
+  // Adds a parameter; addresses stay valid. Before allocate(). Throws when the name is taken.
+  Parameter& add(std::string name, const Shape& shape, Init init, FileLayout layout);
+
+  // Makes the arenas and draws the initial values from (seed, position of the parameter).
+  void allocate(Stream& stream, const Precision& precision, uint64_t seed);
+  // Makes Adam's moments, zero. Training only.
+  void allocate_moments(Stream& stream);
+
+  const std::deque<Parameter>& list() const { return list_; }
+  std::deque<Parameter>& list() { return list_; }
+  int64_t count() const;  // elements, without padding
+
+  // The next backward pass overwrites gradients instead of adding to them.
+  void clear_gradients();
+  // Zeroes the gradients that no backward pass has written.
+  void finish_gradients(Stream& stream);
+
+  // Flat, with padding between parameters (always zero). Undefined before they are allocated.
+  Tensor values, grads, m, v;
+
+ private:
+  std::deque<Parameter> list_;
+  int64_t size_ = 0;  // of an arena, elements
+};
+
+// Adam over all parameters (kernels.h). The number of updates so far is part of its state.
+class Adam {
+ public:
+  Adam(Stream& stream, Parameters& parameters, const AdamSpec& spec)
+      : stream_(stream),
+        parameters_(parameters),
+        spec_(spec),
+        norm_(Tensor::empty(stream, {1}, parameters.grads.dtype())) {}
+
+  // Euclidean norm of all gradients; not finite when one of them is not. Waits for the stream.
+  double gradient_norm();
+  // Updates the parameters; after gradient_norm().
+  void update();
+
+  int64_t step = 0;
+
+ private:
+  Stream& stream_;
+  Parameters& parameters_;
+  AdamSpec spec_;
+  Tensor norm_;
+};
+
+}  // namespace tessera

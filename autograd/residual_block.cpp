@@ -1,0 +1,134 @@
+#include "autograd/residual_block.h"
+
+namespace tessera::ops {
+namespace {
+
+constexpr ConvSpec kSame3x3{1, 1, 1};
+constexpr ConvSpec k1x1{};
+
+Var composed(Tape& tape, const Var& x, const Var& time, const ResidualBlockArgs& a) {
+  const auto& norm = a.spec.norm;
+  Var t = linear(tape, time, a.time_w, a.time_b);
+  Var h = conv2d(tape, kSame3x3, x, a.conv1_w, a.conv1_b);
+  h = group_norm(tape, norm, h, a.norm1_gamma, a.norm1_beta);
+  h = gelu(tape, a.spec.form, add_broadcast(tape, h, t));
+  h = conv2d(tape, kSame3x3, h, a.conv2_w, a.conv2_b);
+  h = group_norm(tape, norm, h, a.norm2_gamma, a.norm2_beta);
+  h = gelu(tape, a.spec.form, h);
+  return add(tape, h, a.shortcut_w.slot ? conv2d(tape, k1x1, x, a.shortcut_w, a.shortcut_b) : x);
+}
+
+// A convolution of the block's input: of x, or of concat(upsample(x), skip).
+void conv_in(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
+             const Var& b, Tensor& y) {
+  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, b.value, y)
+            : conv2d_fwd(stream, spec, x.value, w.value, b.value, y);
+}
+
+void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
+                 const Var& b, const Tensor& dy) {
+  const Grad dw = w.slot->out(stream), db = b.slot->out(stream), dx = x.slot->out(stream);
+  if (!skip.slot) {
+    conv2d_bwd_weight(stream, spec, x.value, dy, dw, db);
+    return conv2d_bwd_data(stream, spec, dy, w.value, dx);
+  }
+  upcat_conv2d_bwd_weight(stream, x.value, skip.value, dy, dw, db);
+  upcat_conv2d_bwd_data(stream, dy, w.value, dx, skip.slot->out(stream));
+}
+
+// What the fused block keeps for its way back: the convolutions' inputs and outputs.
+struct Saved {
+  Var x, skip, time;
+  ResidualBlockArgs a;
+  Tensor t;      // [N,K] linear(time)
+  Tensor y1, h;  // conv1(x), and gelu(norm1(y1) + t): conv2's input
+  Tensor y2;     // conv2(h)
+  Tensor moments1, moments2;
+};
+
+void backward(Stream& stream, Saved& k, const Tensor& dy) {
+  const auto& a = k.a;
+  const auto like = [&](const Tensor& t) { return Tensor::empty(stream, t.shape(), t.dtype()); };
+  const auto out = [&](const Var& v) { return v.slot->out(stream); };
+
+  Tensor d2 = like(k.y2);
+  group_norm_gelu_bwd(stream, a.spec, k.y2, k.moments2, a.norm2_gamma.value, a.norm2_beta.value, {},
+                      dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
+  k.y2 = {};
+  conv2d_bwd_weight(stream, kSame3x3, k.h, d2, out(a.conv2_w), out(a.conv2_b));
+  Tensor d1 = k.h;  // h has had its last use: its memory takes its gradient
+  conv2d_bwd_data(stream, kSame3x3, d2, a.conv2_w.value, {d1});
+  d2 = {};
+
+  Tensor dt = like(k.t);
+  group_norm_gelu_bwd(stream, a.spec, k.y1, k.moments1, a.norm1_gamma.value, a.norm1_beta.value,
+                      k.t, d1, {d1}, out(a.norm1_gamma), out(a.norm1_beta), {dt});
+  linear_bwd_weight(stream, k.time.value, dt, out(a.time_w), out(a.time_b));
+  linear_bwd_data(stream, dt, a.time_w.value, out(k.time));
+  conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
+  if (!a.shortcut_w.slot) return add_bwd(stream, dy, out(k.x));
+  conv_in_bwd(stream, k1x1, k.x, k.skip, a.shortcut_w, a.shortcut_b, dy);
+}
+
+Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const ResidualBlockArgs& a) {
+  Stream& stream = tape.stream();
+  const DType dtype = x.value.dtype();
+  const Shape& in = skip.slot ? skip.shape() : x.shape();
+  const int64_t N = in[0], K = a.conv1_w.shape()[0];
+  const Shape out_shape{N, in[1], in[2], K};
+  const auto activations = [&] { return Tensor::empty(stream, out_shape, dtype); };
+  const auto moments = [&] { return Tensor::empty(stream, {N, a.spec.norm.groups, 2}, dtype); };
+
+  auto k = std::make_shared<Saved>(Saved{x, skip, time, a, Tensor::empty(stream, {N, K}, dtype),
+                                         activations(), activations(), activations(), moments(),
+                                         moments()});
+  linear_fwd(stream, time.value, a.time_w.value, a.time_b.value, k->t);
+  conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1);
+  group_norm_gelu_fwd(stream, a.spec, k->y1, a.norm1_gamma.value, a.norm1_beta.value, k->t, {},
+                      k->h, k->moments1);
+  conv2d_fwd(stream, kSame3x3, k->h, a.conv2_w.value, a.conv2_b.value, k->y2);
+
+  Tensor shortcut = x.value;
+  if (a.shortcut_w.slot) {
+    shortcut = activations();
+    conv_in(stream, k1x1, x, skip, a.shortcut_w, a.shortcut_b, shortcut);
+  }
+  const Var none = Var::leaf({});
+  const Tape::Inputs inputs{&x,
+                            skip.slot ? &skip : &none,
+                            &time,
+                            &a.conv1_w,
+                            &a.conv1_b,
+                            &a.norm1_gamma,
+                            &a.norm1_beta,
+                            &a.conv2_w,
+                            &a.conv2_b,
+                            &a.norm2_gamma,
+                            &a.norm2_beta,
+                            &a.time_w,
+                            &a.time_b,
+                            a.shortcut_w.slot ? &a.shortcut_w : &none,
+                            a.shortcut_b.slot ? &a.shortcut_b : &none};
+  Var y = tape.output(out_shape, dtype, inputs);
+  group_norm_gelu_fwd(stream, a.spec, k->y2, a.norm2_gamma.value, a.norm2_beta.value, {}, shortcut,
+                      y.value, k->moments2);
+  tape.record("residual_block", inputs, y,
+              [k](Stream& s, const Tensor& dy) { backward(s, *k, dy); });
+  return y;
+}
+
+}  // namespace
+
+Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& time,
+                   const ResidualBlockArgs& args) {
+  if (fusion == Fusion::Off) {
+    const Var in = skip.slot ? concat_channels(tape, upsample_nearest(tape, x), skip) : x;
+    return composed(tape, in, time, args);
+  }
+  // Without a shortcut convolution the block adds its input, which then has to exist.
+  if (skip.slot && !args.shortcut_w.slot)
+    return fused(tape, concat_upsample(tape, x, skip), {}, time, args);
+  return fused(tape, x, skip, time, args);
+}
+
+}  // namespace tessera::ops

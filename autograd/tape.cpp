@@ -1,0 +1,77 @@
+#include "autograd/tape.h"
+
+namespace tessera {
+
+Grad GradSlot::out(Stream& stream) {
+  if (!wanted) return {};
+  if (!grad) grad = Tensor::empty(stream, shape, dtype);
+  const GradMode mode = written ? GradMode::Accumulate : GradMode::Overwrite;
+  written = true;
+  return {grad, mode};
+}
+
+Var Var::leaf(Tensor value, bool wanted, std::string name) {
+  auto slot = std::make_shared<GradSlot>();
+  slot->name = std::move(name);
+  slot->shape = value.shape();
+  slot->dtype = value.dtype();
+  slot->wanted = wanted;
+  return {std::move(value), std::move(slot)};
+}
+
+const Tensor& Var::grad() const {
+  ENSURE(slot->written, "no gradient of '", slot->name, "'");
+  return slot->grad;
+}
+
+Var Tape::output(const Shape& shape, DType dtype, const Inputs& inputs) {
+  bool wanted = false;
+  for (const Var* input : inputs) wanted = wanted || input->wanted();
+  return Var::leaf(Tensor::empty(stream_, shape, dtype), wanted && recording());
+}
+
+void Tape::record(std::string_view op, const Inputs& inputs, const Var& y, Backward backward) {
+  y.slot->name = prefix_ + std::string(op);
+  if (watching_) {
+    for (const Var* input : inputs)
+      if (!input->slot->name.empty()) check(input->value, input->slot->name);
+    check(y.value, y.slot->name);
+  }
+  if (!y.wanted()) return;
+  Node node{{}, y.slot, std::move(backward)};
+  for (const Var* input : inputs) node.inputs.push_back(input->slot);
+  nodes_.push_back(std::move(node));
+}
+
+void Tape::backward(const Var& loss, double scale) {
+  ENSURE(loss.value.numel() == 1, "backward from ", loss.shape(), ", expected one element");
+  Tensor seed = loss.value.dtype() == DType::f64
+                    ? Tensor::from<double>(stream_, {1}, std::vector<double>{scale})
+                    : Tensor::from<float>(stream_, {1}, std::vector<float>{float(scale)});
+  backward_from(loss, seed);
+}
+
+void Tape::backward_from(const Var& y, const Tensor& dy) {
+  ENSURE(dy.shape() == y.shape(), "gradient ", dy.shape(), " of a value ", y.shape());
+  ENSURE(y.wanted(), "backward from '", y.slot->name,
+         "', which depends on nothing that is trained");
+  add_bwd(stream_, dy, y.slot->out(stream_));
+  while (!nodes_.empty()) {
+    Node node = std::move(nodes_.back());
+    nodes_.pop_back();
+    if (!node.output->written) continue;  // the value was never used
+    node.backward(stream_, node.output->grad);
+    if (!watching_) continue;
+    for (const auto& input : node.inputs)
+      if (input->wanted && input->written) check(input->grad, "gradient of " + input->name);
+  }
+}
+
+void Tape::check(const Tensor& tensor, const std::string& name) {
+  const int64_t at = find_non_finite(stream_, tensor);
+  if (at < 0) return;
+  throw NonFiniteError(name,
+                       concat("'", name, "' ", tensor.shape(), " is not finite at element ", at));
+}
+
+}  // namespace tessera

@@ -1,0 +1,109 @@
+// Reverse-mode differentiation. An op computes its output, then records on the tape a closure that
+// maps the output's gradient to its inputs' gradients. backward() runs the closures once, last
+// first, and drops each right after it ran, with the tensors it held.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace tessera {
+
+// Where the gradient of one value is collected. A value used twice gets its first gradient written
+// and the second added.
+struct GradSlot {
+  std::string name;  // "down1.res_block.conv1.weight", or of the op that made it
+  Shape shape;
+  DType dtype = DType::f32;
+  bool wanted = false;   // false: nothing that is trained depends on it
+  bool written = false;  // this step
+  Tensor grad;           // a parameter's is part of the gradient arena and always there
+
+  // Where a kernel puts its share; allocates at the first call of a step. Undefined if not wanted.
+  Grad out(Stream& stream);
+};
+
+// A value that gradients flow through: a tensor and its slot. Copies share both.
+struct Var {
+  Tensor value;
+  std::shared_ptr<GradSlot> slot;
+
+  // A leaf: data (wanted = false), or an input whose gradient somebody reads.
+  static Var leaf(Tensor value, bool wanted = false, std::string name = "");
+
+  const Shape& shape() const { return value.shape(); }
+  bool wanted() const { return slot->wanted; }
+  // The collected gradient; throws when there is none.
+  const Tensor& grad() const;
+};
+
+// The first tensor that holds NaN or an infinity, found by a watching tape.
+class NonFiniteError : public Error {
+ public:
+  NonFiniteError(std::string tensor_name, const std::string& message)
+      : Error(message), tensor(std::move(tensor_name)) {}
+  std::string tensor;
+};
+
+class Tape {
+ public:
+  // Receives the gradient of the op's output.
+  using Backward = std::function<void(Stream&, const Tensor& dy)>;
+  enum class Mode { Train, Inference };  // Inference records nothing: values are freed when unused
+
+  explicit Tape(Stream& stream, Mode mode = Mode::Train) : stream_(stream), mode_(mode) {}
+
+  Stream& stream() const { return stream_; }
+  bool recording() const { return mode_ == Mode::Train; }
+
+  using Inputs = std::vector<const Var*>;
+
+  // An uninitialised output whose gradient is wanted if that of an input is.
+  Var output(const Shape& shape, DType dtype, const Inputs& inputs);
+  // Called by an op after it computed y. inputs: everything that `backward` writes gradients of.
+  void record(std::string_view op, const Inputs& inputs, const Var& y, Backward backward);
+
+  // d loss / d everything wanted, scaled by `scale`. loss has one element. Empties the tape.
+  void backward(const Var& loss, double scale = 1);
+  // The same from any value, with the given gradient of it.
+  void backward_from(const Var& y, const Tensor& dy);
+
+  // Check every value and gradient from now on and throw NonFiniteError at the first that is not
+  // finite. Slow: for the second run of a step that went wrong.
+  void watch() { watching_ = true; }
+
+  // While it lives, what is recorded is called "name.<op>".
+  class Scope {
+   public:
+    Scope(Tape& tape, const std::string& name) : tape_(tape), outer_(tape.prefix_) {
+      tape.prefix_ = name + ".";
+    }
+    ~Scope() { tape_.prefix_ = outer_; }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Tape& tape_;
+    std::string outer_;
+  };
+
+ private:
+  struct Node {
+    std::vector<std::shared_ptr<GradSlot>> inputs;
+    std::shared_ptr<GradSlot> output;
+    Backward backward;
+  };
+  void check(const Tensor& tensor, const std::string& name);
+
+  Stream& stream_;
+  Mode mode_;
+  bool watching_ = false;
+  std::string prefix_;
+  std::vector<Node> nodes_;
+};
+
+}  // namespace tessera
