@@ -1,0 +1,46 @@
+#include "layers/module.h"
+
+#include <cmath>
+
+namespace tessera {
+namespace {
+
+// PyTorch's kaiming_uniform_(a = sqrt(5)) of weights, and its bound for biases, are the same.
+Init uniform_by(int64_t fan_in) { return {1.0f / std::sqrt(float(fan_in)), 0.0f}; }
+
+}  // namespace
+
+Conv2d::Conv2d(const Scope& scope, int64_t C, int64_t K, int64_t R, const ConvSpec& conv_spec,
+               FileLayout layout)
+    : Module(scope),
+      spec(conv_spec),
+      weight(scope.parameter("weight", {K, R, R, C}, uniform_by(C * R * R), layout)),
+      bias(scope.parameter("bias", {K}, uniform_by(C * R * R))) {}
+
+Var Conv2d::forward(Tape& tape, const Var& x) const {
+  Tape::Scope scope(tape, name());
+  return ops::conv2d(tape, spec, x, weight.var, bias.var);
+}
+
+Linear::Linear(const Scope& scope, int64_t C, int64_t K)
+    : Module(scope),
+      weight(scope.parameter("weight", {K, C}, uniform_by(C))),
+      bias(scope.parameter("bias", {K}, uniform_by(C))) {}
+
+Var Linear::forward(Tape& tape, const Var& x) const {
+  Tape::Scope scope(tape, name());
+  return ops::linear(tape, x, weight.var, bias.var);
+}
+
+GroupNorm::GroupNorm(const Scope& scope, int64_t C, int groups)
+    : Module(scope),
+      spec{groups},
+      weight(scope.parameter("weight", {C}, {0.0f, 1.0f})),
+      bias(scope.parameter("bias", {C}, {0.0f, 0.0f})) {}
+
+Var GroupNorm::forward(Tape& tape, const Var& x) const {
+  Tape::Scope scope(tape, name());
+  return ops::group_norm(tape, spec, x, weight.var, bias.var);
+}
+
+}  // namespace tessera

@@ -1,0 +1,77 @@
+#include "layers/unet.h"
+
+namespace tessera {
+
+void UNetConfig::check() const {
+  const auto within = [](const char* flag, int64_t value, int64_t low, int64_t high) {
+    if (value < low || value > high)
+      throw UsageError(concat(flag, " is ", value, ", expected ", low, " to ", high));
+  };
+  within("--levels", levels, 1, 8);
+  within("--base", base, 1, 4096);
+  within("--groups", groups, 1, 4096);
+  within("--time-dim", time_dim, 2, 4096);
+  if (channels != 1 && channels != 3)
+    throw UsageError(concat("--channels is ", channels, ", expected 1 (grey) or 3 (colour)"));
+  if (base % groups != 0)
+    throw UsageError(concat("--base ", base, " is not a multiple of --groups ", groups));
+  if (time_dim % 2 != 0)
+    throw UsageError(concat("--time-dim is ", time_dim, ", expected an even number"));
+}
+
+void UNetConfig::check_image(int64_t height, int64_t width) const {
+  const int64_t unit = int64_t{1} << levels;
+  if (height < unit || width < unit || height % unit != 0 || width % unit != 0)
+    throw UsageError(concat("image size ", height, "x", width, " does not fit ", levels,
+                            " levels: expected positive multiples of ", unit));
+}
+
+UNet::UNet(Stream& stream, const UNetConfig& config, uint64_t seed, ops::Fusion fusion,
+           const Precision& precision)
+    : config_(config), fusion_(fusion) {
+  config.check();
+  const Scope root(parameters_);
+  const BlockOptions options{int(config.groups), config.gelu, fusion};
+  const int64_t T = 4 * config.time_dim, top = config.base << config.levels;
+  const auto level_name = [](const char* part, int64_t level) {
+    return part + std::to_string(level + 1);
+  };
+
+  time_embed_ =
+      std::make_unique<TimestepEmbedding>(root / "time_embed", config.time_dim, config.gelu);
+  init_conv_ = std::make_unique<Conv2d>(root / "init_conv", config.channels, config.base, 3,
+                                        ConvSpec{1, 1, 1});
+  for (int64_t level = 0; level < config.levels; ++level)
+    down_.push_back(std::make_unique<DownBlock>(root, level_name("down", level),
+                                                config.base << level, T, options));
+  bottleneck_ = std::make_unique<ResidualBlock>(root / "bottleneck", top, top, T, options);
+  for (int64_t level = config.levels - 1; level >= 0; --level) {
+    const int64_t width = config.base << level;
+    up_.push_back(std::make_unique<UpBlock>(root / level_name("up", level), 2 * width, width, width,
+                                            T, options));
+  }
+  final_norm_ = std::make_unique<GroupNorm>(root / "final_conv" / "0", config.base, options.groups);
+  final_conv_ = std::make_unique<Conv2d>(root / "final_conv" / "2", config.base, config.channels, 1,
+                                         ConvSpec{});
+  parameters_.allocate(stream, precision, seed);
+}
+
+Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
+  config_.check_image(x.shape()[1], x.shape()[2]);
+  const Var time = ops::gelu(tape, config_.gelu, time_embed_->forward(tape, t));
+  Var h = init_conv_->forward(tape, x);
+  std::vector<Var> skips(down_.size());
+  for (size_t i = 0; i < down_.size(); ++i) h = down_[i]->forward(tape, h, time, skips[i]);
+  h = bottleneck_->forward(tape, h, time);
+  for (const auto& up : up_) {
+    h = up->forward(tape, h, skips.back(), time);
+    skips.pop_back();
+  }
+  h = fusion_ == ops::Fusion::On
+          ? ops::group_norm_gelu(tape, {final_norm_->spec, config_.gelu}, h,
+                                 final_norm_->weight.var, final_norm_->bias.var)
+          : ops::gelu(tape, config_.gelu, final_norm_->forward(tape, h));
+  return final_conv_->forward(tape, h);
+}
+
+}  // namespace tessera

@@ -1,0 +1,52 @@
+// The time-conditioned U-Net of NVIDIA's course "Generative AI with Diffusion Models".
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "layers/blocks.h"
+
+namespace tessera {
+
+// What defines the network; files carry it.
+struct UNetConfig {
+  int64_t levels = 3;      // down blocks; widths are base * 2^level
+  int64_t base = 64;       // channels at full resolution
+  int64_t channels = 1;    // of the image
+  int64_t groups = 8;      // of every GroupNorm
+  int64_t time_dim = 128;  // of the sinusoidal embedding; the blocks see 4 times as much
+  GeluForm gelu = GeluForm::Exact;
+
+  // Throws UsageError naming the flag that is out of range.
+  void check() const;
+  // The same for a square image; throws when 2^levels does not divide its side.
+  void check_image(int64_t height, int64_t width) const;
+  bool operator==(const UNetConfig&) const = default;
+};
+
+class UNet {
+ public:
+  // Draws the initial parameters from `seed`.
+  UNet(Stream& stream, const UNetConfig& config, uint64_t seed,
+       ops::Fusion fusion = ops::Fusion::On, const Precision& precision = Precision::f32());
+
+  // Noisy images x [N,H,W,channels], timesteps t [N] i32 -> denoised images, like x.
+  Var forward(Tape& tape, const Var& x, const Tensor& t) const;
+
+  const UNetConfig& config() const { return config_; }
+  Parameters& parameters() { return parameters_; }
+
+ private:
+  UNetConfig config_;
+  ops::Fusion fusion_;
+  Parameters parameters_;
+  std::unique_ptr<TimestepEmbedding> time_embed_;
+  std::unique_ptr<Conv2d> init_conv_;
+  std::vector<std::unique_ptr<DownBlock>> down_;
+  std::unique_ptr<ResidualBlock> bottleneck_;
+  std::vector<std::unique_ptr<UpBlock>> up_;
+  std::unique_ptr<GroupNorm> final_norm_;
+  std::unique_ptr<Conv2d> final_conv_;
+};
+
+}  // namespace tessera
