@@ -37,14 +37,20 @@ T element(const std::byte* data, size_t i) {
   return value;
 }
 
-std::vector<double> read_values(const SafeTensors& file, const std::string& name,
-                                const Shape& shape) {
+const SafeTensor& expect_shape(const SafeTensors& file, const std::string& name,
+                               const Shape& shape) {
   if (!file.contains(name))
     throw InputError(concat(file.origin(), ": tensor '", name, "' is missing"));
   const SafeTensor& tensor = file.at(name);
   if (!std::ranges::equal(tensor.shape, shape.sizes()))
     throw InputError(concat(file.origin(), ": tensor '", name, "' has shape ",
                             shape_text(tensor.shape), ", expected ", shape));
+  return tensor;
+}
+
+std::vector<double> read_values(const SafeTensors& file, const std::string& name,
+                                const Shape& shape) {
+  const SafeTensor& tensor = expect_shape(file, name, shape);
   std::vector<double> values(static_cast<size_t>(shape.numel()));
   for (size_t i = 0; i < values.size(); ++i) {
     if (tensor.dtype == "F32")
@@ -138,6 +144,11 @@ UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
     if (metadata.contains(key) && integer(file, key) != value)
       throw InputError(concat(file.origin(), ": metadata '", key, "' is ", metadata.at(key),
                               ", the tensors' shapes say ", value));
+  // The network is made before its tensors are compared: its size must be that of the file.
+  const int64_t top = config.base << std::min<int64_t>(config.levels, 8),
+                time = 4 * config.time_dim;
+  expect_shape(file, "bottleneck.conv1.weight", {top, top, 3, 3});
+  expect_shape(file, "time_embed.mlp.2.weight", {time, time});
   try {
     config.check();
   } catch (const UsageError& error) {

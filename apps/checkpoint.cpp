@@ -1,0 +1,92 @@
+#include "apps/checkpoint.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/safetensors.h"
+
+namespace tessera {
+namespace {
+
+constexpr const char* kSchema = "1";
+
+// FNV-1a over name, shape and place of every parameter.
+std::string fingerprint(const Parameters& parameters) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const Parameter& p : parameters.list())
+    for (const unsigned char c : concat(p.name, p.var.shape(), p.offset, '\n'))
+      hash = (hash ^ c) * 0x100000001b3;
+  return std::to_string(hash);
+}
+
+void expect_metadata(const SafeTensors& file, const std::string& key, const std::string& wanted) {
+  const auto found = file.metadata().find(key);
+  const std::string value = found == file.metadata().end() ? "missing" : found->second;
+  if (value != wanted)
+    throw InputError(
+        concat(file.origin(), ": metadata '", key, "' is ", value, ", expected ", wanted));
+}
+
+// The data of a tensor that must have this many elements of this type.
+std::span<const std::byte> data_of(const SafeTensors& file, const std::string& name, DType dtype,
+                                   int64_t count) {
+  if (!file.contains(name))
+    throw InputError(concat(file.origin(), ": tensor '", name, "' is missing"));
+  const SafeTensor& tensor = file.at(name);
+  if (tensor.dtype != safetensors_name(dtype) || tensor.shape != std::vector{count})
+    throw InputError(concat(file.origin(), ": tensor '", name, "' is ", tensor.dtype, " with ",
+                            tensor.data.size(), " bytes, expected ", safetensors_name(dtype), " [",
+                            count, "]"));
+  return tensor.data;
+}
+
+template <class T>
+T scalar(const SafeTensors& file, const std::string& name) {
+  T value;
+  std::memcpy(&value, data_of(file, name, dtype_of<T>, 1).data(), sizeof value);
+  return value;
+}
+
+}  // namespace
+
+void save_checkpoint(Stream& stream, const Parameters& parameters, const CheckpointState& state,
+                     const std::filesystem::path& path) {
+  std::vector<SafeTensorEntry> entries;
+  std::vector<std::vector<float>> arenas;
+  for (const Tensor* arena : {&parameters.values, &parameters.m, &parameters.v})
+    arenas.push_back(arena->to_vector<float>(stream));
+  for (size_t i = 0; const char* name : {"values", "m", "v"}) {
+    const auto& arena = arenas[i++];
+    entries.push_back({name, DType::f32, {int64_t(arena.size())}, std::as_bytes(std::span(arena))});
+  }
+  entries.push_back({"step", DType::i64, {1}, std::as_bytes(std::span(&state.step, 1))});
+  entries.push_back(
+      {"epoch_loss", DType::f64, {1}, std::as_bytes(std::span(&state.epoch_loss, 1))});
+  write_safetensors(path, std::move(entries),
+                    {{"schema", kSchema},
+                     {"network", fingerprint(parameters)},
+                     {"images", std::to_string(state.images)}});
+}
+
+CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
+                                const std::filesystem::path& path, int64_t images) {
+  const SafeTensors file = SafeTensors::read(path);
+  expect_metadata(file, "schema", kSchema);
+  expect_metadata(file, "network", fingerprint(parameters));
+  expect_metadata(file, "images", std::to_string(images));
+  const CheckpointState state{scalar<int64_t>(file, "step"), scalar<double>(file, "epoch_loss"),
+                              images};
+  if (state.step < 0 || !std::isfinite(state.epoch_loss))
+    throw InputError(concat(file.origin(), ": step ", state.step, " with epoch_loss ",
+                            state.epoch_loss, ", expected a step from 0 and a finite number"));
+  const int64_t size = parameters.values.numel();
+  const auto values = data_of(file, "values", DType::f32, size);
+  const auto m = data_of(file, "m", DType::f32, size), v = data_of(file, "v", DType::f32, size);
+  parameters.values.copy_from(stream, values);
+  parameters.m.copy_from(stream, m);
+  parameters.v.copy_from(stream, v);
+  return state;
+}
+
+}  // namespace tessera

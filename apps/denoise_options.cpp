@@ -1,0 +1,134 @@
+#include "apps/denoise_options.h"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+
+#include "core/check.h"
+
+namespace tessera {
+namespace {
+
+// CLI::Range would let numbers pass that do not fit into 64 bits.
+std::string check_seed(const std::string& text) {
+  int64_t value = -1;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  const bool valid = error == std::errc{} && stop == end && value >= 0;
+  return valid ? "" : concat("Value ", text, " not in range 0 to ", INT64_MAX);
+}
+
+void add_file_options(CLI::App& app, DenoiseOptions& options) {
+  const char* group = "Files";
+  app.add_option("--weights", options.weights,
+                 "model.safetensors of train, or PyTorch's weights under the same names")
+      ->required()
+      ->type_name("FILE")
+      ->group(group);
+  app.add_option("--input", options.input,
+                 "a PNG or JPEG image, a folder of them, or a .safetensors file with images "
+                 "[N,C,H,W] (F32) and timesteps [N] (I32 or I64)")
+      ->required()
+      ->type_name("FILE|DIR")
+      ->group(group);
+  app.add_option("--output", options.output,
+                 "a .png file; a folder, made if need be, of PNGs with the inputs' names; or a "
+                 ".safetensors file with output [N,C,H,W] (F32)")
+      ->required()
+      ->type_name("FILE|DIR")
+      ->group(group);
+  app.add_flag("--force", options.force, "replace outputs that exist")->group(group);
+}
+
+void add_image_options(CLI::App& app, DenoiseOptions& options) {
+  const char* group = "Images";
+  app.add_option("--timestep", options.timestep,
+                 "how noisy the images are: 0 (clean) to 999; required for images")
+      ->check(CLI::Range(0, 999))
+      ->type_name("T")
+      ->group(group);
+  app.add_option("--image-size", options.image_size,
+                 "stretch to SxS first; default: the size stays, and its sides must be multiples "
+                 "of 2^levels")
+      ->check(CLI::Range(1, 4096))
+      ->type_name("S")
+      ->group(group);
+  CLI::Option* add_noise =
+      app.add_flag("--add-noise", options.add_noise,
+                   "the inputs are clean: add the noise of the timestep, and print how near noisy "
+                   "and denoised images are to the clean ones (PSNR)")
+          ->group(group);
+  app.add_option("--noise-level", options.noise_level,
+                 "noise has standard deviation timestep/1000 * this (default 0.5)")
+      ->check(CLI::Range(0.0, 100.0))
+      ->needs(add_noise)
+      ->type_name("L")
+      ->group(group);
+  app.add_option("--seed", options.seed, "of the noise (default 0)")
+      ->check(check_seed)
+      ->needs(add_noise)
+      ->type_name("N")
+      ->group(group);
+}
+
+void add_network_options(CLI::App& app, DenoiseOptions& options) {
+  const char* group = "Network (what the weights' metadata does not say)";
+  app.add_option("--groups", options.groups, "of every GroupNorm (default 8)")
+      ->check(CLI::Range(1, 4096))
+      ->type_name("N")
+      ->group(group);
+  const auto set_activation = [&options](const std::string& name) {
+    options.activation = name == "gelu" ? GeluForm::Exact : GeluForm::Tanh;
+  };
+  app.add_option_function<std::string>("--activation", set_activation,
+                                       "gelu (default) or gelu-tanh")
+      ->check(CLI::IsMember({"gelu", "gelu-tanh"}))
+      ->type_name("NAME")
+      ->group(group);
+}
+
+void add_machine_options(CLI::App& app, DenoiseOptions& options) {
+  const char* group = "Machine";
+  app.add_option("--device", options.device, "auto (default), cpu, cuda or simt")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "simt"}))
+      ->type_name("NAME")
+      ->group(group);
+  app.add_option("--threads", options.threads,
+                 "CPU threads; 0 (default): as many as the machine has")
+      ->check(CLI::Range(0, 1024))
+      ->type_name("N")
+      ->group(group);
+}
+
+}  // namespace
+
+std::optional<DenoiseOptions> parse_denoise_options(int argc, const char* const* argv,
+                                                    std::ostream& out) {
+  DenoiseOptions options;
+  CLI::App app("Denoises images with the weights of a trained U-Net.", "denoise");
+  app.get_formatter()->column_width(26);
+  app.get_formatter()->label("REQUIRED", "(required)");
+  app.set_help_flag("--help,-h", "print this, and be done")->group("Help");
+  app.set_version_flag("--version", "tessera " TESSERA_VERSION, "print the version, and be done")
+      ->group("Help");
+  add_file_options(app, options);
+  add_image_options(app, options);
+  add_network_options(app, options);
+  add_machine_options(app, options);
+  app.footer(
+      "\nStatus 2: wrong options. Status 1: any other error. Nothing is written before all inputs "
+      "were read.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    out << app.help();
+    return std::nullopt;
+  } catch (const CLI::CallForVersion& version) {
+    out << version.what() << '\n';
+    return std::nullopt;
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(concat(error.what(), " (see --help)"));
+  }
+  return options;
+}
+
+}  // namespace tessera

@@ -1,0 +1,36 @@
+// The command line of `denoise`.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <ostream>
+#include <string>
+
+#include "kernels/kernels.h"
+
+namespace tessera {
+
+struct DenoiseOptions {
+  std::filesystem::path weights, input, output;
+  std::optional<int> timestep;
+  std::optional<int> image_size;
+  bool force = false;  // existing outputs may be replaced
+
+  bool add_noise = false;
+  double noise_level = 0.5;
+  int64_t seed = 0;  // not negative
+
+  // What the weights' metadata does not say.
+  std::optional<int64_t> groups;
+  std::optional<GeluForm> activation;
+
+  std::string device = "auto";  // auto, cpu, cuda, simt
+  int threads = 0;              // 0: as many as the machine has
+};
+
+// Nothing when --help or --version was asked for and has been answered on `out`. Throws UsageError.
+std::optional<DenoiseOptions> parse_denoise_options(int argc, const char* const* argv,
+                                                    std::ostream& out);
+
+}  // namespace tessera

@@ -1,0 +1,60 @@
+#include "apps/denoiser.h"
+
+namespace tessera {
+namespace {
+
+const char* name_of(GeluForm form) { return form == GeluForm::Exact ? "gelu" : "gelu-tanh"; }
+
+UNetConfig config_for(const SafeTensors& weights, std::optional<int64_t> groups,
+                      std::optional<GeluForm> activation) {
+  UNetConfig defaults;
+  if (groups) defaults.groups = *groups;
+  if (activation) defaults.gelu = *activation;
+  const UNetConfig config = config_of(weights, defaults);
+  if (groups && config.groups != *groups)
+    throw UsageError(concat("--groups is ", *groups, ", but the metadata of ", weights.origin(),
+                            " says ", config.groups));
+  if (activation && config.gelu != *activation)
+    throw UsageError(concat("--activation is ", name_of(*activation), ", but the metadata of ",
+                            weights.origin(), " says ", name_of(config.gelu)));
+  return config;
+}
+
+}  // namespace
+
+Denoiser Denoiser::load(std::shared_ptr<Device> device, const std::filesystem::path& path,
+                        std::optional<int64_t> groups, std::optional<GeluForm> activation) {
+  const SafeTensors weights = SafeTensors::read(path);
+  return Denoiser(std::move(device), weights, config_for(weights, groups, activation));
+}
+
+Denoiser::Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights,
+                   const UNetConfig& config)
+    : device_(std::move(device)),
+      stream_(std::make_unique<Stream>(device_)),
+      weights_(weights.origin()),
+      model_(*stream_, config, /*seed=*/0) {
+  load_weights(*stream_, model_.parameters(), weights);
+}
+
+bool Denoiser::fits(int64_t height, int64_t width) const {
+  return height > 0 && width > 0 && height % side_unit() == 0 && width % side_unit() == 0;
+}
+
+void Denoiser::prepare(const Shape& shape) {
+  if (shape == shape_) return;
+  shape_ = shape;
+  stream_ = std::make_unique<Stream>(device_);
+  device_->pool()->trim();
+}
+
+Tensor Denoiser::operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const {
+  Tape tape(*stream_, Tape::Mode::Inference);
+  Tensor output = model_.forward(tape, Var::leaf(noisy), t).value;
+  if (find_non_finite(*stream_, output) >= 0)
+    throw InputError(concat(origin, ": the network of ", weights_,
+                            " gives NaN or infinity for it: its weights are broken"));
+  return output;
+}
+
+}  // namespace tessera

@@ -1,0 +1,44 @@
+// A trained U-Net as a function from noisy to clean images.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "layers/unet.h"
+#include "layers/weights.h"
+
+namespace tessera {
+
+class Denoiser {
+ public:
+  // Loads a file of weights. groups and activation stand in for what its metadata does not say.
+  // Throws InputError naming file and tensor, UsageError when they contradict the metadata.
+  static Denoiser load(std::shared_ptr<Device> device, const std::filesystem::path& path,
+                       std::optional<int64_t> groups = {}, std::optional<GeluForm> activation = {});
+
+  const UNetConfig& config() const { return model_.config(); }
+  Stream& stream() const { return *stream_; }
+  // Sides of images must be positive multiples of this.
+  int64_t side_unit() const { return int64_t{1} << config().levels; }
+  bool fits(int64_t height, int64_t width) const;
+
+  // Call before the tensors of a batch of this shape are made. When the batch before had another
+  // one, what stream and pool keep for it is given back: a folder may hold a thousand sizes.
+  void prepare(const Shape& shape);
+  // noisy [N,H,W,channels] f32, t [N] i32 in 0..999 -> the images without noise, like noisy. Throws
+  // InputError when the result is not finite; `origin` stands for the images.
+  Tensor operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const;
+
+ private:
+  Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights, const UNetConfig& config);
+
+  std::shared_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  Shape shape_;          // of the latest batch
+  std::string weights_;  // where they came from
+  UNet model_;
+};
+
+}  // namespace tessera

@@ -1,0 +1,83 @@
+// Config files of `train`: one flat JSON object, its keys the names of the options.
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "apps/train_options.h"
+#include "core/file.h"
+
+namespace tessera {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+constexpr uint64_t kMaxBytes = 1 << 20;
+
+// Throws when a key of the outer object comes twice: the library would silently keep the last.
+json parse_object(const std::string& text, const std::string& origin) {
+  std::set<std::string> seen;
+  std::string repeated;
+  const auto watch_keys = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (event == json::parse_event_t::key && depth == 1)
+      if (!seen.insert(parsed.get<std::string>()).second) repeated = parsed.get<std::string>();
+    return true;
+  };
+  json root;
+  try {
+    root = json::parse(text, watch_keys);
+  } catch (const json::exception& error) {
+    throw InputError(concat(origin, ": ", error.what()));
+  }
+  if (!root.is_object()) throw InputError(concat(origin, ": expected a JSON object"));
+  if (!repeated.empty()) throw UsageError(concat(origin, ": key '", repeated, "' comes twice"));
+  return root;
+}
+
+// The value as the text that the command line would have.
+std::string value_text(const TrainOption& option, const json& value, const std::string& source) {
+  const bool fits = option.is_text()   ? value.is_string()
+                    : option.is_real() ? value.is_number()
+                                       : value.is_number_integer();
+  if (!fits)
+    throw UsageError(concat(source, " is ", value.dump(), ", expected ",
+                            option.is_text()   ? "a string"
+                            : option.is_real() ? "a number"
+                                               : "an integer"));
+  return option.is_text() ? value.get<std::string>() : value.dump();
+}
+
+}  // namespace
+
+GivenOptions parse_config(const std::string& text, const std::string& origin) {
+  const json root = parse_object(text, origin);
+  const auto& table = train_option_table();
+  GivenOptions given;
+  for (const auto& [key, value] : root.items()) {
+    const std::string source = concat(origin, ": key '", key, "'");
+    const auto option = std::ranges::find(table, key, &TrainOption::name);
+    if (option == table.end())
+      throw UsageError(concat(source, " with value ", value.dump(),
+                              " is unknown: expected names of options as in --help"));
+    given[key] = {value_text(*option, value, source), source};
+  }
+  return given;
+}
+
+GivenOptions read_config(const std::filesystem::path& path) {
+  const std::vector<std::byte> content = read_file(path, kMaxBytes);
+  return parse_config({reinterpret_cast<const char*>(content.data()), content.size()},
+                      path.string());
+}
+
+std::string config_text(const TrainOptions& options) {
+  ordered_json root = ordered_json::object();
+  for (const TrainOption& option : train_option_table()) {
+    if (option.name == "out" || option.name == "resume") continue;
+    const auto value = option.get(options);
+    if (!value) continue;
+    root[option.name] = option.is_text() ? ordered_json(*value) : ordered_json::parse(*value);
+  }
+  return root.dump(2) + "\n";
+}
+
+}  // namespace tessera

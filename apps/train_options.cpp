@@ -1,0 +1,164 @@
+// How values are checked and layered.
+#include "apps/train_options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+namespace tessera {
+namespace {
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
+}
+
+std::string to_text(double value) {
+  char buffer[64];
+  return {buffer, std::to_chars(buffer, std::end(buffer), value).ptr};
+}
+
+template <class T>
+T parse_number(const TrainOption& option, const std::string& text, const std::string& source) {
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, value);
+  const bool in_range = double(value) >= option.low && double(value) <= option.high;  // NaN: false
+  if (result.ec == std::errc{} && result.ptr == end && in_range) return value;
+  constexpr bool kReal = std::is_same_v<T, double>;
+  const auto bound = [](double x) { return kReal ? to_text(x) : std::to_string(int64_t(x)); };
+  throw UsageError(concat(source, " is '", text, "', expected ",
+                          kReal ? "a number from " : "an integer from ", bound(option.low), " to ",
+                          bound(option.high)));
+}
+
+// Files and folders are kept as absolute paths, so that a run can be resumed from anywhere.
+std::string parse_text(const TrainOption& option, const std::string& text,
+                       const std::string& source) {
+  if (text.empty()) throw UsageError(concat(source, " is empty, expected ", option.value_name));
+  if (!option.choices.empty() && std::ranges::find(option.choices, text) == option.choices.end())
+    throw UsageError(concat(source, " is '", text, "', expected ", joined(option.choices)));
+  const bool is_file = option.name == "weights" || (option.name == "data" && text != "auto");
+  return is_file ? std::filesystem::absolute(text).lexically_normal().string() : text;
+}
+
+// The device that "auto" stands for.
+std::string resolve_device(const std::string& name) {
+  if (name != "auto") return name;
+  return name_of(is_built(DeviceType::cuda) ? DeviceType::cuda : DeviceType::cpu);
+}
+
+void apply(TrainOptions& options, const GivenOptions& given) {
+  for (const auto& [name, value] : given) train_option(name).set(options, value.text, value.source);
+  options.device = resolve_device(options.device);
+  if (options.steps) options.epochs.reset();
+}
+
+void check(const TrainOptions& options) {
+  options.network().check();
+  const int64_t unit = int64_t{1} << options.levels;
+  if (options.image_size % unit != 0)
+    throw UsageError(concat("--image-size is ", options.image_size, ", expected a multiple of ",
+                            unit, " (2^--levels, --levels ", options.levels, ")"));
+}
+
+TrainOptions preset_options(const std::string& preset) {
+  TrainOptions options;
+  options.preset = preset;
+  if (preset == "lesson") {
+    options.epochs = 50;
+  } else {
+    options.image_size = 32;
+    options.base = 32;
+    options.steps = 600;
+  }
+  return options;
+}
+
+}  // namespace
+
+UNetConfig TrainOptions::network() const {
+  return {levels, base,     channels,
+          groups, time_dim, activation == "gelu" ? GeluForm::Exact : GeluForm::Tanh};
+}
+
+int64_t total_steps(const TrainOptions& options, int64_t images) {
+  const int64_t per_epoch = (images + options.batch - 1) / options.batch;
+  return options.steps ? *options.steps : options.epochs.value() * per_epoch;
+}
+
+void TrainOption::set(TrainOptions& options, const std::string& text,
+                      const std::string& source) const {
+  std::visit(
+      [&](auto target) {
+        using T = std::remove_reference_t<decltype(options.*target)>;
+        if constexpr (std::is_same_v<T, std::string>)
+          options.*target = parse_text(*this, text, source);
+        else if constexpr (std::is_same_v<T, double>)
+          options.*target = parse_number<double>(*this, text, source);
+        else
+          options.*target = parse_number<int64_t>(*this, text, source);
+      },
+      member);
+}
+
+std::optional<std::string> TrainOption::get(const TrainOptions& options) const {
+  return std::visit(
+      [&](auto source) -> std::optional<std::string> {
+        const auto& value = options.*source;
+        using T = std::decay_t<decltype(value)>;
+        if constexpr (std::is_same_v<T, std::string>)
+          return value.empty() ? std::nullopt : std::optional(value);
+        else if constexpr (std::is_same_v<T, double>)
+          return to_text(value);
+        else if constexpr (std::is_same_v<T, int64_t>)
+          return std::to_string(value);
+        else
+          return value ? std::optional(std::to_string(*value)) : std::nullopt;
+      },
+      member);
+}
+
+GivenOptions layered(GivenOptions under, const GivenOptions& over) {
+  if (over.contains("epochs")) under.erase("steps");
+  for (const auto& [name, value] : over) under[name] = value;
+  return under;
+}
+
+TrainOptions make_options(const GivenOptions& given) {
+  TrainOptions chosen;
+  for (const char* name : {"preset", "device"})
+    if (const auto value = given.find(name); value != given.end())
+      train_option(name).set(chosen, value->second.text, value->second.source);
+  if (chosen.preset.empty())
+    chosen.preset = resolve_device(chosen.device) == "cuda" ? "lesson" : "quick";
+
+  TrainOptions options = preset_options(chosen.preset);
+  if (given.contains("epochs")) options.steps.reset();
+  apply(options, given);
+  check(options);
+  return options;
+}
+
+TrainOptions resumed_options(const GivenOptions& saved, const GivenOptions& given,
+                             const std::filesystem::path& run) {
+  TrainOptions before = make_options(saved);
+  before.out = run.string();
+  TrainOptions after = before;
+  if (given.contains("epochs")) after.steps.reset();
+  apply(after, given);
+  for (const auto& [name, value] : given) {
+    const TrainOption& option = train_option(name);
+    if (name == "resume" || option.resume == TrainOption::Resume::MayChange) continue;
+    const auto had = option.get(before), wanted = option.get(after);
+    if (had != wanted)
+      throw UsageError(concat(value.source, " is ", *wanted, ", but the run in ", run.string(),
+                              " has ", had.value_or("none"),
+                              ": only --steps, --epochs, --threads and --*-every may change"));
+  }
+  return after;
+}
+
+}  // namespace tessera

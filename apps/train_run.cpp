@@ -1,0 +1,113 @@
+// Everything that can go wrong because of a flag or a file is tried before the run's directory is
+// made.
+#include "apps/train_run.h"
+
+#include <fmt/core.h>
+
+#include <optional>
+
+#include "apps/train_loop.h"
+#include "layers/weights.h"
+
+namespace tessera {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Sets the parameters from a file that must belong to the network of the options.
+void load_start_weights(Stream& stream, const TrainOptions& options, UNet& model) {
+  const SafeTensors file = SafeTensors::read(options.weights);
+  const UNetConfig wanted = options.network(), found = config_of(file, wanted);
+  const auto compare = [&](const char* flag, auto asked, auto has) {
+    if (asked != has)
+      throw InputError(concat(file.origin(), " holds a network with ", flag, " ", has, ", but ",
+                              flag, " is ", asked));
+  };
+  compare("--base", wanted.base, found.base);
+  compare("--levels", wanted.levels, found.levels);
+  compare("--channels", wanted.channels, found.channels);
+  compare("--time-dim", wanted.time_dim, found.time_dim);
+  compare("--groups", wanted.groups, found.groups);
+  const auto activation = [](GeluForm f) { return f == GeluForm::Exact ? "gelu" : "gelu-tanh"; };
+  compare("--activation", std::string(activation(wanted.gelu)),
+          std::string(activation(found.gelu)));
+  load_weights(stream, model.parameters(), file);
+}
+
+// Where the run starts: its checkpoint, the given weights, or random numbers.
+CheckpointState load_start(Stream& stream, const TrainOptions& options, const RunDir* resumed,
+                           int64_t images, Trainer& trainer) {
+  CheckpointState state{0, 0, images};
+  if (resumed && fs::exists(resumed->checkpoint())) {
+    state = load_checkpoint(stream, trainer.model().parameters(), resumed->checkpoint(), images);
+    trainer.set_steps_done(state.step);
+  } else if (!options.weights.empty()) {
+    load_start_weights(stream, options, trainer.model());
+  }
+  return state;
+}
+
+void print_banner(const TrainOptions& options, const GivenOptions& given, const RunDir& dir,
+                  const Dataset& data, const Schedule& schedule, Trainer& trainer,
+                  std::ostream& out) {
+  const bool chosen = given.contains("preset") || given.contains("resume");
+  out << fmt::format("tessera {}: training a U-Net to remove noise\n", TESSERA_VERSION)
+      << fmt::format("  preset   {}{}\n", options.preset,
+                     chosen ? "" : concat(" (the default on ", options.device, "; see --help)"))
+      << fmt::format("  data     {}\n", data.description())
+      << fmt::format("  network  {} levels, base {}, {} parameters\n", options.levels, options.base,
+                     trainer.model().parameters().count())
+      << fmt::format("  device   {}, {} threads\n", options.device, options.threads)
+      << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
+                     trainer.steps_done() + 1, schedule.total, options.batch,
+                     schedule.steps_per_epoch(), options.seed)
+      << fmt::format("  run      {}\n", dir.path().string()) << std::flush;
+}
+
+// The options of the run that --resume names, whose directory `dir` becomes.
+TrainOptions reopen(const std::string& path, const GivenOptions& given,
+                    std::optional<RunDir>& dir) {
+  dir.emplace(RunDir::reopen(path));
+  const GivenOptions saved = read_config(dir->config());
+  if (make_options(saved).checkpoint_every == 0 && !fs::exists(dir->checkpoint()))
+    throw InputError(
+        concat("--resume ", path, " has no checkpoint: it ran with --checkpoint-every 0"));
+  return resumed_options(saved, given, dir->path());
+}
+
+}  // namespace
+
+int run_train(const CommandLine& line, std::ostream& out, bool live) {
+  const GivenOptions given =
+      line.config.empty() ? line.given : layered(read_config(line.config), line.given);
+  const auto resume = given.find("resume");
+  std::optional<RunDir> dir;
+  TrainOptions options =
+      resume == given.end() ? make_options(given) : reopen(resume->second.text, given, dir);
+
+  const auto device = Device::open(device_type_of(options.device), int(options.threads));
+  options.threads = device->threads();
+  Stream stream(device);
+  const Dataset data = Dataset::open(options.data, int(options.image_size), int(options.channels));
+  if (data.train_size() < 1)
+    throw InputError(concat("--data ", options.data, " has no images to train on"));
+  Trainer trainer(stream, options);
+  const CheckpointState state =
+      load_start(stream, options, dir ? &*dir : nullptr, data.train_size(), trainer);
+  if (!dir) {
+    dir.emplace(RunDir::create(options.out));
+    dir->write_config(config_text(options));
+  }
+
+  TrainLoop loop(options, *dir, stream, data, trainer, state, out, live);
+  if (loop.finished()) {
+    out << fmt::format("{} is at step {} of {} already: nothing to do\n", dir->path().string(),
+                       state.step, loop.schedule().total);
+    return 0;
+  }
+  dir->write_config(config_text(options));  // a resumed run may have other steps, threads, ...
+  print_banner(options, given, *dir, data, loop.schedule(), trainer, out);
+  return loop.run();
+}
+
+}  // namespace tessera
