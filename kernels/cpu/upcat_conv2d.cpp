@@ -72,27 +72,50 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 namespace cpu {
 namespace {
 
-// Calls f(tap of w [K,3,3,A+B], tap of w_pq [K,2,2,A]) with the first elements of the A channels.
-template <class F>
-void for_each_tap(const Upcat& u, int p, int q, F f) {
-#pragma omp parallel for schedule(static)
-  for (int64_t k = 0; k < u.K; ++k)
-    for (int64_t r = 0; r < 3; ++r)
-      for (int64_t s = 0; s < 3; ++s) {
-        const int64_t row = (r + 1 - p) / 2, column = (s + 1 - q) / 2;
-        f(((k * 3 + r) * 3 + s) * (u.A + u.B), ((k * 2 + row) * 2 + column) * u.A);
-      }
-}
+// The taps first .. last of a 3x3 filter's row (or column) that tap u of parity p sums.
+struct Taps {
+  int first, last;
+};
+Taps taps_of(int p, int u) { return {u == 0 ? 0 : 1 + p, u == 1 ? 2 : p}; }
 
-// The filter of one parity.
+// The filter [K,2,2,A] of one parity.
 Tensor parity_filter(Stream& stream, const Upcat& u, const Tensor& w, int p, int q) {
-  Tensor filter = Tensor::zeros(stream, {u.K, 2, 2, u.A});
+  Tensor filter = Tensor::empty(stream, {u.K, 2, 2, u.A});
   const float* from = w.data<float>();
   float* to = filter.data<float>();
-  for_each_tap(u, p, q, [&](int64_t tap, int64_t sum) {
-    put_row(to + sum, u.A, GradMode::Accumulate, [&](int64_t a) { return from[tap + a]; });
-  });
+#pragma omp parallel for schedule(static)
+  for (int64_t k = 0; k < u.K; ++k)
+    for (int i = 0; i < 4; ++i) {
+      const Taps rows = taps_of(p, i / 2), columns = taps_of(q, i % 2);
+      float* sum = to + (k * 4 + i) * u.A;
+      GradMode mode = GradMode::Overwrite;
+      for (int r = rows.first; r <= rows.last; ++r)
+        for (int s = columns.first; s <= columns.last; ++s) {
+          const float* tap = from + ((k * 3 + r) * 3 + s) * (u.A + u.B);
+          put_row(sum, u.A, mode, [tap](int64_t a) { return tap[a]; });
+          mode = GradMode::Accumulate;
+        }
+    }
   return filter;
+}
+
+// The gradient of the A channels of a 3x3 filter from those of the four parities' filters: every
+// tap is part of one sum of each.
+void add_parity_gradients(const Upcat& u, const Tensor (&sums)[2][2], Grad& dw) {
+  const float* part[2][2] = {{sums[0][0].data<float>(), sums[0][1].data<float>()},
+                             {sums[1][0].data<float>(), sums[1][1].data<float>()}};
+  float* to = dw.tensor.data<float>();
+#pragma omp parallel for schedule(static)
+  for (int64_t k = 0; k < u.K; ++k)
+    for (int r = 0; r < 3; ++r)
+      for (int s = 0; s < 3; ++s) {
+        const auto from = [&](int p, int q) {
+          return part[p][q] + ((k * 2 + (r + 1 - p) / 2) * 2 + (s + 1 - q) / 2) * u.A;
+        };
+        const float *a = from(0, 0), *b = from(0, 1), *c = from(1, 0), *d = from(1, 1);
+        put_row(to + ((k * 3 + r) * 3 + s) * (u.A + u.B), u.A, dw.mode,
+                [=](int64_t i) { return (a[i] + b[i]) + (c[i] + d[i]); });
+      }
 }
 
 // y[.., 2i+p, 2j+q, ..] += x[.., i, j, ..]
@@ -187,17 +210,15 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
                         {filter, u.A + u.B}, dw.mode, nullptr);
     return;
   }
-  Tensor sums = Tensor::empty(stream, {u.K, 2, 2, u.A});
+  Tensor sums[2][2];
   for (int p : {0, 1})
     for (int q : {0, 1}) {
+      sums[p][q] = Tensor::empty(stream, {u.K, 2, 2, u.A});
       take_parity(u, dy, p, q, part);
       dnn.conv_bwd_weight(u.low_part(p, q), low.data<float>(), part.data<float>(),
-                          {sums.data<float>(), u.A}, GradMode::Overwrite, nullptr);
-      for_each_tap(u, p, q, [&](int64_t tap, int64_t sum) {
-        put_row(filter + tap, u.A, dw.mode, [&](int64_t a) { return sums.data<float>()[sum + a]; });
-      });
-      dw.mode = GradMode::Accumulate;
+                          {sums[p][q].data<float>(), u.A}, GradMode::Overwrite, nullptr);
     }
+  add_parity_gradients(u, sums, dw);
 }
 
 }  // namespace cpu
