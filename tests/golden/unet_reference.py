@@ -1,0 +1,126 @@
+"""tessera's U-Net in PyTorch: the twin that the C++ engine is compared with.
+
+A time-conditioned denoiser: residual blocks with GroupNorm, space-to-channel pooling on the way
+down, nearest upsampling and skips on the way up. Parameter names are the engine's, so weights
+travel both ways. Shapes are (N, C, H, W).
+"""
+import math
+
+import torch
+from torch import nn
+
+
+def timestep_embedding(t, dim, dtype=torch.float32):
+    """cat[sin(t f), cos(t f)], f_i = 10000^(-i / half): (N,) -> (N, dim)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=dtype) / half)
+    angles = t[:, None].to(dtype) * frequencies
+    return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+
+def space_to_channel(x):
+    """einops 'b c (h p1) (w p2) -> b (c p1 p2) h w' with p1 = p2 = 2."""
+    n, c, h, w = x.shape
+    x = x.reshape(n, c, h // 2, 2, w // 2, 2)
+    return x.permute(0, 1, 3, 5, 2, 4).reshape(n, c * 4, h // 2, w // 2)
+
+
+def channel_to_space(x):
+    """The inverse of space_to_channel."""
+    n, c, h, w = x.shape
+    x = x.reshape(n, c // 4, 2, 2, h, w)
+    return x.permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, h * 2, w * 2)
+
+
+def gelu(activation):
+    """'gelu' is the exact (erf) form, 'gelu-tanh' the approximation."""
+    return nn.GELU(approximate={"gelu": "none", "gelu-tanh": "tanh"}[activation])
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, dim, activation="gelu"):
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), gelu(activation), nn.Linear(4 * dim, 4 * dim))
+
+    def forward(self, t):
+        return self.mlp(timestep_embedding(t, self.dim, self.mlp[0].weight.dtype))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_channels, out_channels, emb_dim, groups=8, activation="gelu"):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(groups, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.act = gelu(activation)
+        self.time_mlp = nn.Sequential(gelu(activation), nn.Linear(emb_dim, out_channels))
+        same = in_channels == out_channels
+        self.residual_conv = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x, emb):
+        time = self.time_mlp(emb)[:, :, None, None]
+        h = self.act(self.norm1(self.conv1(x)) + time)
+        h = self.act(self.norm2(self.conv2(h)))
+        return h + self.residual_conv(x)
+
+
+class DownBlock(nn.Module):
+    """Returns (skip, pooled); pooled has 4 times the channels at half the size."""
+
+    def __init__(self, channels, *block_options):
+        super().__init__()
+        self.res_block = ResidualBlock(channels, channels, *block_options)
+
+    def forward(self, x, emb):
+        skip = self.res_block(x, emb)
+        return skip, space_to_channel(skip)
+
+
+class UpBlock(nn.Module):
+    """Upsamples, then concatenates the skip behind."""
+
+    def __init__(self, in_channels, skip_channels, *block_options):
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.res_block = ResidualBlock(in_channels + skip_channels, skip_channels, *block_options)
+
+    def forward(self, x, skip, emb):
+        return self.res_block(torch.cat([self.upsample(x), skip], dim=1), emb)
+
+
+class UNet(nn.Module):
+    """Images (N, in_channels, S, S), S a multiple of 2^levels, and timesteps (N,) -> images."""
+
+    def __init__(self, in_channels=1, base=64, levels=3, groups=8, time_dim=128,
+                 activation="gelu"):
+        super().__init__()
+        options = (4 * time_dim, groups, activation)
+        widths = [base * 2**level for level in range(levels + 1)]
+        self.levels = levels
+        self.time_embed = TimestepEmbedding(time_dim, activation)
+        self.init_conv = nn.Conv2d(in_channels, base, 3, padding=1)
+        for level in range(1, levels + 1):
+            width, deeper = widths[level - 1], widths[level]
+            self.add_module(f"down{level}", DownBlock(width, *options))
+            self.add_module(f"down{level}_proj", nn.Conv2d(4 * width, deeper, 1))
+        self.bottleneck = ResidualBlock(widths[-1], widths[-1], *options)
+        for level in range(levels, 0, -1):
+            self.add_module(f"up{level}", UpBlock(widths[level], widths[level - 1], *options))
+        self.final_conv = nn.Sequential(
+            nn.GroupNorm(groups, base), gelu(activation), nn.Conv2d(base, in_channels, 1))
+
+    def forward(self, x, t):
+        emb = self.time_embed(t)
+        x = self.init_conv(x)
+        skips = []
+        for level in range(1, self.levels + 1):
+            skip, x = getattr(self, f"down{level}")(x, emb)
+            x = getattr(self, f"down{level}_proj")(x)
+            skips.append(skip)
+        x = self.bottleneck(x, emb)
+        for level in range(self.levels, 0, -1):
+            x = getattr(self, f"up{level}")(x, skips.pop(), emb)
+        return self.final_conv(x)

@@ -1,0 +1,117 @@
+#include "tests/op_runner.h"
+
+#include <cmath>
+
+#include "core/rng.h"
+
+namespace tessera {
+namespace {
+
+uint64_t hash(const std::string& text) {  // FNV-1a
+  uint64_t h = 0xcbf29ce484222325;
+  for (unsigned char c : text) h = (h ^ c) * 0x100000001b3;
+  return h;
+}
+
+}  // namespace
+
+Values values_of(Stream& stream, const Tensor& tensor) {
+  if (tensor.dtype() == DType::f64) return {tensor.shape(), tensor.to_vector<double>(stream)};
+  const std::vector<float> values = tensor.to_vector<float>(stream);
+  return {tensor.shape(), {values.begin(), values.end()}};
+}
+
+Tensor tensor_of(Stream& stream, const Values& values, DType dtype) {
+  if (dtype == DType::f64) return Tensor::from<double>(stream, values.shape, values.data);
+  return Tensor::from<float>(stream, values.shape,
+                             std::vector<float>(values.data.begin(), values.data.end()));
+}
+
+Values draw(Numbers numbers, const std::string& name, uint32_t stream, const Shape& shape,
+            float scale) {
+  const RngKey key{hash(name), 0, stream, Purpose::noise};
+  Values result{shape, std::vector<double>(size_t(shape.numel()))};
+  for (size_t i = 0; i < result.data.size(); ++i) {
+    const uint32_t block = uint32_t(i / 4), lane = i % 4;
+    result.data[i] = numbers == Numbers::Normal
+                         ? double(scale * normal4(key, block)[lane])
+                         : double(uniform_below(random4(key, block)[lane], 9)) - 4;
+  }
+  return result;
+}
+
+std::vector<Values> draw_inputs(const OpCase& c, Numbers numbers) {
+  std::vector<Values> inputs;
+  for (const Shape& shape : c.inputs)
+    inputs.push_back(draw(numbers, c.op + c.name, uint32_t(inputs.size()), shape, c.scale));
+  return inputs;
+}
+
+Values upstream(const OpCase& c, Numbers numbers, const Shape& y) {
+  return draw(numbers, c.op + c.name, 1000, y);
+}
+
+Values prior_gradient(const OpCase& c, Numbers numbers, size_t input) {
+  return draw(numbers, c.op + c.name, 2000 + uint32_t(input), c.inputs[input]);
+}
+
+Result run(Stream& stream, const OpCase& c, const Apply& apply, DType dtype, Numbers numbers,
+           GradMode mode) {
+  const size_t wanted = c.inputs.size() - size_t(c.constants);
+  std::vector<Var> inputs;
+  for (const Values& values : draw_inputs(c, numbers))
+    inputs.push_back(Var::leaf(tensor_of(stream, values, dtype), inputs.size() < wanted));
+  if (mode == GradMode::Accumulate)
+    for (size_t i = 0; i < wanted; ++i) {
+      inputs[i].slot->grad = tensor_of(stream, prior_gradient(c, numbers, i), dtype);
+      inputs[i].slot->written = true;
+    }
+
+  Tape tape(stream);
+  const Var y = apply(tape, inputs);
+  Result result{values_of(stream, y.value), {}};
+  tape.backward_from(y, tensor_of(stream, upstream(c, numbers, y.shape()), dtype));
+  for (size_t i = 0; i < wanted; ++i)
+    result.gradients.push_back(values_of(stream, inputs[i].grad()));
+  return result;
+}
+
+std::string difference(const Values& got, const Values& expected, double tolerance) {
+  if (got.shape != expected.shape)
+    return concat("shape ", got.shape, ", expected ", expected.shape);
+  double squares = 0;
+  for (double value : expected.data) squares += value * value;
+  const double rms = std::sqrt(squares / double(std::max<size_t>(expected.data.size(), 1)));
+  double worst = 0;
+  std::string result;
+  for (size_t i = 0; i < got.data.size(); ++i) {
+    const double error = std::abs(got.data[i] - expected.data[i]);
+    const double allowed = tolerance * (std::abs(expected.data[i]) + rms);
+    if (error <= allowed || error <= worst) continue;  // NaN is neither
+    worst = error;
+    result = concat("element ", i, " of ", got.shape, " is ", got.data[i], ", expected ",
+                    expected.data[i], " (error ", error, ", allowed ", allowed, ")");
+    if (!std::isfinite(error)) break;
+  }
+  return result;
+}
+
+std::string difference(const Result& got, const Result& expected, double tolerance) {
+  const std::string y = difference(got.y, expected.y, tolerance);
+  if (!y.empty()) return "output: " + y;
+  if (got.gradients.size() != expected.gradients.size())
+    return concat(got.gradients.size(), " gradients, expected ", expected.gradients.size());
+  for (size_t i = 0; i < got.gradients.size(); ++i) {
+    const std::string d = difference(got.gradients[i], expected.gradients[i], tolerance);
+    if (!d.empty()) return concat("gradient of input ", i, ": ", d);
+  }
+  return "";
+}
+
+std::shared_ptr<Device> poisoned_cpu() {
+  auto device = Device::open(DeviceType::cpu, 2);
+  device->pool()->set_poison(true);
+  return device;
+}
+
+}  // namespace tessera

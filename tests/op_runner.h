@@ -1,0 +1,52 @@
+// Runs one case of the table on random numbers, in f32 (the fast path) or f64 (the oracle), and
+// compares results. The numbers are floats in both, so both see the same inputs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tests/op_cases.h"
+
+namespace tessera {
+
+// The elements of a tensor of any floating-point type.
+struct Values {
+  Shape shape;
+  std::vector<double> data;
+};
+
+Values values_of(Stream& stream, const Tensor& tensor);
+Tensor tensor_of(Stream& stream, const Values& values, DType dtype);
+
+enum class Numbers { Normal, Integers };  // Integers: -4 .. 4
+
+// Numbers that depend on `name` and `stream` only.
+Values draw(Numbers numbers, const std::string& name, uint32_t stream, const Shape& shape,
+            float scale = 1);
+// The inputs of a case, the gradient of its output, and what an input's gradient holds before.
+std::vector<Values> draw_inputs(const OpCase& c, Numbers numbers);
+Values upstream(const OpCase& c, Numbers numbers, const Shape& y);
+Values prior_gradient(const OpCase& c, Numbers numbers, size_t input);
+
+struct Result {
+  Values y;
+  std::vector<Values> gradients;  // of the inputs that are not constants
+};
+
+// Forward and backward from upstream(). With GradMode::Accumulate every input's gradient holds
+// prior_gradient() already, to which the op must add.
+Result run(Stream& stream, const OpCase& c, const Apply& apply, DType dtype, Numbers numbers,
+           GradMode mode);
+
+// "" if every element is finite and
+//   |got - expected| <= tolerance * (|expected| + root mean square of expected),
+// else the worst one. A sum of products rounds in proportion to its terms, not to what is left when
+// they cancel: hence the second term. 1e-5 is some 80 times f32's epsilon.
+std::string difference(const Values& got, const Values& expected, double tolerance);
+// The same for output and gradients.
+std::string difference(const Result& got, const Result& expected, double tolerance);
+
+// A CPU with two threads whose memory holds NaN wherever nothing was written.
+std::shared_ptr<Device> poisoned_cpu();
+
+}  // namespace tessera

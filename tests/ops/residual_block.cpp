@@ -1,0 +1,77 @@
+// Cases of residual_block: the fused form, which must equal the composed one. Each with an input of
+// its own, and as in an up block with concat(upsample(x), skip) for input.
+#include "autograd/residual_block.h"
+#include "tests/op_cases.h"
+
+namespace tessera {
+namespace {
+
+struct Sizes {
+  Shape x;
+  int64_t B;     // channels of the skip, 0: none
+  int64_t K, T;  // channels out, width of the time embedding
+  int groups;
+};
+
+// Inputs: x, time, conv1 w b, norm1 gamma beta, conv2 w b, norm2 gamma beta, time w b; then the
+// shortcut's w b if there is one; then the skip if there is one.
+Apply block(ops::Fusion fusion, const NormGelu& spec, bool shortcut, bool skip) {
+  return [=](Tape& tape, const std::vector<Var>& in) {
+    ops::ResidualBlockArgs args{spec,  in[2], in[3],  in[4],  in[5], in[6], in[7],
+                                in[8], in[9], in[10], in[11], {},    {}};
+    if (shortcut) args.shortcut_w = in[12], args.shortcut_b = in[13];
+    return ops::residual_block(tape, fusion, in[0], skip ? in.back() : Var{}, in[1], args);
+  };
+}
+
+OpCase residual_block_case(const std::string& name, const Sizes& s, GeluForm form) {
+  const NormGelu spec{{s.groups}, form};
+  const int64_t N = s.x[0], scale = s.B ? 2 : 1, H = scale * s.x[1], W = scale * s.x[2];
+  const int64_t C = s.x[3] + s.B, K = s.K;
+  const Shape vector{K};
+  OpCase c;
+  c.op = "residual_block";
+  c.name = concat(name, form == GeluForm::Exact ? "exact " : "tanh ", s.x, s.B ? " + skip " : "",
+                  s.B ? std::to_string(s.B) : "", " -> ", K, " in ", s.groups, " groups");
+  c.inputs = {s.x,          {N, s.T}, {K, 3, 3, C}, vector, vector,   vector,
+              {K, 3, 3, K}, vector,   vector,       vector, {K, s.T}, vector};
+  if (C != K) c.inputs.insert(c.inputs.end(), {Shape{K, 1, 1, C}, vector});
+  if (s.B) c.inputs.push_back({N, H, W, s.B});
+  c.apply = block(ops::Fusion::On, spec, C != K, s.B > 0);
+  c.composition = block(ops::Fusion::Off, spec, C != K, s.B > 0);
+  c.tolerance = 3e-5;  // a chain of two norms, whose statistics round too
+  const double products = double(N * H * W * K) * double(9 * C + 9 * K + (C != K ? C : 0));
+  const double bytes = f32_bytes(c.inputs) + f32_bytes({{N, H, W, K}});
+  c.forward = {2 * products, bytes};
+  c.backward = {4 * products, bytes + f32_bytes(c.inputs)};
+  return c;
+}
+
+}  // namespace
+
+void add_residual_block_cases(CaseTable& table) {
+  // At least two channels a group: else a bias before a norm has no gradient to compare.
+  for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh})
+    for (const Sizes& s : {Sizes{{2, 6, 4, 16}, 0, 16, 12, 4},
+                           {{1, 5, 7, 12}, 0, 16, 20, 8},
+                           {{2, 3, 3, 20}, 0, 8, 7, 1},
+                           {{1, 9, 7, 24}, 0, 40, 8, 8},
+                           {{3, 1, 2, 7}, 0, 21, 3, 3},
+                           {{0, 4, 4, 8}, 0, 16, 8, 8},
+                           {{2, 3, 2, 16}, 8, 8, 12, 4},
+                           {{1, 5, 3, 20}, 7, 21, 5, 3},
+                           {{2, 2, 2, 5}, 3, 8, 4, 2},
+                           {{0, 4, 4, 8}, 4, 8, 8, 4}})
+      table.tests.push_back(residual_block_case("", s, form));
+
+  for (const Stage& s : stages()) {
+    const auto add = [&](const Shape& x, int64_t B) {
+      table.benchmarks.push_back(
+          residual_block_case(s.model + " ", {x, B, s.width, 512, 8}, GeluForm::Exact));
+    };
+    add({s.N, s.side, s.side, s.width}, 0);
+    if (!s.bottleneck) add({s.N, s.side / 2, s.side / 2, 2 * s.width}, s.width);
+  }
+}
+
+}  // namespace tessera

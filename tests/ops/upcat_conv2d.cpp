@@ -1,0 +1,56 @@
+// Cases of upcat_conv2d, which must equal upsampling, joining and a convolution.
+#include "autograd/ops.h"
+#include "tests/op_cases.h"
+
+namespace tessera {
+namespace {
+
+OpCase upcat_conv2d_case(const std::string& name, const Shape& low, int64_t B, int64_t K,
+                         int64_t R) {
+  const int64_t N = low[0], H = 2 * low[1], W = 2 * low[2], A = low[3];
+  const Shape skip{N, H, W, B}, w{K, R, R, A + B}, y{N, H, W, K};
+  const ConvSpec spec{1, int(R / 2), int(R / 2)};
+  OpCase c;
+  c.op = "upcat_conv2d";
+  c.name = concat(name, R, "x", R, " ", low, " ", skip, " -> ", K);
+  c.inputs = {low, skip, w, {K}};
+  c.apply = [](Tape& tape, const std::vector<Var>& in) {
+    return ops::upcat_conv2d(tape, in[0], in[1], in[2], in[3]);
+  };
+  c.composition = [spec](Tape& tape, const std::vector<Var>& in) {
+    return ops::conv2d(tape, spec, ops::concat_upsample(tape, in[0], in[1]), in[2], in[3]);
+  };
+  c.exact = true;
+  // Operations of the composition, so that the rates compare; the fused path needs fewer.
+  const double flops = ConvProblem::of(spec, {N, H, W, A + B}, w).flops();
+  c.forward = {flops, f32_bytes({low, skip, w, y})};
+  c.backward = {2 * flops, 2 * f32_bytes({low, skip, w, y})};
+  return c;
+}
+
+}  // namespace
+
+void add_upcat_conv2d_cases(CaseTable& table) {
+  struct Sizes {
+    Shape low;
+    int64_t B, K;
+  };
+  for (int64_t R : {1, 3})
+    for (const Sizes& s : {Sizes{{1, 1, 1, 1}, 1, 1},
+                           {{2, 3, 5, 7}, 3, 20},
+                           {{1, 16, 17, 3}, 7, 1},
+                           {{2, 2, 4, 40}, 20, 24},
+                           {{1, 1, 7, 24}, 65, 3},
+                           {{3, 5, 1, 20}, 1, 7},
+                           {{2, 4, 4, 64}, 32, 32},
+                           {{0, 4, 4, 3}, 5, 7}})
+      table.tests.push_back(upcat_conv2d_case("", s.low, s.B, s.K, R));
+  for (const Stage& s : stages()) {
+    if (s.bottleneck) continue;
+    const Shape low{s.N, s.side / 2, s.side / 2, 2 * s.width};
+    for (int64_t R : {1, 3})
+      table.benchmarks.push_back(upcat_conv2d_case(s.model + " ", low, s.width, s.width, R));
+  }
+}
+
+}  // namespace tessera

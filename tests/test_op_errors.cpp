@@ -1,0 +1,193 @@
+// What the ops refuse, and that the message names the argument, what it is and what was expected.
+#include <catch2/catch.hpp>
+
+#include "autograd/residual_block.h"
+#include "tests/temp_dir.h"
+
+using namespace tessera;
+using Catch::Contains;
+
+namespace {
+
+// Leaves of zeros, all wanted, and a tape for the ops.
+struct Bench {
+  Stream stream{Device::open(DeviceType::cpu, 2)};
+  Tape tape{stream};
+
+  Tensor zeros(const Shape& shape, DType dtype = DType::f32) {
+    return Tensor::zeros(stream, shape, dtype);
+  }
+  Var var(const Shape& shape, DType dtype = DType::f32) {
+    return Var::leaf(zeros(shape, dtype), true);
+  }
+};
+
+template <class F>
+std::string error_of(F&& call) {
+  return message_of<Error>(call);
+}
+
+}  // namespace
+
+TEST_CASE("conv2d refuses what does not fit", "[ops][errors]") {
+  Bench b;
+  const Var x = b.var({1, 4, 4, 3});
+  const auto conv = [&](const Var& in, const Var& w, const Var& bias = {}) {
+    return error_of([&] { ops::conv2d(b.tape, {1, 1, 1}, in, w, bias); });
+  };
+  CHECK_THAT(conv(x, b.var({2, 3, 3, 5})), Contains("x has 3 channels, w takes 5"));
+  CHECK_THAT(conv(x, b.var({2, 7, 3, 3})),
+             Contains("filter [2,7,3,3] is larger than the padded image [1,4,4,3]"));
+  CHECK_THAT(conv(b.var({4, 3}), b.var({2, 3, 3, 3})), Contains("x is [4,3], w is [2,3,3,3]"));
+  CHECK_THAT(conv(x, b.var({2, 3, 3, 3}), b.var({3})),
+             Contains("conv2d_fwd: b is [3] f32, expected [2] f32"));
+  CHECK_THAT(conv(x, b.var({2, 3, 3, 3}, DType::f64)),
+             Contains("w is [2,3,3,3] f64, expected [2,3,3,3] f32"));
+  CHECK_THAT(conv(b.var({1, 4, 4, 3}, DType::u8), b.var({2, 3, 3, 3}, DType::u8)),
+             Contains("no CPU kernels for u8"));
+  CHECK_THAT(error_of([&] {
+               ops::conv2d(b.tape, {0, 1, 1}, x, b.var({2, 3, 3, 3}), {});
+             }),
+             Contains("stride 0"));
+
+  const Tensor dy = b.zeros({1, 4, 4, 2}), w = b.zeros({2, 3, 3, 3});
+  CHECK_THAT(error_of([&] {
+               conv2d_bwd_data(b.stream, {1, 0, 0}, dy, w, {b.zeros({1, 4, 4, 3})});
+             }),
+             Contains("dy is [1,4,4,2] f32, expected [1,2,2,2] f32"));
+  CHECK_THAT(error_of([&] {
+               conv2d_bwd_weight(b.stream, {1, 1, 1}, x.value, dy, {w}, {b.zeros({5})});
+             }),
+             Contains("db is [5] f32, expected [2] f32"));
+}
+
+TEST_CASE("linear refuses what does not fit", "[ops][errors]") {
+  Bench b;
+  const auto linear = [&](const Shape& x, const Shape& w, const Shape& bias) {
+    return error_of([&] { ops::linear(b.tape, b.var(x), b.var(w), b.var(bias)); });
+  };
+  CHECK_THAT(linear({2, 3}, {4, 5}, {4}), Contains("x is [2,3], w is [4,5]"));
+  CHECK_THAT(linear({2, 3, 1}, {4, 3}, {4}), Contains("x is [2,3,1], w is [4,3]"));
+  CHECK_THAT(linear({2, 3}, {4, 3}, {3}), Contains("b is [3] f32, expected [4] f32"));
+}
+
+TEST_CASE("norms refuse what does not fit", "[ops][errors]") {
+  Bench b;
+  const Var x = b.var({2, 3, 3, 6}), six = b.var({6});
+  const auto norm = [&](int groups, const Var& gamma, const Var& beta) {
+    return error_of([&] { ops::group_norm(b.tape, {groups}, x, gamma, beta); });
+  };
+  CHECK_THAT(norm(4, six, six), Contains("6 channels in 4 groups"));
+  CHECK_THAT(norm(2, b.var({5}), six), Contains("gamma is [5] f32, expected [6] f32"));
+  CHECK_THAT(norm(2, six, b.var({6, 1})), Contains("beta is [6,1] f32, expected [6] f32"));
+  const auto fused = [&](const Var& t, const Var& residual) {
+    return error_of([&] { ops::group_norm_gelu(b.tape, {{2}}, x, six, six, t, residual); });
+  };
+  CHECK_THAT(fused(b.var({2, 5}), {}), Contains("t is [2,5] f32, expected [2,6] f32"));
+  CHECK_THAT(fused({}, b.var({2, 3, 4, 6})),
+             Contains("residual is [2,3,4,6] f32, expected [2,3,3,6] f32"));
+}
+
+TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
+  Bench b;
+  CHECK_THAT(error_of([&] {
+               ops::space_to_channel(b.tape, b.var({1, 3, 4, 2}));
+             }),
+             Contains("x is [1,3,4,2], expected even H and W"));
+  CHECK_THAT(error_of([&] {
+               ops::channel_to_space(b.tape, b.var({1, 2, 2, 6}));
+             }),
+             Contains("x is [1,2,2,6], expected C a multiple of 4"));
+  CHECK_THAT(error_of([&] {
+               Tensor y = b.zeros({1, 4, 4, 2});
+               upsample_nearest_fwd(b.stream, b.zeros({1, 2, 2, 3}), y);
+             }),
+             Contains("y is [1,4,4,2] f32, expected [1,4,4,3] f32"));
+  CHECK_THAT(error_of([&] {
+               ops::concat_channels(b.tape, b.var({1, 4, 4, 3}), b.var({1, 4, 5, 2}));
+             }),
+             Contains("b is [1,4,5,2] f32, expected [1,4,4,2] f32"));
+  CHECK_THAT(error_of([&] {
+               ops::concat_upsample(b.tape, b.var({1, 2, 2, 3}), b.var({1, 4, 5, 2}));
+             }),
+             Contains("skip is [1,4,5,2] f32, expected [1,4,4,2] f32"));
+  const auto upcat = [&](const Shape& skip, const Shape& w) {
+    return error_of([&] {
+      ops::upcat_conv2d(b.tape, b.var({1, 2, 2, 3}), b.var(skip), b.var(w), b.var({7}));
+    });
+  };
+  CHECK_THAT(upcat({1, 5, 4, 2}, {7, 3, 3, 5}), Contains("low is [1,2,2,3], skip is [1,5,4,2]"));
+  CHECK_THAT(upcat({1, 4, 4, 2}, {7, 3, 3, 4}),
+             Contains("w takes 4 channels, low and skip have 3 + 2"));
+}
+
+TEST_CASE("sums and the loss refuse what does not fit", "[ops][errors]") {
+  Bench b;
+  CHECK_THAT(error_of([&] { ops::add(b.tape, b.var({2}), b.var({3})); }),
+             Contains("b is [3] f32, expected [2] f32"));
+  CHECK_THAT(error_of([&] {
+               ops::add_broadcast(b.tape, b.var({2, 1, 1, 3}), b.var({3}));
+             }),
+             Contains("t is [3] f32, expected [2,3] f32"));
+  CHECK_THAT(error_of([&] {
+               ops::mse(b.tape, b.var({2, 3}), b.zeros({3, 2}));
+             }),
+             Contains("target is [3,2] f32, expected [2,3] f32"));
+  CHECK_THAT(error_of([&] { ops::mse(b.tape, b.var({2}), b.zeros({2}, DType::f64)); }),
+             Contains("target is [2] f64, expected [2] f32"));
+  CHECK_THAT(error_of([&] {
+               ops::mse(b.tape, b.var({0, 3}), b.zeros({0, 3}));
+             }),
+             Contains("the mean of no elements, [0,3]"));
+  CHECK_THAT(error_of([&] { ops::timestep_embedding(b.tape, b.zeros({2}, DType::i32), 3); }),
+             Contains("y is [2,3], expected [N,dim], dim even"));
+  CHECK_THAT(error_of([&] { ops::timestep_embedding(b.tape, b.zeros({2}, DType::i64), 4); }),
+             Contains("t is [2] i64, expected [2] i32"));
+}
+
+TEST_CASE("a residual block refuses what does not fit, fused and composed", "[ops][errors]") {
+  Bench b;
+  for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
+    ops::ResidualBlockArgs args{{{2}},      b.var({4, 3, 3, 3}), b.var({4}), b.var({4}),
+                                b.var({4}), b.var({4, 3, 3, 4}), b.var({4}), b.var({4}),
+                                b.var({4}), b.var({4, 5}),       b.var({4}), b.var({4, 1, 1, 3}),
+                                b.var({4})};
+    const Var x = b.var({1, 6, 6, 3}), time = b.var({1, 5});
+    const auto error = [&](const Var& in, const Var& t) {
+      return error_of([&] { ops::residual_block(b.tape, fusion, in, {}, t, args); });
+    };
+    CHECK(error(x, time) == "");
+    CHECK_THAT(error(b.var({1, 6, 6, 2}), time), Contains("x has 2 channels, w takes 3"));
+    CHECK_THAT(error(x, b.var({1, 6})), Contains("x is [1,6], w is [4,5]"));
+    CHECK_THAT(error(x, b.var({2, 5})), Contains("[2,4] f32") && Contains("[1,4] f32"));
+    args.conv2_w = b.var({4, 3, 3, 3});
+    CHECK_THAT(error(x, time), Contains("x has 4 channels, w takes 3"));
+  }
+}
+
+TEST_CASE("the tape refuses gradients that do not fit", "[tape][errors]") {
+  Bench b;
+  const Var x = b.var({2, 3}), y = ops::add(b.tape, x, x);
+  CHECK_THAT(error_of([&] { b.tape.backward(y); }),
+             Contains("backward from [2,3], expected one element"));
+  CHECK_THAT(error_of([&] {
+               b.tape.backward_from(y, b.zeros({3, 2}));
+             }),
+             Contains("gradient [3,2] of a value [2,3]"));
+  CHECK_THAT(error_of([&] { x.grad(); }), Contains("no gradient of"));
+  const Var data = Var::leaf(b.zeros({1}));
+  CHECK_THAT(error_of([&] { b.tape.backward(ops::add(b.tape, data, data)); }),
+             Contains("depends on nothing that is trained"));
+}
+
+TEST_CASE("the optimizer refuses what does not fit", "[ops][errors]") {
+  Bench b;
+  const Tensor grads = b.zeros({8}), norm = b.zeros({1});
+  Tensor params = b.zeros({8}), m = b.zeros({8}), v = b.zeros({8}), small = b.zeros({7});
+  const auto step = [&](int64_t number, Tensor& p, Tensor& second) {
+    return error_of([&] { adam_step(b.stream, {}, number, grads, norm, p, m, second); });
+  };
+  CHECK_THAT(step(0, params, v), Contains("counted from 1, not 0"));
+  CHECK_THAT(step(1, small, v), Contains("params is [7] f32, expected [8] f32"));
+  CHECK_THAT(step(1, params, small), Contains("v is [7] f32, expected [8] f32"));
+}

@@ -1,0 +1,238 @@
+// Random numbers: the published Philox vectors, the distribution of normal4, bits that must never
+// change, and what the kernels that draw numbers promise about batches.
+#include "core/rng.h"
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include "kernels/kernels.h"
+#include "tests/temp_dir.h"
+
+using namespace tessera;
+
+namespace {
+
+std::vector<float> draw_normals(size_t count) {
+  const RngKey key{1, 0, 0, Purpose::noise};
+  std::vector<float> values;
+  for (uint32_t block = 0; values.size() < count; ++block) {
+    const std::array<float, 4> four = normal4(key, block);
+    values.insert(values.end(), four.begin(), four.end());
+  }
+  return values;
+}
+
+uint32_t bits_of(float value) { return std::bit_cast<uint32_t>(value); }
+
+// Noise of the samples [first, first + count) of a set of 5, added to zeros, sigma .4.
+std::vector<float> noise_of(Stream& stream, NoiseUse use, int64_t first, int64_t count, int t = 800,
+                            uint32_t epoch = 2) {
+  std::vector<int64_t> ids(static_cast<size_t>(count));
+  std::iota(ids.begin(), ids.end(), first);
+  const std::vector<int32_t> steps(ids.size(), t);
+  const Tensor samples = Tensor::from<int64_t>(stream, {count}, ids);
+  const Tensor timesteps = Tensor::from<int32_t>(stream, {count}, steps);
+  const Tensor clean = Tensor::zeros(stream, {count, 3, 5, 1});
+  Tensor noisy = Tensor::empty(stream, clean.shape());
+  add_noise(stream, {7, epoch, 0.5f}, use, samples, timesteps, clean, noisy);
+  return noisy.to_vector<float>(stream);
+}
+
+std::vector<int32_t> timesteps_of(Stream& stream, const NoiseSpec& spec,
+                                  const std::vector<int64_t>& ids) {
+  const Tensor samples = Tensor::from<int64_t>(stream, {int64_t(ids.size())}, ids);
+  Tensor t = Tensor::empty(stream, samples.shape(), DType::i32);
+  draw_timesteps(stream, spec, samples, t);
+  return t.to_vector<int32_t>(stream);
+}
+
+}  // namespace
+
+// The vectors of the Random123 distribution, kat_vectors, philox4x32 with 10 rounds.
+TEST_CASE("philox4x32 gives the published numbers", "[rng]") {
+  CHECK(philox4x32({0, 0, 0, 0}, 0, 0) == Random4{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8});
+  const uint32_t ones = 0xFFFFFFFF;
+  CHECK(philox4x32({ones, ones, ones, ones}, ones, ones) ==
+        Random4{0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD});
+  CHECK(philox4x32({0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344}, 0xA4093822, 0x299F31D0) ==
+        Random4{0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1});
+}
+
+TEST_CASE("every part of a key changes the numbers", "[rng]") {
+  const RngKey key{uint64_t{1} << 40, 2, 3, Purpose::noise};
+  const Random4 words = random4(key, 4);
+  CHECK(words != random4(key, 5));
+  CHECK(words != random4({key.seed + 1, 2, 3, Purpose::noise}, 4));
+  CHECK(words != random4({key.seed * 2, 2, 3, Purpose::noise}, 4));
+  CHECK(words != random4({key.seed, 3, 3, Purpose::noise}, 4));
+  CHECK(words != random4({key.seed, 2, 4, Purpose::noise}, 4));
+  CHECK(words != random4({key.seed, 2, 3, Purpose::eval_noise}, 4));
+}
+
+TEST_CASE("numbers of a key never change", "[rng]") {
+  const RngKey key{42, 3, 59999, Purpose::noise};
+  CHECK(random4(key, 5) == Random4{0x4C8423F2, 0x76F65E62, 0x9BDF7C98, 0x84AD07B5});
+  const std::array<float, 4> z = normal4(key, 5);
+  CHECK(bits_of(z[0]) == 0xBFC20E56);  // -1.51606250
+  CHECK(bits_of(z[1]) == 0x3EAF0F63);  // 0.341914266
+  CHECK(bits_of(z[2]) == 0xBF7D54D6);  // -0.989575744
+  CHECK(bits_of(z[3]) == 0xBDE99CBA);  // -0.114068463
+}
+
+TEST_CASE("uniform numbers stay in their range", "[rng]") {
+  CHECK(uniform_below(0, 1000) == 0);
+  CHECK(uniform_below(0xFFFFFFFF, 1000) == 999);
+  CHECK(uniform01(0) == 0.0f);
+  CHECK(uniform01(0xFFFFFFFF) == 1.0f - 0x1p-24f);
+}
+
+TEST_CASE("the polynomials follow libm", "[rng]") {
+  double log_error = 0, turn_error = 0;
+  for (int i = 1; i <= 1 << 24; i += 5) {  // 5 does not divide 2^24: all kinds of bits are met
+    const float u = float(i) * 0x1p-24f, turn = float(i - 1) * 0x1p-24f;
+    const double expected = std::log(double(u)), angle = 2 * std::numbers::pi * turn;
+    log_error = std::max(log_error, std::abs(log_unit(u) - expected) / std::abs(expected));
+    float cosine, sine;
+    cos_sin_turn(turn, cosine, sine);
+    turn_error = std::max(
+        {turn_error, std::abs(cosine - std::cos(angle)), std::abs(sine - std::sin(angle))});
+  }
+  CHECK(log_error < 1e-7);
+  CHECK(turn_error < 1e-7);
+  CHECK(log_unit(1.0f) == 0.0f);
+}
+
+TEST_CASE("normal4 is Box-Muller of its words", "[rng]") {
+  double worst = 0;
+  for (uint32_t block = 0; block < 10000; ++block) {
+    const RngKey key{9, 1, 2, Purpose::noise};
+    const Random4 words = random4(key, block);
+    const std::array<float, 4> z = normal4(key, block);
+    for (int i = 0; i < 4; i += 2) {
+      const double radius = std::sqrt(-2 * std::log(((words[i] >> 8) + 1) * 0x1p-24));
+      const double angle = 2 * std::numbers::pi * ((words[i + 1] >> 8) * 0x1p-24);
+      worst = std::max({worst, std::abs(z[i] - radius * std::cos(angle)),
+                        std::abs(z[i + 1] - radius * std::sin(angle))});
+    }
+  }
+  CHECK(worst < 1e-6);
+}
+
+TEST_CASE("normal4 has the moments of the normal distribution", "[rng]") {
+  const std::vector<float> values = draw_normals(1000000);
+  double sums[4] = {};
+  for (double z : values)
+    for (int power = 0; power < 4; ++power) sums[power] += std::pow(z, power + 1);
+  const double n = double(values.size()), error = 4 / std::sqrt(n);  // four standard deviations
+  CHECK(std::abs(sums[0] / n) < error);
+  CHECK(std::abs(sums[1] / n - 1) < error * std::sqrt(2));
+  CHECK(std::abs(sums[2] / n) < error * std::sqrt(15));
+  CHECK(std::abs(sums[3] / n - 3) < error * std::sqrt(96));
+}
+
+TEST_CASE("normal4 follows the normal distribution function", "[rng]") {
+  std::vector<float> values = draw_normals(200000);
+  std::sort(values.begin(), values.end());
+  const double n = double(values.size());
+  double distance = 0;  // of Kolmogorov and Smirnov
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double cdf = 0.5 * std::erfc(-values[i] / std::numbers::sqrt2);
+    distance = std::max({distance, cdf - double(i) / n, double(i + 1) / n - cdf});
+  }
+  CHECK(distance * std::sqrt(n) < 1.63);  // exceeded by chance once in 100
+}
+
+TEST_CASE("neighbours among the normal numbers are uncorrelated", "[rng]") {
+  const std::vector<float> values = draw_normals(400000);
+  for (size_t lag : {1, 2, 3, 4}) {
+    double sum = 0;
+    for (size_t i = lag; i < values.size(); ++i) sum += double(values[i]) * values[i - lag];
+    CHECK(std::abs(sum / double(values.size())) < 4 / std::sqrt(double(values.size())));
+  }
+}
+
+TEST_CASE("add_noise gives a sample the same bits in every batch", "[rng][noise]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  for (NoiseUse use : {NoiseUse::Training, NoiseUse::Evaluation}) {
+    const std::vector<float> whole = noise_of(stream, use, 0, 5);
+    for (int64_t split = 0; split <= 5; ++split) {
+      std::vector<float> parts = noise_of(stream, use, 0, split);
+      const std::vector<float> rest = noise_of(stream, use, split, 5 - split);
+      parts.insert(parts.end(), rest.begin(), rest.end());
+      CHECK(parts == whole);
+    }
+  }
+}
+
+TEST_CASE("add_noise numbers the elements in storage order", "[rng][noise]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  const std::vector<float> training = noise_of(stream, NoiseUse::Training, 4, 1);
+  const std::vector<float> evaluation = noise_of(stream, NoiseUse::Evaluation, 4, 1);
+  for (uint32_t i = 0; i < 15; ++i) {
+    CHECK(training[i] == 0.4f * normal4({7, 2, 4, Purpose::noise}, i / 4)[i % 4]);
+    CHECK(evaluation[i] == 0.4f * normal4({7, 800, 4, Purpose::eval_noise}, i / 4)[i % 4]);
+  }
+}
+
+TEST_CASE("training noise changes with the epoch, evaluation noise does not", "[rng][noise]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  for (NoiseUse use : {NoiseUse::Training, NoiseUse::Evaluation})
+    CHECK((noise_of(stream, use, 0, 2, 500, 0) == noise_of(stream, use, 0, 2, 500, 1)) ==
+          (use == NoiseUse::Evaluation));
+}
+
+TEST_CASE("add_noise works in place and refuses what has no meaning", "[rng][noise]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  const Tensor samples = Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{-1});
+  const Tensor t = Tensor::from<int32_t>(stream, {1}, std::vector<int32_t>{800});
+  Tensor image = Tensor::zeros(stream, {1, 3, 5, 1});
+  const auto run = [&](const Tensor& ids, Tensor& x) {
+    add_noise(stream, {7, 2, 0.5f}, NoiseUse::Training, ids, t, x, x);
+  };
+  CHECK(message_of<Error>([&] { run(samples, image); }).find("sample -1") != std::string::npos);
+  Tensor wide = Tensor::zeros(stream, {1, 3, 5, 1}, DType::f64);
+  CHECK(message_of<Error>([&] { run(samples, wide); }).find("f32 only") != std::string::npos);
+
+  run(Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{4}), image);
+  CHECK(image.to_vector<float>(stream) == noise_of(stream, NoiseUse::Training, 4, 1));
+}
+
+TEST_CASE("draw_timesteps is uniform over 0..999 and keyed by sample and epoch", "[rng][noise]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  std::vector<int64_t> ids(200000);
+  std::iota(ids.begin(), ids.end(), 0);
+  const std::vector<int32_t> t = timesteps_of(stream, {3, 0}, ids);
+  std::vector<int> counts(1000);
+  for (int32_t step : t) {
+    REQUIRE(step >= 0);
+    REQUIRE(step < 1000);
+    ++counts[size_t(step)];
+  }
+  CHECK(*std::min_element(counts.begin(), counts.end()) > 0);
+  double chi_squared = 0;
+  for (int count : counts) chi_squared += (count - 200.0) * (count - 200.0) / 200.0;
+  CHECK(std::abs(chi_squared - 999) < 4 * std::sqrt(2 * 999.0));
+
+  CHECK(timesteps_of(stream, {3, 0}, {199999, 17})[1] == t[17]);
+  CHECK(timesteps_of(stream, {3, 1}, ids) != t);
+  CHECK(timesteps_of(stream, {4, 0}, ids) != t);
+}
+
+TEST_CASE("normalize_images maps every byte as PyTorch does", "[noise]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  std::vector<uint8_t> bytes(256);
+  std::iota(bytes.begin(), bytes.end(), uint8_t{0});
+  const Tensor images = Tensor::from<uint8_t>(stream, {1, 16, 16, 1}, bytes);
+  Tensor clean = Tensor::empty(stream, images.shape());
+  normalize_images(stream, images, clean);
+  const std::vector<float> values = clean.to_vector<float>(stream);
+  CHECK(values[0] == -1.0f);
+  CHECK(values[255] == 1.0f);
+  for (int i = 0; i < 256; ++i) {
+    const float unit = float(i) / 255.0f;
+    CHECK(values[size_t(i)] == (unit - 0.5f) / 0.5f);
+  }
+}

@@ -1,0 +1,229 @@
+// The tape: what it accumulates, skips, frees and watches.
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <limits>
+
+#include "autograd/ops.h"
+#include "autograd/parameters.h"
+#include "tests/op_runner.h"
+
+using namespace tessera;
+using Floats = std::vector<float>;
+
+namespace {
+
+Var leaf(Stream& stream, const Shape& shape, const Floats& values, std::string name = "") {
+  return Var::leaf(Tensor::from<float>(stream, shape, values), true, std::move(name));
+}
+
+Floats grad_of(Stream& stream, const Var& x) { return x.grad().to_vector<float>(stream); }
+
+}  // namespace
+
+TEST_CASE("a value that is used twice gets the sum of its gradients", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  const Var x = leaf(stream, {3}, {1, 2, 3});
+  const Var twice = ops::add(tape, x, x);
+  const Var y = ops::add(tape, twice, x);  // 3x
+  tape.backward_from(y, Tensor::from<float>(stream, {3}, Floats{1, 10, 100}));
+  CHECK(grad_of(stream, x) == Floats{3, 30, 300});
+}
+
+TEST_CASE("both parts of a join may be the same value", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  const Var x = leaf(stream, {1, 1, 1, 2}, {1, 2});
+  const Var y = ops::concat_channels(tape, x, x);
+  CHECK(y.value.to_vector<float>(stream) == Floats{1, 2, 1, 2});
+  tape.backward_from(y, Tensor::from<float>(stream, {1, 1, 1, 4}, Floats{1, 2, 30, 40}));
+  CHECK(grad_of(stream, x) == Floats{31, 42});
+}
+
+TEST_CASE("a skip connection collects from both of its ways", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  const Var x = leaf(stream, {1, 2, 2, 1}, {1, 2, 3, 4});
+  const Var skip = ops::add(tape, x, x);
+  const Var low = ops::space_to_channel(tape, skip);  // [1,1,1,4]
+  const Var y = ops::concat_upsample(tape, low, skip);
+  tape.backward_from(y, Tensor::from<float>(stream, {1, 2, 2, 5}, Floats(20, 1)));
+  CHECK(grad_of(stream, x) == Floats(4, 2 * (4 + 1)));  // four upsampled copies and the skip
+}
+
+TEST_CASE("values that nothing uses are skipped", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  const Var x = leaf(stream, {2}, {1, 2}), other = leaf(stream, {2}, {5, 6});
+  ops::gelu(tape, GeluForm::Exact, x);
+  ops::add(tape, x, other);
+  const Var y = ops::add(tape, x, x);
+  tape.backward_from(y, Tensor::from<float>(stream, {2}, Floats{1, 1}));
+  CHECK(grad_of(stream, x) == Floats{2, 2});
+  CHECK(!other.slot->written);
+  CHECK_THROWS_AS(other.grad(), Error);
+}
+
+TEST_CASE("data gets no gradient", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  const Var x = leaf(stream, {2}, {1, 2});
+  const Var data = Var::leaf(Tensor::from<float>(stream, {2}, Floats{3, 4}));
+  const Var derived = ops::add(tape, data, data);
+  CHECK(!derived.wanted());
+  const Var y = ops::add(tape, x, derived);
+  CHECK(y.wanted());
+  tape.backward_from(y, Tensor::from<float>(stream, {2}, Floats{1, 2}));
+  CHECK(grad_of(stream, x) == Floats{1, 2});
+  CHECK(!data.slot->grad);
+  CHECK(!derived.slot->grad);
+}
+
+TEST_CASE("backward scales the loss", "[tape]") {
+  Stream stream(poisoned_cpu());
+  for (double scale : {1.0, 0.25}) {
+    Tape tape(stream);
+    const Var x = leaf(stream, {2}, {3, 5});
+    const Var loss = ops::mse(tape, x, Tensor::zeros(stream, {2}));
+    CHECK(loss.value.to_vector<float>(stream) == Floats{17});
+    tape.backward(loss, scale);
+    CHECK(grad_of(stream, x) == Floats{float(3 * scale), float(5 * scale)});
+  }
+}
+
+TEST_CASE("gradients of two passes add up until they are cleared", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Parameters parameters;
+  const Parameter& w = parameters.add("w", {2, 2}, {0.0f, 1.0f}, FileLayout::Same);
+  Parameter& idle = parameters.add("idle", {3}, {0.0f, 1.0f}, FileLayout::Same);
+  parameters.allocate(stream, Precision::f32(), 0);
+  parameters.allocate_moments(stream);
+  const auto pass = [&](float x0, float x1) {
+    Tape tape(stream);
+    const Var x = Var::leaf(Tensor::from<float>(stream, {1, 2}, Floats{x0, x1}));
+    const Var y = ops::linear(tape, x, w.var, {});
+    tape.backward_from(y, Tensor::from<float>(stream, {1, 2}, Floats{1, 10}));
+  };
+  parameters.clear_gradients();
+  pass(1, 2);
+  CHECK(grad_of(stream, w.var) == Floats{1, 2, 10, 20});
+  pass(3, 4);
+  CHECK(grad_of(stream, w.var) == Floats{4, 6, 40, 60});
+  parameters.clear_gradients();
+  pass(5, 6);
+  CHECK(grad_of(stream, w.var) == Floats{5, 6, 50, 60});
+  // What no pass has written is zero, not what an earlier step left.
+  std::fill_n(idle.var.slot->grad.data<float>(), 3, 7.0f);
+  parameters.finish_gradients(stream);
+  CHECK(idle.var.slot->grad.to_vector<float>(stream) == Floats{0, 0, 0});
+  CHECK(grad_of(stream, w.var) == Floats{5, 6, 50, 60});
+}
+
+TEST_CASE("inference records nothing and frees values as they fall out of use", "[tape]") {
+  Stream stream(poisoned_cpu());
+  const Pool& pool = *stream.device().pool();
+  const Shape shape{1, 16, 16, 8};  // 8 KiB
+  const size_t bytes = 8192;
+  const auto chain = [&](Tape& tape, const Var& x) {
+    Var h = x;
+    for (int i = 0; i < 10; ++i) h = ops::gelu(tape, GeluForm::Exact, h);
+    return h;
+  };
+  const Var x = leaf(stream, shape, Floats(2048, 1));
+  CHECK(pool.bytes_in_use() == bytes);
+  {
+    Tape tape(stream, Tape::Mode::Inference);
+    CHECK(!tape.recording());
+    const Var y = chain(tape, x);
+    CHECK(!y.wanted());
+    CHECK(pool.bytes_in_use() == 2 * bytes);
+    CHECK(pool.peak_bytes() == 3 * bytes);  // x, and the input and output of one op
+    CHECK_THROWS_AS(tape.backward_from(y, y.value), Error);
+  }
+  CHECK(pool.bytes_in_use() == bytes);
+  Tape tape(stream);
+  const Var y = chain(tape, x);
+  CHECK(pool.bytes_in_use() == 11 * bytes);  // every input is needed on the way back
+}
+
+TEST_CASE("backward frees as it goes", "[tape]") {
+  Stream stream(poisoned_cpu());
+  const Pool& pool = *stream.device().pool();
+  const Shape shape{1, 16, 16, 8};
+  const size_t bytes = 8192;
+  const Var x = leaf(stream, shape, Floats(2048, 1));
+  Tape tape(stream);
+  std::vector<size_t> in_use;
+  // An op that does nothing but to note how much memory is held when backward comes by.
+  const auto probe = [&](const Var& in) {
+    Var y = tape.output(in.shape(), DType::f32, {&in});
+    std::copy_n(in.value.data<float>(), in.value.numel(), y.value.data<float>());
+    tape.record("probe", {&in}, y, [&, slot = in.slot](Stream& s, const Tensor& dy) {
+      in_use.push_back(pool.bytes_in_use());
+      add_bwd(s, dy, slot->out(s));
+    });
+    return y;
+  };
+  {
+    Var h = x;
+    for (int i = 0; i < 4; ++i) h = probe(ops::gelu(tape, GeluForm::Exact, h));
+    tape.backward_from(h, Tensor::from<float>(stream, shape, Floats(2048, 1)));
+  }
+  // Held all the time: x, the result, its gradient and what it was copied from. The inputs of the
+  // three other ops go one by one; from the second probe on there is the gradient on its way.
+  CHECK(in_use == std::vector<size_t>{7 * bytes, 7 * bytes, 6 * bytes, 5 * bytes});
+  CHECK(pool.bytes_in_use() == 2 * bytes);  // x and its gradient
+}
+
+TEST_CASE("a watching tape names the first value that is not finite", "[tape]") {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  tape.watch();
+  const auto first = [&](auto&& call) -> std::string {
+    try {
+      call();
+    } catch (const NonFiniteError& error) {
+      CHECK(std::string(error.what()).find("'" + error.tensor + "' [") == 0);
+      return error.tensor;
+    }
+    return "";
+  };
+  const Var good = leaf(stream, {2}, {1, 2}), huge = leaf(stream, {2}, {1, 3e38f});
+  const Var bad = leaf(stream, {2}, {kInf, 1}, "conv.weight");
+  CHECK(first([&] { ops::add(tape, good, good); }) == "");
+  CHECK(first([&] { ops::add(tape, good, bad); }) == "conv.weight");
+  Tape::Scope outer(tape, "down1");
+  CHECK(first([&] {
+          const Var sum = ops::add(tape, huge, good);  // still finite
+          Tape::Scope inner(tape, "down1.block");
+          ops::gelu(tape, GeluForm::Exact, ops::add(tape, sum, huge));
+        }) == "down1.block.add");
+  CHECK(first([&] { ops::add(tape, huge, huge); }) == "down1.add");
+}
+
+TEST_CASE("a watching tape names the first gradient that is not finite", "[tape]") {
+  Stream stream(poisoned_cpu());
+  for (bool watch : {false, true}) {
+    Tape tape(stream);
+    if (watch) tape.watch();
+    const Var x = leaf(stream, {2}, {1, 2}, "x"), w = leaf(stream, {2}, {1, 1}, "w");
+    const Var sum = ops::add(tape, x, w);
+    const Var y = ops::gelu(tape, GeluForm::Exact, sum);
+    const Var z = ops::add(tape, y, y);
+    const auto backward = [&] {
+      tape.backward_from(z, Tensor::from<float>(stream, {2}, Floats{3e38f, 1}));
+    };
+    if (!watch) {
+      CHECK_NOTHROW(backward());
+      continue;
+    }
+    std::string named;
+    try {
+      backward();
+    } catch (const NonFiniteError& error) {
+      named = error.tensor;
+    }
+    CHECK(named == "gradient of gelu");
+  }
+}

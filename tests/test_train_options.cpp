@@ -1,0 +1,226 @@
+// Options of train: their layers, their errors, and config files that reproduce a run.
+#include <catch2/catch.hpp>
+
+#include "apps/train_options.h"
+#include "tests/temp_dir.h"
+
+using namespace tessera;
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+CommandLine parse(const Words& words) {
+  std::vector<const char*> argv{"train"};
+  for (const std::string& word : words) argv.push_back(word.c_str());
+  return parse_command_line(int(argv.size()), argv.data());
+}
+
+TrainOptions options_of(const Words& words, const std::string& config = "{}") {
+  return make_options(layered(parse_config(config, "c.json"), parse(words).given));
+}
+
+std::string usage_error(const Words& words, const std::string& config = "{}") {
+  return message_of<UsageError>([&] { options_of(words, config); });
+}
+
+// A value other than the default that the option takes beside those of other_values().
+std::string other_value(const TrainOption& option) {
+  static const std::map<std::string, std::string> values{{"preset", "lesson"},
+                                                         {"data", "/some/where"},
+                                                         {"image-size", "48"},
+                                                         {"channels", "3"},
+                                                         {"base", "24"},
+                                                         {"levels", "2"},
+                                                         {"groups", "6"},
+                                                         {"time-dim", "66"},
+                                                         {"activation", "gelu-tanh"},
+                                                         {"weights", "/w"},
+                                                         {"batch", "5"},
+                                                         {"epochs", "7"},
+                                                         {"steps", "11"},
+                                                         {"lr", "0.00325"},
+                                                         {"noise-level", "0.25"},
+                                                         {"seed", "123456789012"},
+                                                         {"device", "simt"},
+                                                         {"threads", "3"},
+                                                         {"out", "o"},
+                                                         {"resume", "r"},
+                                                         {"checkpoint-every", "9"},
+                                                         {"eval-every", "8"},
+                                                         {"log-every", "2"},
+                                                         {"figure", "lesson"}};
+  return values.at(option.name);
+}
+
+// Where an option alone would not fit the others' defaults.
+Words companions(const TrainOption& option) {
+  if (option.name == "groups") return {"--base", "24"};
+  return {};
+}
+
+std::string json_of(const TrainOption& option, const std::string& value) {
+  return option.is_text() ? "\"" + value + "\"" : value;
+}
+
+}  // namespace
+
+TEST_CASE("every flag of train is a key of its config file", "[train]") {
+  for (const TrainOption& option : train_option_table()) {
+    INFO(option.name);
+    const std::string value = other_value(option);
+    const std::string config = "{\"" + option.name + "\": " + json_of(option, value) + "}";
+    Words words = companions(option);
+    const TrainOptions by_config = options_of(words, config), untouched = options_of(words);
+    words.insert(words.end(), {"--" + option.name, value});
+    const TrainOptions by_flag = options_of(words);
+    CHECK(option.get(by_flag) == value);
+    CHECK(option.get(by_config) == value);
+    CHECK(option.get(untouched) != value);
+  }
+}
+
+TEST_CASE("the command line wins over the config file, and that over the preset", "[train]") {
+  CHECK(options_of({}).preset == "quick");
+  CHECK(options_of({}).image_size == 32);
+  CHECK(options_of({}).steps == 600);
+  CHECK(options_of({"--preset", "lesson"}).image_size == 64);
+  CHECK(options_of({"--preset", "lesson"}).epochs == 50);
+  CHECK_FALSE(options_of({"--preset", "lesson"}).steps);
+  const std::string config = R"({"preset": "lesson", "image-size": 16, "batch": 7})";
+  CHECK(options_of({}, config).image_size == 16);
+  CHECK(options_of({}, config).base == 64);
+  CHECK(options_of({"--image-size", "24"}, config).image_size == 24);
+  CHECK(options_of({"--image-size", "24"}, config).batch == 7);
+  CHECK(options_of({"--preset", "quick"}, config).base == 32);
+}
+
+TEST_CASE("steps win over epochs, but not over epochs of a higher layer", "[train]") {
+  CHECK(total_steps(options_of({"--steps", "9", "--epochs", "2"}), 100) == 9);
+  CHECK(total_steps(options_of({"--epochs", "2"}), 100) == 8);  // quick has steps
+  CHECK(total_steps(options_of({"--epochs", "2"}, R"({"steps": 9})"), 100) == 8);
+  CHECK(total_steps(options_of({"--steps", "9"}, R"({"epochs": 2})"), 100) == 9);
+  CHECK(total_steps(options_of({}, R"({"epochs": 2, "steps": 9})"), 100) == 9);
+}
+
+TEST_CASE("a saved config gives the same options again", "[train]") {
+  Words all;
+  for (const TrainOption& option : train_option_table())
+    if (option.name != "resume" && option.name != "out" && option.name != "device")
+      all.insert(all.end(), {"--" + option.name, other_value(option)});
+  for (const Words& words : {Words{}, Words{"--preset", "lesson"}, Words{"--epochs", "3"}, all}) {
+    const TrainOptions saved = options_of(words);
+    const TrainOptions loaded = options_of({}, config_text(saved));
+    for (const TrainOption& option : train_option_table()) {
+      INFO(option.name);
+      CHECK(option.get(loaded) == option.get(saved));
+    }
+  }
+}
+
+TEST_CASE("a config file does not carry where the run wrote to", "[train]") {
+  const std::string text = config_text(options_of({"--out", "somewhere"}));
+  CHECK(text.find("somewhere") == std::string::npos);
+}
+
+TEST_CASE("values that are out of range name the flag and what is expected", "[train]") {
+  const auto [words, message] = GENERATE(table<Words, std::string>({
+      {{"--batch", "0"}, "--batch is '0', expected an integer from 1 to 65536"},
+      {{"--batch", "x"}, "--batch is 'x', expected an integer from 1 to 65536"},
+      {{"--batch", "3.5"}, "--batch is '3.5', expected an integer from 1 to 65536"},
+      {{"--steps", "0"}, "--steps is '0', expected an integer from 1 to 4000000000"},
+      {{"--seed", "-1"}, "--seed is '-1', expected an integer from 0 to 9223372036854774784"},
+      {{"--seed", "9223372036854775807"},
+       "--seed is '9223372036854775807', expected an integer from 0 to 9223372036854774784"},
+      {{"--lr", "nan"}, "--lr is 'nan', expected a number from 1e-12 to 10"},
+      {{"--lr", "0"}, "--lr is '0', expected a number from 1e-12 to 10"},
+      {{"--noise-level", "inf"}, "--noise-level is 'inf', expected a number from 1e-06 to 100"},
+      {{"--device", "gpu"}, "--device is 'gpu', expected auto, cpu, cuda or simt"},
+      {{"--preset", "fast"}, "--preset is 'fast', expected lesson or quick"},
+      {{"--activation", "relu"}, "--activation is 'relu', expected gelu or gelu-tanh"},
+      {{"--out", ""}, "--out is empty, expected DIR"},
+      {{"--channels", "2"}, "--channels is 2, expected 1 (grey) or 3 (colour)"},
+      {{"--base", "30"}, "--base 30 is not a multiple of --groups 8"},
+      {{"--image-size", "36"},
+       "--image-size is 36, expected a multiple of 8 (2^--levels, --levels 3)"},
+      {{"--threads", "1025"}, "--threads is '1025', expected an integer from 0 to 1024"},
+  }));
+  CHECK(usage_error(words) == message);
+}
+
+TEST_CASE("a command line that cannot be parsed is a usage error", "[train]") {
+  CHECK_THAT(usage_error({"--bogus"}), Catch::Contains("--bogus"));
+  CHECK_THAT(usage_error({"stray"}), Catch::Contains("stray"));
+  CHECK_THAT(usage_error({"--batch"}), Catch::Contains("--batch"));
+  CHECK_THAT(usage_error({"--batch", "1", "--batch", "2"}), Catch::Contains("--batch"));
+}
+
+TEST_CASE("help and version answer and give no options", "[train]") {
+  const std::string help = parse({"--help"}).answer.value();
+  for (const TrainOption& option : train_option_table())
+    CHECK_THAT(help, Catch::Contains("--" + option.name + " "));
+  CHECK_THAT(help, Catch::Contains("--config "));
+  CHECK_THAT(parse({"--version"}).answer.value(), Catch::Contains("."));
+}
+
+TEST_CASE("errors of a config file name file, key and value", "[train]") {
+  const auto [config, message] = GENERATE(table<std::string, std::string>({
+      {R"({"btach": 3})",
+       "c.json: key 'btach' with value 3 is unknown: expected names of options as in --help"},
+      {R"({"batch": "3"})", "c.json: key 'batch' is \"3\", expected an integer"},
+      {R"({"batch": 3.0})", "c.json: key 'batch' is 3.0, expected an integer"},
+      {R"({"batch": null})", "c.json: key 'batch' is null, expected an integer"},
+      {R"({"batch": 99999999999999999999999})",
+       "c.json: key 'batch' is 9.999999999999999e+22, expected an integer"},
+      {R"({"batch": 0})", "c.json: key 'batch' is '0', expected an integer from 1 to 65536"},
+      {R"({"lr": true})", "c.json: key 'lr' is true, expected a number"},
+      {R"({"data": ["a"]})", "c.json: key 'data' is [\"a\"], expected a string"},
+      {R"({"batch": 3, "batch": 4})", "c.json: key 'batch' comes twice"},
+  }));
+  CHECK(usage_error({}, config) == message);
+}
+
+TEST_CASE("a config that is no JSON object is an input error that names the file", "[train]") {
+  for (const char* text : {"", "[]", "3", "{", "{\"batch\": 3,}", "{\"lr\": 1e400}", "\xff"}) {
+    const std::string message = message_of<InputError>([&] { parse_config(text, "c.json"); });
+    CHECK_THAT(message, Catch::StartsWith("c.json: "));
+    CHECK(message.find('\n') == std::string::npos);
+  }
+  CHECK_THAT(message_of<InputError>([] { read_config("/no/such.json"); }),
+             Catch::Contains("/no/such.json"));
+}
+
+TEST_CASE("a resumed run keeps its options, but for its length and its rhythm", "[train]") {
+  const GivenOptions saved =
+      parse_config(R"({"batch": 5, "steps": 9, "threads": 2, "lr": 0.001})", "c.json");
+  const auto resumed = [&](const Words& words) {
+    return resumed_options(saved, parse(words).given, "runs/a");
+  };
+  CHECK(resumed({}).batch == 5);
+  CHECK(resumed({}).steps == 9);
+  const TrainOptions changed = resumed({"--steps", "20", "--threads", "1", "--checkpoint-every",
+                                        "3", "--eval-every", "4", "--log-every", "6"});
+  CHECK(changed.steps == 20);
+  CHECK(changed.threads == 1);
+  CHECK(changed.checkpoint_every == 3);
+  CHECK(changed.eval_every == 4);
+  CHECK(changed.log_every == 6);
+  CHECK(total_steps(resumed({"--epochs", "2"}), 100) == 40);
+  CHECK(resumed({"--batch", "5", "--lr", "1e-3", "--device", "auto", "--out", "runs/a"}).batch ==
+        5);
+}
+
+TEST_CASE("every option that may not change on resume is refused with both values", "[train]") {
+  const GivenOptions saved = parse_config(R"({"base": 48, "seed": 5})", "c.json");
+  for (const TrainOption& option : train_option_table()) {
+    if (option.resume == TrainOption::Resume::MayChange || option.name == "resume") continue;
+    INFO(option.name);
+    const std::string value = other_value(option);
+    const std::string message = message_of<UsageError>([&] {
+      resumed_options(saved, parse({"--" + option.name, value}).given, "runs/a");
+    });
+    CHECK_THAT(message, Catch::StartsWith("--" + option.name + " is " + value +
+                                          ", but the run in "
+                                          "runs/a has "));
+  }
+}

@@ -1,0 +1,229 @@
+// Weights in files: the round trip, PyTorch's layouts, and what is refused with which message.
+#include <catch2/catch.hpp>
+#include <cstring>
+
+#include "layers/weights.h"
+#include "tests/op_runner.h"
+#include "tests/temp_dir.h"
+
+using namespace tessera;
+
+namespace {
+
+UNetConfig small() {
+  UNetConfig config;
+  config.levels = 1, config.base = 16, config.time_dim = 8;
+  return config;
+}
+
+// A file of weights that tests rename, reshape and take apart.
+struct Edited {
+  struct Entry {
+    DType dtype;
+    std::vector<int64_t> shape;
+    std::vector<std::byte> data;
+  };
+  std::map<std::string, Entry> tensors;
+  std::map<std::string, std::string> metadata;
+
+  explicit Edited(const std::filesystem::path& path) {
+    const SafeTensors file = SafeTensors::read(path);
+    metadata = file.metadata();
+    for (const std::string& name : file.names()) {
+      const SafeTensor& t = file.at(name);
+      tensors[name] = {DType::f32, t.shape, {t.data.begin(), t.data.end()}};
+    }
+  }
+  void rename(const std::string& from, const std::string& to) {
+    auto node = tensors.extract(from);
+    node.key() = to;
+    tensors.insert(std::move(node));
+  }
+  SafeTensors write(const std::filesystem::path& path) const {
+    std::vector<SafeTensorEntry> entries;
+    for (const auto& [name, t] : tensors) entries.push_back({name, t.dtype, t.shape, t.data});
+    write_safetensors(path, std::move(entries), metadata);
+    return SafeTensors::read(path);
+  }
+};
+
+// A stream, a network, and its weights in a file.
+struct Fixture {
+  TempDir dir;
+  Stream stream{Device::open(DeviceType::cpu, 2)};
+  UNet net{stream, small(), 1};
+  std::filesystem::path path = dir / "model.safetensors";
+
+  Fixture() { save_weights(stream, net.parameters(), net.config(), path); }
+
+  Edited edited() const { return Edited(path); }
+  std::string load_error(const Edited& file, const std::string& prefix = "") {
+    const std::vector<float> before = net.parameters().values.to_vector<float>(stream);
+    const SafeTensors read = file.write(dir / "edited.safetensors");
+    const std::string message =
+        message_of<InputError>([&] { load_weights(stream, net.parameters(), read, prefix); });
+    if (!message.empty())
+      CHECK(net.parameters().values.to_vector<float>(stream) == before);  // nothing changed
+    return message;
+  }
+  std::string expected(const std::string& message) const {
+    return (dir / "edited.safetensors").string() + ": " + message;
+  }
+  std::string config_error(const Edited& file) const {
+    const SafeTensors read = file.write(dir / "edited.safetensors");
+    return message_of<InputError>([&] { config_of(read); });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("weights survive saving and loading, to the byte", "[weights]") {
+  Fixture f;
+  UNet other(f.stream, small(), 2);
+  CHECK(other.parameters().values.to_vector<float>(f.stream) !=
+        f.net.parameters().values.to_vector<float>(f.stream));
+  load_weights(f.stream, other.parameters(), SafeTensors::read(f.path));
+  CHECK(other.parameters().values.to_vector<float>(f.stream) ==
+        f.net.parameters().values.to_vector<float>(f.stream));
+  save_weights(f.stream, other.parameters(), other.config(), f.dir / "again.safetensors");
+  CHECK(read_text(f.dir / "again.safetensors") == read_text(f.path));
+}
+
+TEST_CASE("files hold PyTorch's shapes", "[weights]") {
+  const Fixture f;
+  const SafeTensors file = SafeTensors::read(f.path);
+  const auto shape = [&](const std::string& name) { return file.at(name).shape; };
+  CHECK(shape("init_conv.weight") == std::vector<int64_t>{16, 1, 3, 3});
+  CHECK(shape("down1_proj.weight") == std::vector<int64_t>{32, 64, 1, 1});
+  CHECK(shape("up1.res_block.conv1.weight") == std::vector<int64_t>{16, 48, 3, 3});
+  CHECK(shape("up1.res_block.residual_conv.weight") == std::vector<int64_t>{16, 48, 1, 1});
+  CHECK(shape("bottleneck.time_mlp.1.weight") == std::vector<int64_t>{32, 32});
+  CHECK(shape("final_conv.0.bias") == std::vector<int64_t>{16});
+  CHECK(file.metadata() == metadata_of(small()));
+}
+
+TEST_CASE("file order is OIHW, and c*4 + p1*2 + p2 for the rearranged projection", "[weights]") {
+  // A filter [2,1,3,2]: K, R, S, C. In the file K, C, R, S.
+  const std::vector<float> filter{0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15};
+  const std::vector<float> oihw{0, 2, 4, 1, 3, 5, 10, 12, 14, 11, 13, 15};
+  CHECK(to_file_order(FileLayout::Filter, {2, 1, 3, 2}, filter) == oihw);
+  CHECK(from_file_order(FileLayout::Filter, {2, 1, 3, 2}, oihw) == filter);
+  CHECK(to_file_order(FileLayout::Same, {12}, filter) == filter);
+
+  // A projection [K,2,2,C] is the filter [K,1,1,4C] of a 1x1 convolution behind space_to_channel.
+  Stream stream(poisoned_cpu());
+  const Shape shape{5, 2, 2, 3}, file_shape{5, 1, 1, 12};
+  const std::vector<double> in_file = draw(Numbers::Normal, "w", 0, file_shape).data;
+  const Values here{shape, from_file_order(FileLayout::Rearrange, shape, in_file)};
+  CHECK(to_file_order(FileLayout::Rearrange, shape, here.data) == in_file);
+  Tape tape(stream, Tape::Mode::Inference);
+  const auto var = [&](const Values& values) {
+    return Var::leaf(tensor_of(stream, values, DType::f64));
+  };
+  const Var x = var(draw(Numbers::Normal, "x", 0, {2, 6, 4, 3}));
+  const Var direct = ops::conv2d(tape, {2, 0, 0}, x, var(here), {});
+  const Var rearranged =
+      ops::conv2d(tape, {}, ops::space_to_channel(tape, x), var({file_shape, in_file}), {});
+  CHECK(difference(values_of(stream, direct.value), values_of(stream, rearranged.value), 1e-14) ==
+        "");
+}
+
+TEST_CASE("weights are found under a prefix", "[weights]") {
+  Fixture f;
+  Edited file = f.edited();
+  for (const Parameter& p : f.net.parameters().list()) file.rename(p.name, "ema." + p.name);
+  file.tensors["step"] = {DType::f32, {1}, std::vector<std::byte>(4)};
+  CHECK(f.load_error(file, "ema.") == "");
+  CHECK(f.load_error(file) == f.expected("tensor 'time_embed.mlp.0.weight' is missing"));
+}
+
+TEST_CASE("weights load from other floating-point types", "[weights]") {
+  Fixture f;
+  Edited file = f.edited();
+  const size_t count = 16;
+  std::vector<double> wide(count);
+  std::vector<uint16_t> narrow(count);
+  for (size_t i = 0; i < count; ++i) {
+    wide[i] = 0.125 * double(i);
+    narrow[i] = uint16_t(std::bit_cast<uint32_t>(0.5f * float(i)) >> 16);
+  }
+  const auto bytes = [](const auto& values) {
+    const auto all = std::as_bytes(std::span(values));
+    return std::vector<std::byte>(all.begin(), all.end());
+  };
+  file.tensors["init_conv.bias"] = {DType::f64, {16}, bytes(wide)};
+  file.tensors["final_conv.0.bias"] = {DType::bf16, {16}, bytes(narrow)};
+  CHECK(f.load_error(file) == "");
+  for (const Parameter& p : f.net.parameters().list()) {
+    if (p.name != "init_conv.bias" && p.name != "final_conv.0.bias") continue;
+    const float unit = p.name == "init_conv.bias" ? 0.125f : 0.5f;
+    const std::vector<float> values = p.var.value.to_vector<float>(f.stream);
+    for (size_t i = 0; i < count; ++i) CHECK(values[i] == unit * float(i));
+  }
+}
+
+TEST_CASE("weights that do not fit are refused", "[weights][errors]") {
+  Fixture f;
+  Edited file = f.edited();
+  file.tensors.erase("bottleneck.norm1.bias");
+  CHECK(f.load_error(file) == f.expected("tensor 'bottleneck.norm1.bias' is missing"));
+
+  file = f.edited();
+  file.tensors["down9_proj.weight"] = {DType::f32, {1}, std::vector<std::byte>(4)};
+  CHECK(f.load_error(file) == f.expected("tensor 'down9_proj.weight' is not part of this network"));
+
+  file = f.edited();
+  file.tensors["init_conv.weight"].shape = {16, 3, 3, 1};
+  CHECK(f.load_error(file) ==
+        f.expected("tensor 'init_conv.weight' has shape [16,3,3,1], expected [16,1,3,3]"));
+
+  file = f.edited();
+  file.tensors["init_conv.bias"].dtype = DType::i32;
+  CHECK(f.load_error(file) ==
+        f.expected("tensor 'init_conv.bias' is I32, expected F32, F64 or BF16"));
+}
+
+TEST_CASE("a network is known from its weights", "[weights]") {
+  TempDir dir;
+  Stream stream(Device::open(DeviceType::cpu, 2));
+  UNetConfig config;
+  config.levels = 3, config.base = 8, config.channels = 3, config.time_dim = 6, config.groups = 2;
+  config.gelu = GeluForm::Tanh;
+  save_weights(stream, UNet(stream, config, 0).parameters(), config, dir / "w.safetensors");
+  CHECK(config_of(SafeTensors::read(dir / "w.safetensors")) == config);
+
+  // From PyTorch there is no metadata: groups and activation are the caller's.
+  Edited file(dir / "w.safetensors");
+  file.metadata.clear();
+  const SafeTensors bare = file.write(dir / "bare.safetensors");
+  UNetConfig defaults;
+  CHECK(config_of(bare).groups == 8);
+  CHECK(config_of(bare).gelu == GeluForm::Exact);
+  defaults.groups = 2, defaults.gelu = GeluForm::Tanh;
+  CHECK(config_of(bare, defaults) == config);
+}
+
+TEST_CASE("weights of no such network are refused", "[weights][errors]") {
+  const Fixture f;
+  const auto with = [&](const std::string& key, const std::string& value) {
+    Edited file = f.edited();
+    file.metadata[key] = value;
+    return f.config_error(file);
+  };
+  CHECK(f.config_error(f.edited()) == "");
+  CHECK(with("base", "64") == f.expected("metadata 'base' is 64, the tensors' shapes say 16"));
+  CHECK(with("levels", "3") == f.expected("metadata 'levels' is 3, the tensors' shapes say 1"));
+  CHECK(with("groups", "many") == f.expected("metadata 'groups' is 'many', expected a number"));
+  CHECK(with("groups", "5") == f.expected("--base 16 is not a multiple of --groups 5"));
+  CHECK(with("activation", "relu") ==
+        f.expected("metadata 'activation' is 'relu', expected gelu or gelu-tanh"));
+
+  Edited file = f.edited();
+  file.tensors.erase("init_conv.weight");
+  CHECK(f.config_error(file) ==
+        f.expected("tensor 'init_conv.weight' is missing: not weights of this U-Net"));
+  file = f.edited();
+  file.tensors["init_conv.weight"].shape = {144};
+  CHECK(f.config_error(file) ==
+        f.expected("tensor 'init_conv.weight' has shape [144], expected more dimensions"));
+}
