@@ -31,11 +31,12 @@ Shape check_images(const Denoiser& denoiser, const SafeTensors& file) {
   if (images.dtype != "F32" || images.shape.size() != 4 || images.shape[1] != channels)
     throw InputError(concat(file.origin(), ": tensor 'images' is ", images.dtype, ' ',
                             shape_text(images.shape), ", expected F32 [N,", channels, ",H,W]"));
-  const Shape shape(images.shape);
-  if (!denoiser.fits(shape[2], shape[3]))
-    throw InputError(concat(file.origin(), ": images of ", shape[3], "x", shape[2],
+  // Each side is checked before the product of them all is computed.
+  if (!denoiser.fits(images.shape[2], images.shape[3]))
+    throw InputError(concat(file.origin(), ": images of ", images.shape[3], "x", images.shape[2],
                             ", but the network's ", denoiser.config().levels,
                             " levels need sides that are multiples of ", denoiser.side_unit()));
+  const Shape shape(images.shape);
   for (int64_t i = 0; i < shape.numel(); ++i) {
     float value;
     std::memcpy(&value, images.data.data() + i * int64_t{sizeof value}, sizeof value);

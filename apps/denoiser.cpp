@@ -3,8 +3,6 @@
 namespace tessera {
 namespace {
 
-const char* name_of(GeluForm form) { return form == GeluForm::Exact ? "gelu" : "gelu-tanh"; }
-
 UNetConfig config_for(const SafeTensors& weights, std::optional<int64_t> groups,
                       std::optional<GeluForm> activation) {
   UNetConfig defaults;

@@ -28,9 +28,7 @@ void load_start_weights(Stream& stream, const TrainOptions& options, UNet& model
   compare("--channels", wanted.channels, found.channels);
   compare("--time-dim", wanted.time_dim, found.time_dim);
   compare("--groups", wanted.groups, found.groups);
-  const auto activation = [](GeluForm f) { return f == GeluForm::Exact ? "gelu" : "gelu-tanh"; };
-  compare("--activation", std::string(activation(wanted.gelu)),
-          std::string(activation(found.gelu)));
+  compare("--activation", std::string(name_of(wanted.gelu)), std::string(name_of(found.gelu)));
   load_weights(stream, model.parameters(), file);
 }
 

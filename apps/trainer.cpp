@@ -7,7 +7,7 @@ namespace {
 
 // The parameters with their gradients and moments, which Adam needs to be there.
 Parameters& prepared_for_training(Stream& stream, Parameters& parameters) {
-  parameters.allocate_moments(stream);
+  parameters.prepare_training(stream);
   return parameters;
 }
 

@@ -14,6 +14,9 @@ class Trainer {
   // `stream` must outlive the trainer. The network starts from random numbers of options.seed.
   Trainer(Stream& stream, const TrainOptions& options);
 
+  Trainer(const Trainer&) = delete;  // the optimizer refers to the model
+  Trainer& operator=(const Trainer&) = delete;
+
   // One update on a batch: noise, forward, mean squared error, backward, Adam. Returns the loss.
   // Throws NonFiniteError before the update, naming the step and the first tensor, when the loss or
   // a gradient is not finite.

@@ -52,8 +52,8 @@ void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t s
   }
 }
 
-void Parameters::allocate_moments(Stream& stream) {
-  ENSURE(values && !grads, "allocate_moments() comes once, after allocate()");
+void Parameters::prepare_training(Stream& stream) {
+  ENSURE(values && !grads, "prepare_training() comes once, after allocate()");
   grads = Tensor::zeros(stream, values.shape(), values.dtype());
   m = Tensor::zeros(stream, values.shape(), values.dtype());
   v = Tensor::zeros(stream, values.shape(), values.dtype());

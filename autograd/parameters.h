@@ -41,8 +41,8 @@ class Parameters {
 
   // Makes the arenas and draws the initial values from (seed, position of the parameter).
   void allocate(Stream& stream, const Precision& precision, uint64_t seed);
-  // Makes Adam's moments, zero. Training only.
-  void allocate_moments(Stream& stream);
+  // Makes the arenas of gradients and of Adam's moments, zero. From here on gradients are wanted.
+  void prepare_training(Stream& stream);
 
   const std::deque<Parameter>& list() const { return list_; }
   std::deque<Parameter>& list() { return list_; }
@@ -69,6 +69,8 @@ class Adam {
         parameters_(parameters),
         spec_(spec),
         norm_(Tensor::empty(stream, {1}, parameters.grads.dtype())) {}
+  Adam(const Adam&) = delete;
+  Adam& operator=(const Adam&) = delete;
 
   // Euclidean norm of all gradients; not finite when one of them is not. Waits for the stream.
   double gradient_norm();

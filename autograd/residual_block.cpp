@@ -121,6 +121,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
 
 Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& time,
                    const ResidualBlockArgs& args) {
+  ENSURE(!args.shortcut_w.slot == !args.shortcut_b.slot, "a shortcut has both weight and bias");
   if (fusion == Fusion::Off) {
     const Var in = skip.slot ? concat_channels(tape, upsample_nearest(tape, x), skip) : x;
     return composed(tape, in, time, args);

@@ -36,9 +36,8 @@ std::shared_ptr<Device> Device::open(DeviceType type, int threads) {
 }
 
 Device::Device(DeviceType type, int threads)
-    : type_(type), threads_(threads), pool_(std::make_shared<Pool>()) {
-  omp_set_dynamic(0);
-  omp_set_num_threads(threads_);
-}
+    : type_(type), threads_(threads), pool_(std::make_shared<Pool>()) {}
+
+void Device::use_threads() const { omp_set_num_threads(threads_); }
 
 }  // namespace tessera

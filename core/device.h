@@ -29,6 +29,9 @@ class Device {
 
   DeviceType type() const { return type_; }
   int threads() const { return threads_; }
+  // Parallel regions that the calling thread opens from here on have threads() threads. OpenMP
+  // keeps this number per thread, so every kernel sets it before it runs.
+  void use_threads() const;
   const std::shared_ptr<Pool>& pool() const { return pool_; }
 
  private:

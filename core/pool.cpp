@@ -37,8 +37,9 @@ std::shared_ptr<Buffer> Pool::allocate(size_t bytes) {
       blocks.pop_back();
     } else {
       data = std::aligned_alloc(kAlignment, size);
-      ENSURE(data != nullptr, "out of memory: requested ", bytes, " bytes, in use ", in_use_,
-             " (try a smaller --batch)");
+      if (data == nullptr)
+        throw InputError(concat("out of memory: requested ", bytes, " bytes, in use ", in_use_,
+                                " bytes (a smaller batch or network may fit)"));
       ++misses_;
     }
     in_use_ += size;

@@ -36,8 +36,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
  public:
   ~Pool();
 
-  // At least `bytes`, uninitialised. Throws Error with requested and used bytes when the system has
-  // no more.
+  // At least `bytes`, uninitialised. Throws InputError with requested and used bytes when the
+  // system has no more.
   std::shared_ptr<Buffer> allocate(size_t bytes);
 
   size_t bytes_in_use() const;

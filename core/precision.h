@@ -1,4 +1,5 @@
-// Which element type each part of the computation uses. A value: it travels with the model.
+// Which element type each part of the computation uses. A value, given to the model. Only `master`
+// is read today, where all four agree: f32, or f64 for the oracle; bf16 storage needs the others.
 #pragma once
 
 #include "core/dtype.h"

@@ -15,7 +15,7 @@
 namespace tessera {
 
 // Streams of numbers that must not overlap.
-enum class Purpose : uint32_t { init = 1, shuffle, timestep, noise, eval_noise, eval_timestep };
+enum class Purpose : uint32_t { init = 1, shuffle, timestep, noise, eval_noise };
 
 struct RngKey {
   uint64_t seed;

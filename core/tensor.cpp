@@ -51,9 +51,4 @@ void Tensor::copy_to(Stream&, std::span<std::byte> host) const {
 
 void Tensor::zero(Stream&) { std::memset(raw(), 0, bytes()); }
 
-void Tensor::check_type(DType wanted) const {
-  ENSURE(defined(), "the tensor is undefined");
-  ENSURE(dtype_ == wanted, "the tensor is ", name_of(dtype_), ", not ", name_of(wanted));
-}
-
 }  // namespace tessera

@@ -67,7 +67,10 @@ class Tensor {
   void zero(Stream& stream);
 
  private:
-  void check_type(DType wanted) const;
+  void check_type(DType wanted) const {
+    ENSURE(defined(), "the tensor is undefined");
+    ENSURE(dtype_ == wanted, "the tensor is ", name_of(dtype_), ", not ", name_of(wanted));
+  }
 
   Shape shape_;
   DType dtype_ = DType::f32;

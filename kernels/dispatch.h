@@ -23,6 +23,7 @@ enum class Backend { cpu, oracle };
 inline Backend select_backend(Stream& stream, DType dtype) {
   ENSURE(stream.device().type() == DeviceType::cpu, "no kernels for device ",
          name_of(stream.device().type()));
+  stream.device().use_threads();
   if (dtype == DType::f32) return Backend::cpu;
   ENSURE(dtype == DType::f64, "no CPU kernels for ", name_of(dtype));
   return Backend::oracle;

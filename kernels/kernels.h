@@ -39,7 +39,7 @@ struct ConvProblem {
   double flops() const { return 2.0 * double(N * P * Q) * double(K * R * S * C); }
 };
 
-// b [K] may be undefined.
+// b [K] may be undefined; db is computed only with dw.
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y);
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
@@ -55,6 +55,8 @@ void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad d
 // ---- GELU: x Phi(x), or its tanh form .5 x (1 + tanh(sqrt(2/pi) (x + .044715 x^3))).
 // Hendrycks and Gimpel, "Gaussian error linear units" (2016). Any shape.
 enum class GeluForm { Exact, Tanh };
+
+inline const char* name_of(GeluForm form) { return form == GeluForm::Exact ? "gelu" : "gelu-tanh"; }
 
 void gelu_fwd(Stream& stream, GeluForm form, const Tensor& x, Tensor& y);
 void gelu_bwd(Stream& stream, GeluForm form, const Tensor& x, const Tensor& dy, Grad dx);
@@ -104,7 +106,8 @@ void concat_upsample_fwd(Stream& stream, const Tensor& low, const Tensor& skip, 
 void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip);
 
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
-// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K].
+// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
+// dskip are computed together, and db only with dw.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const Tensor& b, Tensor& y);
 void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,

@@ -67,6 +67,7 @@ Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
     h = up->forward(tape, h, skips.back(), time);
     skips.pop_back();
   }
+  Tape::Scope scope(tape, final_norm_->name());
   h = fusion_ == ops::Fusion::On
           ? ops::group_norm_gelu(tape, {final_norm_->spec, config_.gelu}, h,
                                  final_norm_->weight.var, final_norm_->bias.var)

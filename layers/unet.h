@@ -19,7 +19,7 @@ struct UNetConfig {
 
   // Throws UsageError naming the flag that is out of range.
   void check() const;
-  // The same for a square image; throws when 2^levels does not divide its side.
+  // The same for the size of an image: throws when 2^levels does not divide its side.
   void check_image(int64_t height, int64_t width) const;
   bool operator==(const UNetConfig&) const = default;
 };
@@ -29,6 +29,9 @@ class UNet {
   // Draws the initial parameters from `seed`.
   UNet(Stream& stream, const UNetConfig& config, uint64_t seed,
        ops::Fusion fusion = ops::Fusion::On, const Precision& precision = Precision::f32());
+
+  UNet(const UNet&) = delete;  // its modules refer to its parameters
+  UNet& operator=(const UNet&) = delete;
 
   // Noisy images x [N,H,W,channels], timesteps t [N] i32 -> denoised images, like x.
   Var forward(Tape& tape, const Var& x, const Tensor& t) const;

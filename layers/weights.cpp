@@ -112,12 +112,9 @@ template std::vector<float> from_file_order(FileLayout, const Shape&, const std:
 template std::vector<double> from_file_order(FileLayout, const Shape&, const std::vector<double>&);
 
 std::map<std::string, std::string> metadata_of(const UNetConfig& config) {
-  return {{"levels", std::to_string(config.levels)},
-          {"base", std::to_string(config.base)},
-          {"channels", std::to_string(config.channels)},
-          {"groups", std::to_string(config.groups)},
-          {"time_dim", std::to_string(config.time_dim)},
-          {"activation", config.gelu == GeluForm::Exact ? "gelu" : "gelu-tanh"}};
+  return {{"levels", std::to_string(config.levels)},     {"base", std::to_string(config.base)},
+          {"channels", std::to_string(config.channels)}, {"groups", std::to_string(config.groups)},
+          {"time_dim", std::to_string(config.time_dim)}, {"activation", name_of(config.gelu)}};
 }
 
 UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
@@ -128,6 +125,7 @@ UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
   config.levels = 0;
   while (file.contains("down" + std::to_string(config.levels + 1) + "_proj.weight"))
     ++config.levels;
+  if (config.levels == 0) dimension(file, "down1_proj.weight", 0);  // throws: it is missing
   const auto& metadata = file.metadata();
   if (metadata.contains("groups")) config.groups = integer(file, "groups");
   if (metadata.contains("activation")) {
@@ -144,16 +142,15 @@ UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
     if (metadata.contains(key) && integer(file, key) != value)
       throw InputError(concat(file.origin(), ": metadata '", key, "' is ", metadata.at(key),
                               ", the tensors' shapes say ", value));
-  // The network is made before its tensors are compared: its size must be that of the file.
-  const int64_t top = config.base << std::min<int64_t>(config.levels, 8),
-                time = 4 * config.time_dim;
-  expect_shape(file, "bottleneck.conv1.weight", {top, top, 3, 3});
-  expect_shape(file, "time_embed.mlp.2.weight", {time, time});
   try {
     config.check();
   } catch (const UsageError& error) {
     throw InputError(concat(file.origin(), ": ", error.what()));
   }
+  // The network is made before its tensors are compared: its size must be that of the file.
+  const int64_t top = config.base << config.levels, time = 4 * config.time_dim;
+  expect_shape(file, "bottleneck.conv1.weight", {top, top, 3, 3});
+  expect_shape(file, "time_embed.mlp.2.weight", {time, time});
   return config;
 }
 

@@ -56,7 +56,7 @@ void bench_training(benchmark::State& state, const std::shared_ptr<Device>& devi
   UNetConfig config;
   config.base = training.base;
   UNet net(stream, config, 0);
-  net.parameters().allocate_moments(stream);
+  net.parameters().prepare_training(stream);
   Adam adam(stream, net.parameters(), {});
   const Shape shape{training.batch, training.side, training.side, 1};
   const Var noisy =

@@ -143,7 +143,7 @@ struct Outcome {
 
 template <class Net>
 Outcome train(Stream& stream, const Net& net, Parameters& parameters) {
-  parameters.allocate_moments(stream);
+  parameters.prepare_training(stream);
   AdamSpec spec;
   spec.lr = 1e-3;
   Adam adam(stream, parameters, spec);

@@ -97,7 +97,7 @@ TEST_CASE("gradients of two passes add up until they are cleared", "[tape]") {
   const Parameter& w = parameters.add("w", {2, 2}, {0.0f, 1.0f}, FileLayout::Same);
   Parameter& idle = parameters.add("idle", {3}, {0.0f, 1.0f}, FileLayout::Same);
   parameters.allocate(stream, Precision::f32(), 0);
-  parameters.allocate_moments(stream);
+  parameters.prepare_training(stream);
   const auto pass = [&](float x0, float x1) {
     Tape tape(stream);
     const Var x = Var::leaf(Tensor::from<float>(stream, {1, 2}, Floats{x0, x1}));

@@ -60,7 +60,7 @@ struct Pass {
 };
 
 Pass pass(Stream& stream, UNet& net, const Shape& image, DType dtype) {
-  if (!net.parameters().grads) net.parameters().allocate_moments(stream);
+  if (!net.parameters().grads) net.parameters().prepare_training(stream);
   net.parameters().clear_gradients();
   Tape tape(stream);
   const std::vector<int32_t> t{7, 500, 999};
@@ -191,7 +191,7 @@ namespace {
 // Trains `steps` steps on drawn batches. Calls after(step) after each.
 template <class After>
 void train(Stream& stream, UNet& net, int steps, After after) {
-  net.parameters().allocate_moments(stream);
+  net.parameters().prepare_training(stream);
   Adam adam(stream, net.parameters(), {});
   for (int step = 0; step < steps; ++step) {
     pass(stream, net, {3, 16, 16, 1}, DType::f32);

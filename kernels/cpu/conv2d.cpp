@@ -7,6 +7,7 @@ namespace tessera {
 ConvProblem ConvProblem::of(const ConvSpec& spec, const Shape& x, const Shape& w) {
   ENSURE(x.rank() == 4 && w.rank() == 4, "conv2d: x is ", x, ", w is ", w);
   ENSURE(x[3] == w[3], "conv2d: x has ", x[3], " channels, w takes ", w[3]);
+  ENSURE(w[0] > 0 && w[3] > 0, "conv2d: w is ", w, ", expected at least one channel each way");
   ENSURE(spec.stride >= 1 && spec.pad_h >= 0 && spec.pad_w >= 0, "conv2d: stride ", spec.stride,
          ", padding ", spec.pad_h, ' ', spec.pad_w);
   const int64_t rows = x[1] + 2 * spec.pad_h - w[1], columns = x[2] + 2 * spec.pad_w - w[2];
@@ -118,7 +119,7 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
   const auto problem = ConvProblem::of(spec, dx.tensor.shape(), w.shape());
   expect("conv2d_bwd_data: dy", dy, problem.y(), w.dtype());
   expect("conv2d_bwd_data: dx", dx.tensor, problem.x(), w.dtype());
-  if (dy.numel() == 0) return;
+  if (dy.numel() == 0) return start_sum(stream, dx);
   DISPATCH(stream, dy.dtype(), conv2d_bwd_data(stream, spec, dy, w, dx));
 }
 

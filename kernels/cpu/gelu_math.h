@@ -10,7 +10,7 @@
 
 namespace tessera::cpu {
 
-// e^x for x <= 0. Relative error below 2e-7: 2^f by a minimax polynomial on [-.5, .5].
+// e^x for x <= 0. Absolute error below 2e-7: 2^f by a minimax polynomial on [-.5, .5].
 inline float exp_negative(float x) {
   const float y = std::max(x * 1.44269504f, -125.0f);
   const float shifted = y + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
@@ -22,7 +22,8 @@ inline float exp_negative(float x) {
   p = p * f + 0.240226515f;
   p = p * f + 0.693147207f;
   p = p * f + 1.0f;
-  return std::bit_cast<float>(std::bit_cast<int>(p) + (std::bit_cast<int>(shifted) << 23));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) +
+                              (std::bit_cast<uint32_t>(shifted) << 23));
 }
 
 // Standard normal distribution function `cdf` and density `pdf`. With a = |x|, q = 1/(1 + .3 a):

@@ -6,8 +6,10 @@
 // image: z = a x + b is recomputed; the first pass stores dz = dy act'(z) where dx will be and sums
 // S1 = sum dz, S2 = sum dz xhat per channel; the second is linear: dx = a dz + p x + q. dbeta = dt
 // = S1 and dgamma = S2, summed over the images. Work is split over images.
+#include <omp.h>
+
+#include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "kernels/cpu/gelu_math.h"
 #include "kernels/cpu/group_norm.h"
@@ -15,7 +17,7 @@
 namespace tessera::cpu {
 namespace {
 
-constexpr int64_t kBlock = 64;  // pixels whose sums are held in float before they go to double
+constexpr int64_t kPixels = 64;  // whose sums are held in float before they go to double
 
 struct None {
   static float value(float z) { return z; }
@@ -25,6 +27,25 @@ template <GeluForm form>
 struct Gelu {
   static float value(float z) { return gelu<form>(z); }
   static float derivative(float z) { return gelu_derivative<form>(z); }
+};
+
+// What a thread needs beside the image: rows of C floats and of C doubles, from the pool, taken
+// before the threads start.
+class Scratch {
+ public:
+  Scratch(Stream& stream, int64_t C)
+      : C_(C),
+        floats_(Tensor::empty(stream, {stream.device().threads(), kRows, C})),
+        doubles_(Tensor::empty(stream, {stream.device().threads(), 2, C}, DType::f64)) {}
+
+  // Row i of the calling thread.
+  float* row(int i) { return floats_.data<float>() + (omp_get_thread_num() * kRows + i) * C_; }
+  double* sums() { return doubles_.data<double>() + omp_get_thread_num() * 2 * C_; }
+
+ private:
+  static constexpr int kRows = 7;
+  int64_t C_;
+  Tensor floats_, doubles_;
 };
 
 // a and b of y = act(a[c] x + b[c]) for one image.
@@ -38,13 +59,13 @@ void scale_and_shift(const NormShape& s, const float* moments, const float* gamm
 }
 
 // Mean and rstd of every group of one image x [P,C].
-void image_moments(const NormShape& s, const float* x, float* moments) {
-  std::vector<float> block(2 * s.C);
-  std::vector<double> total(2 * s.C);
-  float *sum = block.data(), *square = sum + s.C;
-  for (int64_t first = 0; first < s.P; first += kBlock) {
-    std::fill(block.begin(), block.end(), 0.0f);
-    for (int64_t p = first; p < std::min(first + kBlock, s.P); ++p) {
+void image_moments(const NormShape& s, const float* x, float* moments, Scratch& scratch) {
+  float *sum = scratch.row(0), *square = scratch.row(1);
+  double* total = scratch.sums();
+  std::fill(total, total + 2 * s.C, 0.0);
+  for (int64_t first = 0; first < s.P; first += kPixels) {
+    std::fill(sum, sum + 2 * s.C, 0.0f);  // square is the next row
+    for (int64_t p = first; p < std::min(first + kPixels, s.P); ++p) {
 #pragma omp simd
       for (int64_t c = 0; c < s.C; ++c) {
         const float d = x[p * s.C + c] - x[c];
@@ -52,7 +73,7 @@ void image_moments(const NormShape& s, const float* x, float* moments) {
         square[c] += d * d;
       }
     }
-    for (int64_t c = 0; c < 2 * s.C; ++c) total[c] += block[c];
+    for (int64_t c = 0; c < 2 * s.C; ++c) total[c] += sum[c];
   }
   for (int64_t g = 0; g < s.G; ++g) {
     const int64_t begin = g * s.per_group(), end = begin + s.per_group();
@@ -70,28 +91,25 @@ void image_moments(const NormShape& s, const float* x, float* moments) {
 }
 
 template <class Act>
-void forward(const NormShape& s, const NormArgs& in, float* y, float* moments) {
-#pragma omp parallel
-  {
-    std::vector<float> a(s.C), b(s.C);
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < s.N; ++n) {
-      const float* x = in.x + n * s.P * s.C;
-      float* out = y + n * s.P * s.C;
-      image_moments(s, x, moments + n * s.G * 2);
-      scale_and_shift(s, moments + n * s.G * 2, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr,
-                      a.data(), b.data());
-      const float* residual = in.residual ? in.residual + n * s.P * s.C : nullptr;
-      for (int64_t p = 0; p < s.P; ++p) {
-        const int64_t i = p * s.C;
-        if (residual) {
+void forward(const NormShape& s, const NormArgs& in, float* y, float* moments, Scratch& scratch) {
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < s.N; ++n) {
+    float *a = scratch.row(2), *b = scratch.row(3);
+    const float* x = in.x + n * s.P * s.C;
+    float* out = y + n * s.P * s.C;
+    image_moments(s, x, moments + n * s.G * 2, scratch);
+    scale_and_shift(s, moments + n * s.G * 2, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr, a,
+                    b);
+    const float* residual = in.residual ? in.residual + n * s.P * s.C : nullptr;
+    for (int64_t p = 0; p < s.P; ++p) {
+      const int64_t i = p * s.C;
+      if (residual) {
 #pragma omp simd
-          for (int64_t c = 0; c < s.C; ++c)
-            out[i + c] = Act::value(a[c] * x[i + c] + b[c]) + residual[i + c];
-        } else {
+        for (int64_t c = 0; c < s.C; ++c)
+          out[i + c] = Act::value(a[c] * x[i + c] + b[c]) + residual[i + c];
+      } else {
 #pragma omp simd
-          for (int64_t c = 0; c < s.C; ++c) out[i + c] = Act::value(a[c] * x[i + c] + b[c]);
-        }
+        for (int64_t c = 0; c < s.C; ++c) out[i + c] = Act::value(a[c] * x[i + c] + b[c]);
       }
     }
   }
@@ -100,15 +118,14 @@ void forward(const NormShape& s, const NormArgs& in, float* y, float* moments) {
 // dz = dy act'(a x + b); s1 and s2 [C] receive the sums of dz and of dz * xhat of one image.
 template <class Act>
 void image_dz(const NormShape& s, const float* x, const float* dy, const float* moments,
-              const float* a, const float* b, float* dz, double* s1, double* s2) {
-  std::vector<float> block(2 * s.C), mean(s.C);
+              const float* a, const float* b, float* dz, double* s1, double* s2, Scratch& scratch) {
+  float *sum = scratch.row(0), *product = scratch.row(1), *mean = scratch.row(6);
   for (int64_t c = 0; c < s.C; ++c) mean[c] = moments[c / s.per_group() * 2];
-  float *sum = block.data(), *product = sum + s.C;
   std::fill(s1, s1 + s.C, 0.0);
   std::fill(s2, s2 + s.C, 0.0);
-  for (int64_t first = 0; first < s.P; first += kBlock) {
-    std::fill(block.begin(), block.end(), 0.0f);
-    for (int64_t i = first * s.C; i < std::min(first + kBlock, s.P) * s.C; i += s.C) {
+  for (int64_t first = 0; first < s.P; first += kPixels) {
+    std::fill(sum, sum + 2 * s.C, 0.0f);  // product is the next row
+    for (int64_t i = first * s.C; i < std::min(first + kPixels, s.P) * s.C; i += s.C) {
 #pragma omp simd
       for (int64_t c = 0; c < s.C; ++c) {
         const float d = dy[i + c] * Act::derivative(a[c] * x[i + c] + b[c]);
@@ -142,29 +159,26 @@ void input_gradient_terms(const NormShape& s, const float* moments, const float*
 
 template <class Act>
 void backward(const NormShape& s, const NormArgs& in, const float* moments, const float* dy,
-              float* dz, float* dx, GradMode mode, double* sums) {
-#pragma omp parallel
-  {
-    std::vector<float> a(s.C), b(s.C), p(s.C), q(s.C);
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < s.N; ++n) {
-      const int64_t image = n * s.P * s.C;
-      const float *x = in.x + image, *m = moments + n * s.G * 2;
-      double *s1 = sums + n * 2 * s.C, *s2 = s1 + s.C;
-      scale_and_shift(s, m, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr, a.data(), b.data());
-      image_dz<Act>(s, x, dy + image, m, a.data(), b.data(), dz + image, s1, s2);
-      if (!dx) continue;
-      input_gradient_terms(s, m, in.gamma, s1, s2, p.data(), q.data());
-      const float* d = dz + image;
-      float* out = dx + image;
-      for (int64_t i = 0; i < s.P * s.C; i += s.C) {
-        if (mode == GradMode::Overwrite) {
+              float* dz, float* dx, GradMode mode, double* sums, Scratch& scratch) {
+#pragma omp parallel for schedule(static)
+  for (int64_t n = 0; n < s.N; ++n) {
+    float *a = scratch.row(2), *b = scratch.row(3), *p = scratch.row(4), *q = scratch.row(5);
+    const int64_t image = n * s.P * s.C;
+    const float *x = in.x + image, *m = moments + n * s.G * 2;
+    double *s1 = sums + n * 2 * s.C, *s2 = s1 + s.C;
+    scale_and_shift(s, m, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr, a, b);
+    image_dz<Act>(s, x, dy + image, m, a, b, dz + image, s1, s2, scratch);
+    if (!dx) continue;
+    input_gradient_terms(s, m, in.gamma, s1, s2, p, q);
+    const float* d = dz + image;
+    float* out = dx + image;
+    for (int64_t i = 0; i < s.P * s.C; i += s.C) {
+      if (mode == GradMode::Overwrite) {
 #pragma omp simd
-          for (int64_t c = 0; c < s.C; ++c) out[i + c] = a[c] * d[i + c] + p[c] * x[i + c] + q[c];
-        } else {
+        for (int64_t c = 0; c < s.C; ++c) out[i + c] = a[c] * d[i + c] + p[c] * x[i + c] + q[c];
+      } else {
 #pragma omp simd
-          for (int64_t c = 0; c < s.C; ++c) out[i + c] += a[c] * d[i + c] + p[c] * x[i + c] + q[c];
-        }
+        for (int64_t c = 0; c < s.C; ++c) out[i + c] += a[c] * d[i + c] + p[c] * x[i + c] + q[c];
       }
     }
   }
@@ -172,11 +186,13 @@ void backward(const NormShape& s, const NormArgs& in, const float* moments, cons
 
 }  // namespace
 
-void norm_act_fwd(const NormShape& s, NormAct act, const NormArgs& in, float* y, float* moments) {
+void norm_act_fwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in, float* y,
+                  float* moments) {
   auto* run = act == NormAct::None        ? forward<None>
               : act == NormAct::GeluExact ? forward<Gelu<GeluForm::Exact>>
                                           : forward<Gelu<GeluForm::Tanh>>;
-  run(s, in, y, moments);
+  Scratch scratch(stream, s.C);
+  run(s, in, y, moments, scratch);
 }
 
 void norm_act_bwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in,
@@ -189,8 +205,9 @@ void norm_act_bwd(Stream& stream, const NormShape& s, NormAct act, const NormArg
   const bool in_place = dx && dx.mode == GradMode::Overwrite;
   Tensor dz = in_place ? dx.tensor : Tensor::empty(stream, {s.N, s.P, s.C});
   Tensor sums = Tensor::empty(stream, {s.N, 2, s.C}, DType::f64);
+  Scratch scratch(stream, s.C);
   run(s, in, moments, dy, dz.data<float>(), dx ? dx.tensor.data<float>() : nullptr, dx.mode,
-      sums.data<double>());
+      sums.data<double>(), scratch);
 
   const double* total = sums.data<double>();
   for (int64_t c = 0; c < s.C; ++c) {

@@ -20,7 +20,7 @@ struct NormArgs {
 };
 
 // y = act(norm(x) gamma + beta + t) + residual; moments [N,G,2].
-void norm_act_fwd(const NormShape& shape, NormAct act, const NormArgs& in, float* y,
+void norm_act_fwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in, float* y,
                   float* moments);
 void norm_act_bwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in,
                   const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);

@@ -94,7 +94,7 @@ void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& 
 void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx) {
   if (!dx) return;
   check_linear(dx.tensor, w, dy);
-  if (dy.numel() == 0) return;
+  if (dy.numel() == 0) return start_sum(stream, dx);
   DISPATCH(stream, dy.dtype(), linear_bwd_data(stream, dy, w, dx));
 }
 

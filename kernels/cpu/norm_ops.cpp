@@ -107,9 +107,9 @@ NormAct act_of(GeluForm form) {
   return form == GeluForm::Exact ? NormAct::GeluExact : NormAct::GeluTanh;
 }
 
-void group_norm_fwd(Stream&, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
+void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments) {
-  norm_act_fwd(shape_of(spec, x), NormAct::None,
+  norm_act_fwd(stream, shape_of(spec, x), NormAct::None,
                {x.data<float>(), gamma.data<float>(), beta.data<float>()}, y.data<float>(),
                moments.data<float>());
 }
@@ -123,10 +123,10 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                dy.data<float>(), dx, dgamma, dbeta, {});
 }
 
-void group_norm_gelu_fwd(Stream&, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
+void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
                          Tensor& moments) {
-  norm_act_fwd(shape_of(spec.norm, x), act_of(spec.form),
+  norm_act_fwd(stream, shape_of(spec.norm, x), act_of(spec.form),
                {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t),
                 data_or_null(residual)},
                y.data<float>(), moments.data<float>());

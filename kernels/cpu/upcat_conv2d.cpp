@@ -237,7 +237,7 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
 void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
                            Grad dskip) {
   if (!dlow && !dskip) return;
-  ENSURE(dlow && dskip, "upcat_conv2d_bwd_data: dlow and dskip come together");
+  ENSURE(dlow && dskip, "upcat_conv2d_bwd_data: only one of dlow and dskip is wanted");
   const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
   expect("upcat_conv2d_bwd_data: dy", dy, u.skip_part().y(), w.dtype());
   expect("upcat_conv2d_bwd_data: dlow", dlow.tensor, dlow.tensor.shape(), w.dtype());
@@ -249,7 +249,7 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Gr
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
   if (!dw && !db) return;
-  ENSURE(dw, "upcat_conv2d_bwd_weight: db without dw");
+  ENSURE(dw, "upcat_conv2d_bwd_weight: db is wanted without dw");
   const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
   expect("upcat_conv2d_bwd_weight: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_bwd_weight: dy", dy, u.skip_part().y(), low.dtype());
