@@ -226,4 +226,19 @@ TEST_CASE("weights of no such network are refused", "[weights][errors]") {
   file.tensors["init_conv.weight"].shape = {144};
   CHECK(f.config_error(file) ==
         f.expected("tensor 'init_conv.weight' has shape [144], expected more dimensions"));
+  file = f.edited();
+  file.metadata.clear();
+  file.tensors["init_conv.weight"] = {DType::f32, {int64_t{1} << 62, 0, 3, 3}, {}};
+  CHECK(f.config_error(file) == f.expected("--base is 4611686018427387904, expected 1 to 4096"));
+  file = f.edited();
+  file.metadata.clear();
+  file.tensors.erase("down1_proj.weight");
+  CHECK(f.config_error(file) ==
+        f.expected("tensor 'down1_proj.weight' is missing: not weights of this U-Net"));
+  file = f.edited();
+  file.metadata.clear();
+  for (int level = 2; level <= 6; ++level)  // names that promise a network the file does not hold
+    file.tensors[concat("down", level, "_proj.weight")] = {DType::f32, {0}, {}};
+  CHECK(f.config_error(file).find("tensor 'bottleneck.conv1.weight' has shape [32,32,3,3]") !=
+        std::string::npos);
 }
