@@ -1,5 +1,7 @@
 #include "apps/checkpoint.h"
 
+#include <zlib.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,6 +20,10 @@ std::string fingerprint(const Parameters& parameters) {
     for (const unsigned char c : concat(p.name, p.var.shape(), p.offset, '\n'))
       hash = (hash ^ c) * 0x100000001b3;
   return std::to_string(hash);
+}
+
+uLong crc_of(uLong crc, std::span<const std::byte> data) {
+  return crc32_z(crc, reinterpret_cast<const Bytef*>(data.data()), data.size());
 }
 
 void expect_metadata(const SafeTensors& file, const std::string& key, const std::string& wanted) {
@@ -63,26 +69,36 @@ void save_checkpoint(Stream& stream, const Parameters& parameters, const Checkpo
   entries.push_back({"step", DType::i64, {1}, std::as_bytes(std::span(&state.step, 1))});
   entries.push_back(
       {"epoch_loss", DType::f64, {1}, std::as_bytes(std::span(&state.epoch_loss, 1))});
-  write_safetensors(path, std::move(entries),
-                    {{"schema", kSchema},
-                     {"network", fingerprint(parameters)},
-                     {"images", std::to_string(state.images)}});
+  std::map<std::string, std::string> metadata = state.settings;
+  metadata["schema"] = kSchema;
+  metadata["network"] = fingerprint(parameters);
+  metadata["images"] = std::to_string(state.images);
+  uLong crc = 0;
+  for (const SafeTensorEntry& entry : entries) crc = crc_of(crc, entry.data);
+  metadata["checksum"] = std::to_string(crc);
+  write_safetensors(path, std::move(entries), metadata);
 }
 
 CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
-                                const std::filesystem::path& path, int64_t images) {
+                                const std::filesystem::path& path, int64_t images,
+                                const std::map<std::string, std::string>& settings) {
   const SafeTensors file = SafeTensors::read(path);
   expect_metadata(file, "schema", kSchema);
+  for (const auto& [key, value] : settings) expect_metadata(file, key, value);
   expect_metadata(file, "network", fingerprint(parameters));
   expect_metadata(file, "images", std::to_string(images));
   const CheckpointState state{scalar<int64_t>(file, "step"), scalar<double>(file, "epoch_loss"),
-                              images};
+                              images, settings};
   if (state.step < 0 || !std::isfinite(state.epoch_loss))
     throw InputError(concat(file.origin(), ": step ", state.step, " with epoch_loss ",
                             state.epoch_loss, ", expected a step from 0 and a finite number"));
   const int64_t size = parameters.values.numel();
   const auto values = data_of(file, "values", DType::f32, size);
   const auto m = data_of(file, "m", DType::f32, size), v = data_of(file, "v", DType::f32, size);
+  uLong crc = 0;
+  for (const char* name : {"values", "m", "v", "step", "epoch_loss"})
+    crc = crc_of(crc, file.at(name).data);
+  expect_metadata(file, "checksum", std::to_string(crc));
   parameters.values.copy_from(stream, values);
   parameters.m.copy_from(stream, m);
   parameters.v.copy_from(stream, v);

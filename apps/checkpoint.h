@@ -1,10 +1,13 @@
 // checkpoint.safetensors: all state of a run besides its config.json. Tensors: values, m, v (the
 // flat arenas of the parameters and of Adam's moments, F32), step (I64), epoch_loss (F64).
 // Metadata: schema (the version of this list), network (a fingerprint of the parameters' names and
-// shapes), images (how many the data set has to train on).
+// shapes), images (how many the data set has to train on), checksum (CRC-32 of all tensors), and
+// every setting that the run's numbers depend on.
 #pragma once
 
 #include <filesystem>
+#include <map>
+#include <string>
 
 #include "autograd/parameters.h"
 
@@ -14,6 +17,7 @@ struct CheckpointState {
   int64_t step = 0;       // updates done
   double epoch_loss = 0;  // sum of the batch losses of the epoch so far
   int64_t images = 0;     // in the training set
+  std::map<std::string, std::string> settings = {};
 };
 
 // Atomic: the file is the old or the new one at any moment.
@@ -21,8 +25,10 @@ void save_checkpoint(Stream& stream, const Parameters& parameters, const Checkpo
                      const std::filesystem::path& path);
 
 // Sets the parameters and moments. Throws InputError naming the file and what does not fit this
-// network and a training set of `images`; then nothing has changed.
+// network, these settings and a training set of `images`, or that it is damaged; then nothing has
+// changed.
 CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
-                                const std::filesystem::path& path, int64_t images);
+                                const std::filesystem::path& path, int64_t images,
+                                const std::map<std::string, std::string>& settings = {});
 
 }  // namespace tessera

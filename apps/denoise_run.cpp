@@ -66,9 +66,13 @@ std::vector<Job> plan(const DenoiseOptions& options) {
     throw InputError(concat("cannot read ", options.input.string(), ": no such file or folder"));
   const std::vector<Job> jobs =
       fs::is_directory(options.input) ? plan_folder(options) : plan_file(options);
-  for (const Job& job : jobs)
+  for (const Job& job : jobs) {
+    std::error_code none;
+    if (fs::equivalent(job.output, options.weights, none))
+      throw UsageError(concat("--output ", job.output.string(), " is the file of --weights"));
     if (!options.force && fs::exists(fs::symlink_status(job.output)))
       throw InputError(concat(job.output.string(), " exists already (--force replaces it)"));
+  }
   return jobs;
 }
 
@@ -168,7 +172,9 @@ void denoise_images(Denoiser& denoiser, const std::vector<Job>& jobs, const Deno
                             denoiser.side_unit()));
   // All inputs are read once in vain: a broken one must show before the first output is written.
   for (const Job& job : jobs) load_image(denoiser, job.input, options.image_size);
-  if (fs::is_directory(options.input)) fs::create_directories(options.output);
+  std::error_code error;
+  if (fs::is_directory(options.input)) fs::create_directories(options.output, error);
+  if (error) throw InputError(concat("--output ", options.output.string(), ": ", error.message()));
   Errors total;
   for (size_t i = 0; i < jobs.size(); ++i) {
     const auto& [input, output] = jobs[i];

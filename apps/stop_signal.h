@@ -1,12 +1,13 @@
-// Ctrl-C (SIGINT) and SIGTERM as a question that a loop asks between its steps. The second signal
-// ends the process at once.
+// Ctrl-C (SIGINT), SIGTERM and SIGHUP (a terminal that went away) as a question that a loop asks
+// between its steps. The second signal ends the process at once.
 #pragma once
 
 #include <csignal>
 
 namespace tessera {
 
-// Handles the two signals while it lives. One at a time in a process.
+// Handles the signals while it lives; SIGHUP only where it is not ignored (nohup). One at a time in
+// a process.
 class StopSignal {
  public:
   StopSignal();
@@ -18,7 +19,7 @@ class StopSignal {
   int received() const;
 
  private:
-  struct sigaction old_interrupt_, old_terminate_;
+  struct sigaction old_interrupt_, old_terminate_, old_hangup_;
 };
 
 }  // namespace tessera

@@ -13,8 +13,8 @@ config file, and that over the preset.
 Files in the run's directory: config.json (--config with it reproduces the run), metrics.jsonl,
 model.safetensors (the weights), checkpoint.safetensors (all state), figure.png.
 
-Ctrl-C or SIGTERM: the step is finished, a checkpoint written, the status is 130 or 143; a second
-one stops at once. Status 2: wrong options. Status 1: any other error.)";
+Ctrl-C, SIGTERM or SIGHUP: the step is finished, a checkpoint written, the status is 130, 143 or
+129; a second one stops at once. Status 2: wrong options. Status 1: any other error.)";
 
 constexpr size_t kNameColumn = 24, kHelpColumn = 76;  // widths
 

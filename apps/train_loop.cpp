@@ -105,12 +105,14 @@ void TrainLoop::save_model() {
   model_step_ = state_.step;
 }
 
-// The model comes first: whoever finds a checkpoint finds a model that is at least as new.
+// The model comes first: whoever finds a checkpoint finds a model that is at least as new. But for
+// the first ones: a model without any checkpoint means that somebody deleted it.
 void TrainLoop::save_all() {
-  save_model();
-  if (saved_step_ == state_.step) return;
-  save_checkpoint(stream_, trainer_.model().parameters(), state_, dir_.checkpoint());
+  if (std::filesystem::exists(dir_.checkpoint())) save_model();
+  if (saved_step_ != state_.step)
+    save_checkpoint(stream_, trainer_.model().parameters(), state_, dir_.checkpoint());
   saved_step_ = state_.step;
+  save_model();
 }
 
 bool TrainLoop::checkpoint_due(int64_t step) const {
@@ -142,8 +144,10 @@ void TrainLoop::evaluate() {
 int TrainLoop::stopped() {
   save_all();
   progress_.line(fmt::format("stopped by {} after step {}: go on with --resume {}",
-                             stop_.received() == SIGINT ? "SIGINT" : "SIGTERM", state_.step,
-                             dir_.path().string()));
+                             stop_.received() == SIGINT    ? "SIGINT"
+                             : stop_.received() == SIGTERM ? "SIGTERM"
+                                                           : "SIGHUP",
+                             state_.step, dir_.path().string()));
   return 128 + stop_.received();
 }
 

@@ -84,6 +84,14 @@ UNetConfig TrainOptions::network() const {
           groups, time_dim, activation == "gelu" ? GeluForm::Exact : GeluForm::Tanh};
 }
 
+std::map<std::string, std::string> TrainOptions::settings() const {
+  std::map<std::string, std::string> values;
+  for (const char* name : {"image-size", "base", "levels", "channels", "groups", "time-dim",
+                           "activation", "batch", "lr", "noise-level", "seed"})
+    values[name] = train_option(name).get(*this).value();
+  return values;
+}
+
 int64_t total_steps(const TrainOptions& options, int64_t images) {
   const int64_t per_epoch = (images + options.batch - 1) / options.batch;
   return options.steps ? *options.steps : options.epochs.value() * per_epoch;

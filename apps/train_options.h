@@ -41,6 +41,8 @@ struct TrainOptions {
   std::string figure = "matched";
 
   UNetConfig network() const;
+  // What a step's result depends on, by option name: a checkpoint goes with these values only.
+  std::map<std::string, std::string> settings() const;
 };
 
 // Steps that a run has in all, with this many training images.

@@ -35,9 +35,10 @@ void load_start_weights(Stream& stream, const TrainOptions& options, UNet& model
 // Where the run starts: its checkpoint, the given weights, or random numbers.
 CheckpointState load_start(Stream& stream, const TrainOptions& options, const RunDir* resumed,
                            int64_t images, Trainer& trainer) {
-  CheckpointState state{0, 0, images};
+  CheckpointState state{0, 0, images, options.settings()};
   if (resumed && fs::exists(resumed->checkpoint())) {
-    state = load_checkpoint(stream, trainer.model().parameters(), resumed->checkpoint(), images);
+    state = load_checkpoint(stream, trainer.model().parameters(), resumed->checkpoint(), images,
+                            options.settings());
     trainer.set_steps_done(state.step);
   } else if (!options.weights.empty()) {
     load_start_weights(stream, options, trainer.model());
@@ -70,6 +71,10 @@ TrainOptions reopen(const std::string& path, const GivenOptions& given,
   if (make_options(saved).checkpoint_every == 0 && !fs::exists(dir->checkpoint()))
     throw InputError(
         concat("--resume ", path, " has no checkpoint: it ran with --checkpoint-every 0"));
+  // A run that was stopped before its first checkpoint starts over; a trained model stays.
+  if (fs::exists(dir->model()) && !fs::exists(dir->checkpoint()))
+    throw InputError(concat("--resume ", path,
+                            " has model.safetensors, but no checkpoint.safetensors to go on from"));
   return resumed_options(saved, given, dir->path());
 }
 

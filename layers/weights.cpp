@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 
 namespace tessera {
@@ -62,6 +63,9 @@ std::vector<double> read_values(const SafeTensors& file, const std::string& name
     else
       throw InputError(concat(file.origin(), ": tensor '", name, "' is ", tensor.dtype,
                               ", expected F32, F64 or BF16"));
+    if (!std::isfinite(values[i]))
+      throw InputError(concat(file.origin(), ": tensor '", name, "' is ", values[i], " at element ",
+                              i, ", expected finite numbers"));
   }
   return values;
 }

@@ -29,8 +29,8 @@ void save_weights(Stream& stream, const Parameters& parameters, const UNetConfig
                   const std::filesystem::path& path);
 
 // Sets every parameter from the tensors "<prefix><name>" of the file (F32, F64 or BF16). Throws
-// InputError naming file and tensor if one is missing, has another shape or dtype, or if the file
-// holds others under this prefix; then no parameter has changed.
+// InputError naming file and tensor if one is missing or not finite, has another shape or dtype, or
+// if the file holds others under this prefix; then no parameter has changed.
 void load_weights(Stream& stream, Parameters& parameters, const SafeTensors& file,
                   const std::string& prefix = "");
 

@@ -92,6 +92,19 @@ TEST_CASE("a checkpoint that lacks a tensor or has a wrong one is refused", "[ch
   CHECK_THAT(c.error(path), Catch::Contains("epoch_loss nan"));
 }
 
+TEST_CASE("a checkpoint with one changed bit is refused", "[checkpoint]") {
+  Case c;
+  const auto path = c.save({3, 0.5, 21});
+  const std::string content = read_text(path);
+  for (size_t at = content.size() - 1; at > content.size() / 2; at -= content.size() / 40) {
+    std::string changed = content;
+    changed[at] = char(changed[at] ^ 1 << at % 8);
+    write_text(path, changed);
+    const std::string message = c.error(path);
+    CHECK_THAT(message, Catch::Contains("'checksum' is ") || Catch::Contains("expected a step"));
+  }
+}
+
 TEST_CASE("a checkpoint that is cut short is refused", "[checkpoint]") {
   Case c;
   const auto path = c.save({3, 0.5, 21});

@@ -68,10 +68,12 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
           "[denoise]") {
   const TempDir dir;
   Network network(kSmall, dir / "w");
-  const std::vector<float> nan{std::nanf("")};  // the last parameter is the output's one bias
-  network.model.parameters().list().back().var.value.copy_from(network.stream,
-                                                               std::as_bytes(std::span(nan)));
-  save_weights(network.stream, network.model.parameters(), kSmall, dir / "nan");
+  fs::copy_file(dir / "w", dir / "w.safetensors");
+  // The first convolution overflows.
+  for (Parameter& p : network.model.parameters().list())
+    if (p.name == "init_conv.weight")
+      p.var.value.data<float>()[0] = std::numeric_limits<float>::max();
+  save_weights(network.stream, network.model.parameters(), kSmall, dir / "huge");
   write_png(dir / "in.png", picture(8, 8, 1));
   write_png(dir / "odd.png", picture(8, 6, 1));
   write_text(dir / "bad.png", "no picture");
@@ -142,8 +144,10 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
       {"--timestep 1 --weights w --input odd.png --output out.png", 1,
        "odd.png: 8x6 pixels, but the network's 2 levels need sides that are multiples of 4 "
        "(--image-size S stretches it to SxS)"},
-      {"--timestep 1 --weights nan --output out.png " + in, 1,
-       "in.png: the network of nan gives NaN or infinity for it: its weights are broken"},
+      {"--timestep 1 --weights huge --output out.png " + in, 1,
+       "in.png: the network of huge gives NaN or infinity for it: its weights are broken"},
+      {"--timestep 1 --weights w.safetensors --output w.safetensors --force --input in.safetensors",
+       2, "--output w.safetensors is the file of --weights"},
   };
   for (const Case& c : cases) {
     CAPTURE(c.arguments);

@@ -226,6 +226,37 @@ TEST_CASE("a run that was killed before its first checkpoint starts again", "[tr
   CHECK(lines_of(c.file("r", "metrics.jsonl")).size() == 4);
 }
 
+TEST_CASE("a trained model without its checkpoint is not overwritten", "[train][cli]") {
+  Case c;
+  train(c.fresh("r", {"--steps", "3"}));
+  const std::string model = c.file("r", "model.safetensors");
+  fs::remove(c.dir / "r" / "checkpoint.safetensors");
+  CHECK_THAT(error_of(c.resume("r", {"--steps", "4"}), 1),
+             Catch::Contains("has model.safetensors, but no checkpoint.safetensors to go on from"));
+  CHECK(c.file("r", "model.safetensors") == model);
+}
+
+TEST_CASE("a checkpoint goes with the settings that it was made with", "[train][cli]") {
+  Case c;
+  train(c.fresh("r", {"--steps", "3", "--seed", "5"}));
+  std::string config = c.file("r", "config.json");
+  const size_t at = config.find("\"seed\": 5");
+  REQUIRE(at != std::string::npos);
+  write_text(c.dir / "r" / "config.json", config.replace(at, 9, "\"seed\": 6"));
+  CHECK_THAT(error_of(c.resume("r", {"--steps", "4"}), 1),
+             Catch::Contains("metadata 'seed' is 5, expected 6\n"));
+}
+
+TEST_CASE("closed standard descriptors do not send the output into files", "[train][cli]") {
+  Case c;
+  std::string line = concat("'", TESSERA_BIN_DIR, "/train'");
+  for (const std::string& word : c.fresh("r", {"--steps", "3"})) line += concat(" '", word, "'");
+  REQUIRE(std::system((line + " <&- >&- 2>/dev/null").c_str()) == 0);
+  CHECK(read_text(c.dir / "r" / ".lock").empty());
+  for (const auto& metrics : lines_of(c.file("r", "metrics.jsonl")))
+    CHECK(metrics.contains("step"));
+}
+
 TEST_CASE("a run that was killed before its evaluation makes up for it", "[train][cli]") {
   Case c;
   train(c.fresh("r", {"--steps", "6"}));
@@ -270,18 +301,25 @@ TEST_CASE("training starts from given weights", "[train][cli]") {
   CHECK_FALSE(fs::exists(c.dir / "third"));
 }
 
-TEST_CASE("weights with a NaN stop at step 1 and name it", "[train][cli]") {
+TEST_CASE("weights that are not finite are refused, and such that overflow stop at step 1",
+          "[train][cli]") {
   Case c;
   Stream stream(Device::open(DeviceType::cpu, 1));
   Trainer trainer(stream, tiny_options());
   Parameters& parameters = trainer.model().parameters();
-  Tensor& bias = parameters.list()[7].var.value;
-  bias.data<float>()[0] = std::numeric_limits<float>::quiet_NaN();
-  const fs::path weights = c.dir / "nan.safetensors";
-  save_weights(stream, parameters, trainer.model().config(), weights);
-  CHECK_THAT(error_of(c.fresh("r", {"--weights", weights.string()}), 1),
-             Catch::StartsWith("stopped before the update of step 1: '" +
-                               parameters.list()[7].name + "' "));
+  const fs::path weights = c.dir / "w.safetensors";
+  const auto error_with = [&](size_t parameter, float value) {
+    parameters.list()[parameter].var.value.data<float>()[0] = value;
+    save_weights(stream, parameters, trainer.model().config(), weights);
+    return error_of(c.fresh("r", {"--weights", weights.string()}), 1);
+  };
+  REQUIRE(parameters.list()[4].name == "init_conv.weight");
+  CHECK(error_with(4, std::numeric_limits<float>::quiet_NaN()) ==
+        weights.string() +
+            ": tensor 'init_conv.weight' is nan at element 0, expected finite numbers\n");
+  CHECK_FALSE(fs::exists(c.dir / "r"));
+  CHECK_THAT(error_with(4, std::numeric_limits<float>::max()),
+             Catch::StartsWith("stopped before the update of step 1: 'init_conv.conv2d' "));
   CHECK_FALSE(fs::exists(c.dir / "r" / "checkpoint.safetensors"));
 }
 
@@ -328,12 +366,13 @@ TEST_CASE("a disk that fills up leaves the old checkpoint", "[train][cli]") {
   train(c.resume("r", {"--steps", "4"}));
 }
 
-TEST_CASE("SIGINT and SIGTERM finish the step, write a checkpoint and say so", "[train][cli]") {
+TEST_CASE("SIGINT, SIGTERM and SIGHUP finish the step, write a checkpoint and say so",
+          "[train][cli]") {
   Case c;
   const Words endless{"--steps",      "1000000000", "--log-every",        "1",
                       "--eval-every", "0",          "--checkpoint-every", "0"};
-  for (const int number : {SIGINT, SIGTERM}) {
-    const std::string out = number == SIGINT ? "int" : "term";
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    const std::string out = concat("signal", number);
     Child child(c.fresh(out, endless));
     REQUIRE(wait_for(c.dir / out / "metrics.jsonl", child));
     child.send(number);
