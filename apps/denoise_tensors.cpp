@@ -17,13 +17,6 @@ std::string index_text(int64_t i, const Shape& nchw) {
   return concat('[', n, ',', c, ',', h, ',', w, ']');
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (const int64_t size : shape) text += std::to_string(size) + ",";
-  if (!shape.empty()) text.pop_back();
-  return text + "]";
-}
-
 // The shape of the file's images, after every check of them.
 Shape check_images(const Denoiser& denoiser, const SafeTensors& file) {
   const SafeTensor& images = file.at("images");

@@ -233,6 +233,12 @@ const SafeTensor& SafeTensors::at(const std::string& name) const {
   return found->second;
 }
 
+std::string shape_text(std::span<const int64_t> shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
 const char* safetensors_name(DType dtype) {
   switch (dtype) {
     case DType::f32:

@@ -57,6 +57,9 @@ struct SafeTensorEntry {
   std::span<const std::byte> data;  // row-major, product(shape) * size_of(dtype) bytes
 };
 
+// "[2,3]", for messages: a file's shape may have more dimensions than a Tensor.
+std::string shape_text(std::span<const int64_t> shape);
+
 // The name of a dtype in the format: f32 -> "F32".
 const char* safetensors_name(DType dtype);
 

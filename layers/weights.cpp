@@ -25,12 +25,6 @@ void for_each_element(FileLayout layout, const Shape& shape, F f) {
         for (int64_t c = 0; c < C; ++c) f(here++, ((k * C + c) * R + r) * S + s);
 }
 
-std::string shape_text(std::span<const int64_t> shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 template <class T>
 T element(const std::byte* data, size_t i) {
   T value;
