@@ -100,6 +100,7 @@ CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
     crc = crc_of(crc, file.at(name).data);
   expect_metadata(file, "checksum", std::to_string(crc));
   parameters.values.copy_from(stream, values);
+  parameters.refresh_copies(stream);
   parameters.m.copy_from(stream, m);
   parameters.v.copy_from(stream, v);
   return state;

@@ -25,8 +25,9 @@ struct DenoiseOptions {
   std::optional<int64_t> groups;
   std::optional<GeluForm> activation;
 
-  std::string device = "auto";  // auto, cpu, cuda, simt
-  int threads = 0;              // 0: as many as the machine has
+  std::string device = "auto";     // auto, cpu, cuda, simt
+  std::string precision = "auto";  // auto, f32, tf32, bf16: see resolve_precision()
+  int threads = 0;                 // 0: as many as the machine has
 };
 
 // Nothing when --help or --version was asked for and has been answered on `out`. Throws UsageError.

@@ -91,7 +91,7 @@ void check_flags(const DenoiseOptions& options, bool tensors) {
 
 std::shared_ptr<Device> open_device(const DenoiseOptions& options) {
   const bool automatic = options.device == "auto";
-  const DeviceType best = is_built(DeviceType::cuda) ? DeviceType::cuda : DeviceType::cpu;
+  const DeviceType best = has_gpu() ? DeviceType::cuda : DeviceType::cpu;
   return Device::open(automatic ? best : device_type_of(options.device), options.threads);
 }
 
@@ -158,7 +158,7 @@ Errors denoise_image(Denoiser& denoiser, const DenoiseOptions& options, const st
               sample, t, clean, noisy);
   }
   const Tensor denoised = denoiser(noisy, t, name);
-  image.pixels = to_bytes(denoised.to_vector<float>(stream));
+  image.pixels = to_bytes(denoised.to_floats(stream));
   if (!options.add_noise) return {};
   return {squared_error(stream, noisy, clean), squared_error(stream, denoised, clean),
           shape.numel()};
@@ -196,8 +196,11 @@ void run_denoise(const DenoiseOptions& options, std::ostream& out) {
   const bool tensors = !fs::is_directory(options.input) && is_tensor_name(options.input);
   check_flags(options, tensors);
   const std::vector<Job> jobs = plan(options);
+  const std::shared_ptr<Device> device = open_device(options);
+  const Precision precision = precision_of(
+      resolve_precision(options.precision, name_of(device->type()), device->info().capability));
   Denoiser denoiser =
-      Denoiser::load(open_device(options), options.weights, options.groups, options.activation);
+      Denoiser::load(device, options.weights, options.groups, options.activation, precision);
   if (tensors) {
     const int64_t n = denoise_tensors(denoiser, options.input, options.output, options.timestep);
     out << options.output.string() << ": " << n << " images\n";

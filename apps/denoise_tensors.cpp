@@ -105,7 +105,7 @@ int64_t denoise_tensors(Denoiser& denoiser, const std::filesystem::path& input,
     const auto noisy = Tensor::from<float>(denoiser.stream(), nhwc, values);
     const auto t = Tensor::from<int32_t>(
         denoiser.stream(), {count}, std::span(timesteps).subspan(size_t(first), size_t(count)));
-    values = denoiser(noisy, t, input.string()).to_vector<float>(denoiser.stream());
+    values = denoiser(noisy, t, input.string()).to_floats(denoiser.stream());
     nhwc_to_nchw(values, result.data() + first * size, shape);
   }
   write_safetensors(output, {{"output",

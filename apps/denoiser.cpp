@@ -21,17 +21,18 @@ UNetConfig config_for(const SafeTensors& weights, std::optional<int64_t> groups,
 }  // namespace
 
 Denoiser Denoiser::load(std::shared_ptr<Device> device, const std::filesystem::path& path,
-                        std::optional<int64_t> groups, std::optional<GeluForm> activation) {
+                        std::optional<int64_t> groups, std::optional<GeluForm> activation,
+                        const Precision& precision) {
   const SafeTensors weights = SafeTensors::read(path);
-  return Denoiser(std::move(device), weights, config_for(weights, groups, activation));
+  return Denoiser(std::move(device), weights, config_for(weights, groups, activation), precision);
 }
 
 Denoiser::Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights,
-                   const UNetConfig& config)
+                   const UNetConfig& config, const Precision& precision)
     : device_(std::move(device)),
       stream_(std::make_unique<Stream>(device_)),
       weights_(weights.origin()),
-      model_(*stream_, config, /*seed=*/0) {
+      model_(*stream_, config, /*seed=*/0, ops::Fusion::On, precision) {
   load_weights(*stream_, model_.parameters(), weights);
 }
 
@@ -43,12 +44,13 @@ void Denoiser::prepare(const Shape& shape) {
   if (shape == shape_) return;
   shape_ = shape;
   stream_ = std::make_unique<Stream>(device_);
+  stream_->math = model_.precision().math;
   device_->pool()->trim();
 }
 
 Tensor Denoiser::operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const {
   Tape tape(*stream_, Tape::Mode::Inference);
-  Tensor output = model_.forward(tape, Var::leaf(noisy), t).value;
+  Tensor output = model_.forward(tape, model_.input(*stream_, noisy), t).value;
   if (find_non_finite(*stream_, output) >= 0)
     throw InputError(concat(origin, ": the network of ", weights_,
                             " gives NaN or infinity for it: its weights are broken"));

@@ -16,7 +16,8 @@ class Denoiser {
   // Loads a file of weights. groups and activation stand in for what its metadata does not say.
   // Throws InputError naming file and tensor, UsageError when they contradict the metadata.
   static Denoiser load(std::shared_ptr<Device> device, const std::filesystem::path& path,
-                       std::optional<int64_t> groups = {}, std::optional<GeluForm> activation = {});
+                       std::optional<int64_t> groups = {}, std::optional<GeluForm> activation = {},
+                       const Precision& precision = Precision::f32());
 
   const UNetConfig& config() const { return model_.config(); }
   Stream& stream() const { return *stream_; }
@@ -27,12 +28,14 @@ class Denoiser {
   // Call before the tensors of a batch of this shape are made. When the batch before had another
   // one, what stream and pool keep for it is given back: a folder may hold a thousand sizes.
   void prepare(const Shape& shape);
-  // noisy [N,H,W,channels] f32, t [N] i32 in 0..999 -> the images without noise, like noisy. Throws
+  // noisy [N,H,W,channels] f32, t [N] i32 in 0..999 -> the images without noise, of the same shape,
+  // in the type of activations. Throws
   // InputError when the result is not finite; `origin` stands for the images.
   Tensor operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const;
 
  private:
-  Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights, const UNetConfig& config);
+  Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights, const UNetConfig& config,
+           const Precision& precision);
 
   std::shared_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;

@@ -29,7 +29,7 @@ void read_batch(const Dataset& data, int64_t first, int64_t count, size_t image_
 double psnr_of(double mse) { return 10 * std::log10(4 / mse); }
 
 double squared_error(Stream& stream, const Tensor& a, const Tensor& b) {
-  const auto x = a.to_vector<float>(stream), y = b.to_vector<float>(stream);
+  const auto x = a.to_floats(stream), y = b.to_floats(stream);
   // inner_product, unlike transform_reduce, keeps the order of its sum.
   return std::inner_product(x.begin(), x.end(), y.begin(), 0.0, std::plus<>(),
                             [](double p, double q) { return (p - q) * (p - q); });
@@ -47,7 +47,7 @@ Denoised denoise_batch(Stream& stream, const UNet& model, const NoiseSpec& noise
   normalize_images(stream, bytes, result.clean);
   add_noise(stream, noise, NoiseUse::Evaluation, numbers, times, result.clean, result.noisy);
   Tape tape(stream, Tape::Mode::Inference);
-  result.denoised = model.forward(tape, Var::leaf(result.noisy), times).value;
+  result.denoised = model.forward(tape, model.input(stream, result.noisy), times).value;
   return result;
 }
 

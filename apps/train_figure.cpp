@@ -13,7 +13,7 @@ constexpr int kTimestep = 500;
 constexpr int64_t kColumns = 5;
 
 FigureRow row(const std::string& title, const Tensor& images, Stream& stream) {
-  const std::vector<float> values = images.to_vector<float>(stream);
+  const std::vector<float> values = images.to_floats(stream);
   const size_t size = values.size() / size_t(images.dim(0));
   FigureRow result{title, {}};
   for (size_t at = 0; at < values.size(); at += size)

@@ -48,14 +48,17 @@ int TrainLoop::run() {
   if (state_.step > 0 && evaluation_due(state_.step) && !metrics_.has_evaluation(state_.step))
     evaluate();
   if (state_.step < schedule_.total && !stop_.received()) {
+    // Images that are on the device need not be read again.
     const auto image_bytes = size_t(options_.image_size * options_.image_size * options_.channels);
-    Loader loader(
-        schedule_, uint64_t(options_.seed), image_bytes,
-        [this](int64_t i, uint8_t* out) { data_.train_image(i, out); }, state_.step + 1);
+    Loader::ReadImage read = [this](int64_t i, uint8_t* out) { data_.train_image(i, out); };
+    if (trainer_.has_images()) read = [](int64_t, uint8_t*) {};
+    Loader loader(schedule_, uint64_t(options_.seed), trainer_.has_images() ? 0 : image_bytes,
+                  std::move(read), state_.step + 1);
     while (state_.step < schedule_.total && !stop_.received()) {
       train_step(loader);
       after_step(state_.step);
     }
+    if (unseen_ > 0) look();
   }
   if (stop_.received()) return stopped();
   save_model();
@@ -63,16 +66,35 @@ int TrainLoop::run() {
 }
 
 void TrainLoop::train_step(Loader& loader) {
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
+  if (unseen_ == 0) look_at_ = std::chrono::steady_clock::now();
   loader.next(batch_);
-  loss_ = trainer_.step(batch_);
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  trainer_.enqueue(batch_);
   state_.step = trainer_.steps_done();
-  state_.epoch_loss += loss_;
-  seconds_since_log_.push_back(seconds);
   images_since_log_ += int64_t(batch_.samples.size());
-  progress_.step(loss_, double(batch_.samples.size()), seconds);
+  ++unseen_;
+  if (look_due(state_.step)) look();
+}
+
+// A GPU works ahead of the host, which waits only when somebody wants to know.
+bool TrainLoop::look_due(int64_t step) const {
+  return stream_.device().type() != DeviceType::cuda || unseen_ == Trainer::kWindow ||
+         step % options_.log_every == 0 || schedule_.ends_epoch(step) || step == schedule_.total ||
+         checkpoint_due(step) || evaluation_due(step) ||
+         progress_.steps_seen() < kStepsToEstimate || stop_.received();
+}
+
+void TrainLoop::look() {
+  const std::vector<double> losses = trainer_.wait();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - look_at_).count() /
+      double(losses.size());
+  for (const double loss : losses) {
+    loss_ = loss;
+    state_.epoch_loss += loss;
+    seconds_since_log_.push_back(seconds);
+    progress_.step(loss, double(batch_.samples.size()), seconds);
+  }
+  unseen_ = 0;
 }
 
 void TrainLoop::after_step(int64_t step) {

@@ -1,6 +1,7 @@
 // The loop of a training run: steps, metrics, checkpoints, evaluations.
 #pragma once
 
+#include <chrono>
 #include <ostream>
 #include <vector>
 
@@ -30,6 +31,10 @@ class TrainLoop {
 
  private:
   void train_step(Loader& loader);
+  // Whether step `step` ends with a look at the losses, which waits for the device.
+  bool look_due(int64_t step) const;
+  // Takes the losses of the steps since the last look.
+  void look();
   // Epoch line, metrics, checkpoint and evaluation that are due after a step.
   void after_step(int64_t step);
   void log(int64_t step);
@@ -55,7 +60,9 @@ class TrainLoop {
   StopSignal stop_;
 
   Batch batch_;
-  double loss_ = 0;                        // of the latest step
+  int64_t unseen_ = 0;  // steps since the last look
+  std::chrono::steady_clock::time_point look_at_;
+  double loss_ = 0;                        // of the latest step that was looked at
   std::vector<double> seconds_since_log_;  // of each step
   int64_t images_since_log_ = 0;
 };

@@ -33,9 +33,10 @@ struct Table {
 
 void add_model_options(Table& table) {
   table.group = "Presets";
-  table.choice("preset", &O::preset, {"lesson", "quick"},
+  table.choice("preset", &O::preset, {"lesson", "quick", "tiny"},
                "Where the other defaults come from. quick: 32x32 images, base 32, 600 steps. "
-               "lesson: 64x64, base 64, 50 epochs. Default: quick on a CPU, lesson on a GPU");
+               "lesson: 64x64, base 64, 50 epochs. tiny: 16x16, base 8, 20 steps. Default: quick "
+               "on a CPU, lesson on a GPU, tiny on simt");
 
   table.group = "Data";
   table.text("data", "auto|PATH", &O::data,
@@ -72,7 +73,12 @@ void add_training_options(Table& table) {
 
   table.group = "Machine";
   table.choice("device", &O::device, {"auto", "cpu", "cuda", "simt"},
-               "auto (default), cpu, cuda or simt");
+               "auto (default): a GPU if there is one, else the CPU. simt: the kernels for GPUs, "
+               "executed on the CPU, slowly");
+  table.choice("precision", &O::precision, {"auto", "f32", "tf32", "bf16"},
+               "bf16: activations and products in bf16, sums and parameters in f32. tf32: "
+               "everything in f32, products by tensor cores. auto (default): bf16 on GPUs from "
+               "compute capability 8.0 on, else f32");
   table.number("threads", &O::threads, 0, 1024,
                "CPU threads; 0 (default): as many as the machine has", kMayChange);
 }

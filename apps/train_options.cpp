@@ -47,7 +47,7 @@ std::string parse_text(const TrainOption& option, const std::string& text,
 // The device that "auto" stands for.
 std::string resolve_device(const std::string& name) {
   if (name != "auto") return name;
-  return name_of(is_built(DeviceType::cuda) ? DeviceType::cuda : DeviceType::cpu);
+  return name_of(has_gpu() ? DeviceType::cuda : DeviceType::cpu);
 }
 
 void apply(TrainOptions& options, const GivenOptions& given) {
@@ -69,10 +69,16 @@ TrainOptions preset_options(const std::string& preset) {
   options.preset = preset;
   if (preset == "lesson") {
     options.epochs = 50;
-  } else {
+  } else if (preset == "quick") {
     options.image_size = 32;
     options.base = 32;
     options.steps = 600;
+  } else {
+    options.image_size = 16;
+    options.base = 8;
+    options.batch = 16;
+    options.steps = 20;
+    options.log_every = 5;
   }
   return options;
 }
@@ -89,6 +95,7 @@ std::map<std::string, std::string> TrainOptions::settings() const {
   for (const char* name : {"image-size", "base", "levels", "channels", "groups", "time-dim",
                            "activation", "batch", "lr", "noise-level", "seed"})
     values[name] = train_option(name).get(*this).value();
+  if (precision != "f32") values["precision"] = precision;  // checkpoints did not always say it
   return values;
 }
 
@@ -140,8 +147,10 @@ TrainOptions make_options(const GivenOptions& given) {
   for (const char* name : {"preset", "device"})
     if (const auto value = given.find(name); value != given.end())
       train_option(name).set(chosen, value->second.text, value->second.source);
-  if (chosen.preset.empty())
-    chosen.preset = resolve_device(chosen.device) == "cuda" ? "lesson" : "quick";
+  if (chosen.preset.empty()) {
+    const std::string device = resolve_device(chosen.device);
+    chosen.preset = device == "cuda" ? "lesson" : device == "simt" ? "tiny" : "quick";
+  }
 
   TrainOptions options = preset_options(chosen.preset);
   if (given.contains("epochs")) options.steps.reset();

@@ -31,7 +31,8 @@ struct TrainOptions {
   int64_t seed = 0;
 
   std::string device = "auto";
-  int64_t threads = 0;  // 0: as many as the machine has
+  std::string precision = "auto";  // see resolve_precision()
+  int64_t threads = 0;             // 0: as many as the machine has
 
   std::string out;     // "": runs/<time>
   std::string resume;  // "": a new run

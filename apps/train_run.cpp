@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "apps/device_images.h"
 #include "apps/train_loop.h"
 #include "layers/weights.h"
 
@@ -46,9 +47,17 @@ CheckpointState load_start(Stream& stream, const TrainOptions& options, const Ru
   return state;
 }
 
+std::string device_text(const Device& device) {
+  const std::string type = name_of(device.type());
+  if (device.type() == DeviceType::cuda) return concat(type, ", ", device.info().name);
+  const std::string threads = concat(device.threads(), " threads");
+  return device.type() == DeviceType::cpu ? concat(type, ", ", threads)
+                                          : concat(type, ", ", device.info().name, ", ", threads);
+}
+
 void print_banner(const TrainOptions& options, const GivenOptions& given, const RunDir& dir,
-                  const Dataset& data, const Schedule& schedule, Trainer& trainer,
-                  std::ostream& out) {
+                  const Device& device, const Dataset& data, const Schedule& schedule,
+                  Trainer& trainer, std::ostream& out) {
   const bool chosen = given.contains("preset") || given.contains("resume");
   out << fmt::format("tessera {}: training a U-Net to remove noise\n", TESSERA_VERSION)
       << fmt::format("  preset   {}{}\n", options.preset,
@@ -56,7 +65,7 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  data     {}\n", data.description())
       << fmt::format("  network  {} levels, base {}, {} parameters\n", options.levels, options.base,
                      trainer.model().parameters().count())
-      << fmt::format("  device   {}, {} threads\n", options.device, options.threads)
+      << fmt::format("  device   {}, {}\n", device_text(device), options.precision)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
                      trainer.steps_done() + 1, schedule.total, options.batch,
                      schedule.steps_per_epoch(), options.seed)
@@ -90,11 +99,14 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
 
   const auto device = Device::open(device_type_of(options.device), int(options.threads));
   options.threads = device->threads();
+  options.precision =
+      resolve_precision(options.precision, options.device, device->info().capability);
   Stream stream(device);
   const Dataset data = Dataset::open(options.data, int(options.image_size), int(options.channels));
   if (data.train_size() < 1)
     throw InputError(concat("--data ", options.data, " has no images to train on"));
-  Trainer trainer(stream, options);
+  Trainer trainer(stream, options,
+                  images_on_device(stream, data, options.image_size, options.channels));
   const CheckpointState state =
       load_start(stream, options, dir ? &*dir : nullptr, data.train_size(), trainer);
   if (!dir) {
@@ -109,7 +121,7 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
     return 0;
   }
   dir->write_config(config_text(options));  // a resumed run may have other steps, threads, ...
-  print_banner(options, given, *dir, data, loop.schedule(), trainer, out);
+  print_banner(options, given, *dir, *device, data, loop.schedule(), trainer, out);
   return loop.run();
 }
 

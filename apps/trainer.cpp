@@ -1,6 +1,7 @@
 #include "apps/trainer.h"
 
 #include <cmath>
+#include <numeric>
 
 namespace tessera {
 namespace {
@@ -11,6 +12,10 @@ Parameters& prepared_for_training(Stream& stream, Parameters& parameters) {
   return parameters;
 }
 
+Precision precision_on(const Device& device, const std::string& name) {
+  return precision_of(resolve_precision(name, name_of(device.type()), device.info().capability));
+}
+
 AdamSpec adam_spec(const TrainOptions& options) {
   AdamSpec spec;
   spec.lr = options.lr;
@@ -19,34 +24,61 @@ AdamSpec adam_spec(const TrainOptions& options) {
 
 }  // namespace
 
-Trainer::Trainer(Stream& stream, const TrainOptions& options)
+Trainer::Trainer(Stream& stream, const TrainOptions& options, Tensor images)
     : stream_(stream),
       image_size_(options.image_size),
       noise_{uint64_t(options.seed), 0, float(options.noise_level)},
-      model_(stream, options.network(), uint64_t(options.seed)),
-      adam_(stream, prepared_for_training(stream, model_.parameters()), adam_spec(options)) {}
+      images_(std::move(images)),
+      model_(stream, options.network(), uint64_t(options.seed), ops::Fusion::On,
+             precision_on(stream.device(), options.precision)),
+      adam_(stream, prepared_for_training(stream, model_.parameters()), adam_spec(options)),
+      losses_(Tensor::empty(stream, {kWindow})) {}
 
 double Trainer::step(const Batch& batch) {
-  const double loss = forward_backward(batch, /*watch=*/false);
-  const double norm = adam_.gradient_norm();
-  if (!std::isfinite(loss) || !std::isfinite(norm)) report_non_finite(batch, loss, norm);
-  adam_.update();
-  return loss;
+  enqueue(batch);
+  return wait().back();
 }
 
-double Trainer::forward_backward(const Batch& batch, bool watch) {
+void Trainer::enqueue(const Batch& batch) try {
+  const size_t slot = unwaited_.size();
+  ENSURE(slot < size_t(kWindow), "more than ", kWindow, " steps without a wait()");
+  unwaited_.push_back(batch);
+  const Tensor loss = forward_backward(batch, /*watch=*/false);
+  adam_.update(loss);
+  stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
+                                  loss.raw(), loss.bytes());
+} catch (const OutOfMemory& error) {
+  // What a step needs is nearly proportional to the batch.
+  const size_t n = batch.samples.size();
+  throw OutOfMemory(concat(error.what(), ", for a batch of ", n,
+                           n > 1 ? concat(": try --batch ", n / 2) : ": try a smaller network"));
+}
+
+std::vector<double> Trainer::wait() {
+  if (const int64_t step = adam_.poll()) report_non_finite(step);
+  const std::vector<float> losses = losses_.to_vector<float>(stream_);
+  std::vector<double> result(losses.begin(), losses.begin() + int64_t(unwaited_.size()));
+  unwaited_.clear();
+  return result;
+}
+
+Tensor Trainer::forward_backward(const Batch& batch, bool watch) {
   const int64_t n = int64_t(batch.samples.size());
   const Shape shape{n, image_size_, image_size_, model_.config().channels};
   NoiseSpec noise = noise_;
   noise.epoch = batch.epoch;
 
-  const Tensor images = Tensor::from<uint8_t>(stream_, shape, batch.images);
   const Tensor samples = Tensor::from<int64_t>(stream_, {n}, batch.samples);
-  Tensor t = Tensor::empty(stream_, {n}, DType::i32);
-  Tensor clean = Tensor::empty(stream_, shape), noisy = Tensor::empty(stream_, shape);
-  draw_timesteps(stream_, noise, samples, t);
-  normalize_images(stream_, images, clean);
-  add_noise(stream_, noise, NoiseUse::Training, samples, t, clean, noisy);
+  Tensor images = images_, rows = samples;
+  if (!images) {
+    std::vector<int64_t> all(batch.samples.size());
+    std::iota(all.begin(), all.end(), 0);
+    images = Tensor::from<uint8_t>(stream_, shape, batch.images);
+    rows = Tensor::from<int64_t>(stream_, {n}, all);
+  }
+  Tensor t = Tensor::empty(stream_, {n}, DType::i32), clean = Tensor::empty(stream_, shape);
+  Tensor noisy = Tensor::empty(stream_, shape, model_.precision().storage);
+  make_batch(stream_, noise, images, rows, samples, t, clean, noisy);
 
   Tape tape(stream_);
   if (watch) tape.watch();
@@ -55,20 +87,26 @@ double Trainer::forward_backward(const Batch& batch, bool watch) {
   const Var loss = ops::mse(tape, output, clean);
   tape.backward(loss);
   model_.parameters().finish_gradients(stream_);
-  return loss.value.to_vector<float>(stream_)[0];
+  return loss.value;
 }
 
 // The step is done again, so that the tape can look at every tensor in the order of computation:
-// too slow for the steps that go well.
-void Trainer::report_non_finite(const Batch& batch, double loss, double norm) {
-  const std::string where = concat("stopped before the update of step ", adam_.step + 1, ": ");
+// too slow for the steps that go well. No update has touched the parameters since.
+void Trainer::report_non_finite(int64_t step) {
+  const size_t index = unwaited_.size() - 1 - size_t(adam_.step - step);
+  const Batch batch = unwaited_.at(index);
+  adam_.step = step - 1;
+  adam_.clear_latch();
+  unwaited_.clear();
+  const std::string where = concat("stopped before the update of step ", step, ": ");
   try {
     forward_backward(batch, /*watch=*/true);
   } catch (const NonFiniteError& error) {
     throw NonFiniteError(error.tensor, where + error.what());
   }
-  throw NonFiniteError("", concat(where, "every tensor is finite, but loss ", loss,
-                                  " and gradient norm ", norm, " are not"));
+  throw NonFiniteError("", where +
+                               "every tensor is finite, but the loss or the norm of all "
+                               "gradients is not");
 }
 
 }  // namespace tessera

@@ -12,32 +12,47 @@ namespace tessera {
 class Trainer {
  public:
   // `stream` must outlive the trainer. The network starts from random numbers of options.seed.
-  Trainer(Stream& stream, const TrainOptions& options);
+  // images: the whole data set, u8 [M,S,S,C], on the stream's device; undefined: every batch brings
+  // its own.
+  Trainer(Stream& stream, const TrainOptions& options, Tensor images = {});
 
   Trainer(const Trainer&) = delete;  // the optimizer refers to the model
   Trainer& operator=(const Trainer&) = delete;
 
-  // One update on a batch: noise, forward, mean squared error, backward, Adam. Returns the loss.
-  // Throws NonFiniteError before the update, naming the step and the first tensor, when the loss or
-  // a gradient is not finite.
+  // One update on a batch: noise, forward, mean squared error, backward, Adam. Does not wait for
+  // the device; wait() has to come after kWindow calls at the latest. Throws OutOfMemory, with a
+  // smaller batch as a hint.
+  void enqueue(const Batch& batch);
+  // The losses of the steps since the last call. Throws NonFiniteError, naming the step and the
+  // first tensor, when a loss or a gradient was not finite: neither that step's update nor a later
+  // one has been done then.
+  std::vector<double> wait();
+  // Both: returns the loss.
   double step(const Batch& batch);
+
+  static constexpr int64_t kWindow = 64;  // steps between two calls of wait(), at most
 
   int64_t steps_done() const { return adam_.step; }
   // After a checkpoint was loaded into the parameters.
   void set_steps_done(int64_t step) { adam_.step = step; }
+  // Whether batches need no images.
+  bool has_images() const { return images_.defined(); }
   UNet& model() { return model_; }
   const NoiseSpec& noise() const { return noise_; }
 
  private:
-  // Leaves the gradients in the arena. watch: look at every tensor, see Tape::watch().
-  double forward_backward(const Batch& batch, bool watch);
-  [[noreturn]] void report_non_finite(const Batch& batch, double loss, double norm);
+  // Leaves the gradients in the arena and returns the loss [1]. watch: see Tape::watch().
+  Tensor forward_backward(const Batch& batch, bool watch);
+  [[noreturn]] void report_non_finite(int64_t step);
 
   Stream& stream_;
   int64_t image_size_;
   NoiseSpec noise_;
+  Tensor images_;
   UNet model_;
   Adam adam_;
+  Tensor losses_;                // [kWindow] of the steps that nobody waited for yet
+  std::vector<Batch> unwaited_;  // their batches, in case one has to be looked at
 };
 
 }  // namespace tessera

@@ -45,7 +45,8 @@ Var gelu(Tape& tape, GeluForm form, const Var& x) {
 Var group_norm(Tape& tape, const GroupNormSpec& spec, const Var& x, const Var& gamma,
                const Var& beta) {
   Var y = tape.output(x.shape(), x.value.dtype(), {&x, &gamma, &beta});
-  Tensor moments = Tensor::empty(tape.stream(), {x.shape()[0], spec.groups, 2}, x.value.dtype());
+  Tensor moments =
+      Tensor::empty(tape.stream(), {x.shape()[0], spec.groups, 2}, master_of(x.value.dtype()));
   group_norm_fwd(tape.stream(), spec, x.value, gamma.value, beta.value, y.value, moments);
   tape.record("group_norm", {&x, &gamma, &beta}, y,
               [spec, x, gamma, beta = beta.slot, moments](Stream& s, const Tensor& dy) {
@@ -60,7 +61,7 @@ Var group_norm_gelu(Tape& tape, const NormGelu& spec, const Var& x, const Var& g
   const Var t = given(time), residual = given(shortcut);
   Var y = tape.output(x.shape(), x.value.dtype(), {&x, &gamma, &beta, &t, &residual});
   Tensor moments =
-      Tensor::empty(tape.stream(), {x.shape()[0], spec.norm.groups, 2}, x.value.dtype());
+      Tensor::empty(tape.stream(), {x.shape()[0], spec.norm.groups, 2}, master_of(x.value.dtype()));
   group_norm_gelu_fwd(tape.stream(), spec, x.value, gamma.value, beta.value, t.value,
                       residual.value, y.value, moments);
   tape.record(
@@ -166,7 +167,7 @@ Var timestep_embedding(Tape& tape, const Tensor& t, int64_t dim, DType dtype) {
 }
 
 Var mse(Tape& tape, const Var& prediction, const Tensor& target) {
-  Var loss = tape.output({1}, prediction.value.dtype(), {&prediction});
+  Var loss = tape.output({1}, master_of(prediction.value.dtype()), {&prediction});
   mse_fwd(tape.stream(), prediction.value, target, loss.value);
   tape.record("mse", {&prediction}, loss, [prediction, target](Stream& s, const Tensor& dy) {
     mse_bwd(s, prediction.value, target, dy, prediction.slot->out(s));

@@ -34,7 +34,7 @@ Parameter& Parameters::add(std::string name, const Shape& shape, Init init, File
   var.slot = std::make_shared<GradSlot>();
   var.slot->name = name;
   var.slot->shape = shape;
-  list_.push_back({std::move(name), layout, init, size_, std::move(var)});
+  list_.push_back({std::move(name), layout, init, size_, {}, std::move(var)});
   size_ += (shape.numel() + kAlign - 1) / kAlign * kAlign;
   return list_.back();
 }
@@ -42,14 +42,18 @@ Parameter& Parameters::add(std::string name, const Shape& shape, Init init, File
 void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t seed) {
   ENSURE(!values, "the parameters are allocated already");
   values = Tensor::zeros(stream, {size_}, precision.master);
+  if (precision.storage == DType::bf16)
+    copies = Tensor::zeros(stream, values.shape(), precision.storage);
   uint32_t position = 0;
   for (Parameter& p : list_) {
-    p.var.value = values.slice(p.offset, p.var.slot->shape);
+    p.master = values.slice(p.offset, p.var.slot->shape);
+    p.var.value = copies && p.is_filter() ? copies.slice(p.offset, p.var.slot->shape) : p.master;
     p.var.slot->dtype = precision.master;
     const RngKey key{seed, 0, position++, Purpose::init};
-    precision.master == DType::f64 ? draw<double>(stream, p.var.value, p.init, key)
-                                   : draw<float>(stream, p.var.value, p.init, key);
+    precision.master == DType::f64 ? draw<double>(stream, p.master, p.init, key)
+                                   : draw<float>(stream, p.master, p.init, key);
   }
+  refresh_copies(stream);
 }
 
 void Parameters::prepare_training(Stream& stream) {
@@ -69,6 +73,10 @@ int64_t Parameters::count() const {
   return sum;
 }
 
+void Parameters::refresh_copies(Stream& stream) {
+  if (copies) copy_rounded(stream, values, copies);
+}
+
 void Parameters::clear_gradients() {
   for (Parameter& p : list_) p.var.slot->written = false;
 }
@@ -80,13 +88,17 @@ void Parameters::finish_gradients(Stream& stream) {
 
 double Adam::gradient_norm() {
   grad_norm(stream_, parameters_.grads, norm_);
+  norm_is_known_ = true;
   return norm_.dtype() == DType::f64 ? norm_.to_vector<double>(stream_)[0]
                                      : norm_.to_vector<float>(stream_)[0];
 }
 
-void Adam::update() {
-  adam_step(stream_, spec_, ++step, parameters_.grads, norm_, parameters_.values, parameters_.m,
-            parameters_.v);
+void Adam::update(const Tensor& loss) {
+  if (!norm_is_known_) grad_norm(stream_, parameters_.grads, norm_);
+  norm_is_known_ = false;
+  adam_step(stream_, spec_, ++step,
+            {parameters_.grads, norm_, parameters_.values, parameters_.m, parameters_.v,
+             parameters_.copies, latch_, loss});
 }
 
 }  // namespace tessera

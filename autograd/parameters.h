@@ -29,7 +29,11 @@ struct Parameter {
   FileLayout layout;
   Init init;
   int64_t offset = 0;  // of the first element in the arenas
-  Var var;             // value and gradient are slices of the arenas
+  Tensor master;       // the value: a slice of Parameters::values
+  Var var;             // what operations read: the master, or its bf16 copy; and the gradient
+
+  // Filters are read by products, in the type of activations; vectors are always read as they are.
+  bool is_filter() const { return var.slot->shape.rank() > 1; }
 
   Shape file_shape() const;
 };
@@ -48,6 +52,9 @@ class Parameters {
   std::deque<Parameter>& list() { return list_; }
   int64_t count() const;  // elements, without padding
 
+  // After the values were written: brings the copies up to date.
+  void refresh_copies(Stream& stream);
+
   // The next backward pass overwrites gradients instead of adding to them.
   void clear_gradients();
   // Zeroes the gradients that no backward pass has written.
@@ -55,6 +62,7 @@ class Parameters {
 
   // Flat, with padding between parameters (always zero). Undefined before they are allocated.
   Tensor values, grads, m, v;
+  Tensor copies;  // bf16, where activations are: what the products read; else undefined
 
  private:
   std::deque<Parameter> list_;
@@ -68,14 +76,21 @@ class Adam {
       : stream_(stream),
         parameters_(parameters),
         spec_(spec),
-        norm_(Tensor::empty(stream, {1}, parameters.grads.dtype())) {}
+        norm_(Tensor::empty(stream, {1}, parameters.grads.dtype())),
+        latch_(Tensor::zeros(stream, {1}, DType::i64)) {}
   Adam(const Adam&) = delete;
   Adam& operator=(const Adam&) = delete;
 
   // Euclidean norm of all gradients; not finite when one of them is not. Waits for the stream.
   double gradient_norm();
-  // Updates the parameters; after gradient_norm().
-  void update();
+  // Updates the parameters, unless the gradients or the loss [1] of this or an earlier update were
+  // not finite. Does not wait for the stream.
+  void update(const Tensor& loss = {});
+  // The first step whose update was left out, or 0. Waits for the stream.
+  int64_t poll() const { return latch_.to_vector<int64_t>(stream_)[0]; }
+
+  // Updates work again.
+  void clear_latch() { latch_.zero(stream_); }
 
   int64_t step = 0;
 
@@ -83,7 +98,8 @@ class Adam {
   Stream& stream_;
   Parameters& parameters_;
   AdamSpec spec_;
-  Tensor norm_;
+  Tensor norm_, latch_;
+  bool norm_is_known_ = false;  // of the gradients of the coming update
 };
 
 }  // namespace tessera

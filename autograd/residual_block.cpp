@@ -77,7 +77,9 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
   const int64_t N = in[0], K = a.conv1_w.shape()[0];
   const Shape out_shape{N, in[1], in[2], K};
   const auto activations = [&] { return Tensor::empty(stream, out_shape, dtype); };
-  const auto moments = [&] { return Tensor::empty(stream, {N, a.spec.norm.groups, 2}, dtype); };
+  const auto moments = [&] {
+    return Tensor::empty(stream, {N, a.spec.norm.groups, 2}, master_of(dtype));
+  };
 
   auto k = std::make_shared<Saved>(Saved{x, skip, time, a, Tensor::empty(stream, {N, K}, dtype),
                                          activations(), activations(), activations(), moments(),

@@ -20,6 +20,12 @@ class InputError : public Error {
   using Error::Error;
 };
 
+// A device has not enough memory.
+class OutOfMemory : public InputError {
+ public:
+  using InputError::InputError;
+};
+
 // A wrong flag, or flags that contradict each other. Programs end with status 2.
 class UsageError : public Error {
  public:

@@ -2,9 +2,14 @@
 
 #include <omp.h>
 
+#include <cstdlib>
+#include <cstring>
+
 #include "core/check.h"
 
 namespace tessera {
+
+static std::shared_ptr<Runtime> make_runtime(DeviceType type);
 
 const char* name_of(DeviceType type) {
   switch (type) {
@@ -24,19 +29,82 @@ DeviceType device_type_of(const std::string& name) {
   throw UsageError(concat("unknown device '", name, "': expected cpu, cuda or simt"));
 }
 
-bool is_built(DeviceType type) { return type == DeviceType::cpu; }
+bool is_built(DeviceType type) {
+#ifdef TESSERA_HAS_CUDA
+  constexpr bool has_cuda = true;
+#else
+  constexpr bool has_cuda = false;
+#endif
+  return has_cuda || type != DeviceType::cuda;
+}
+
+bool has_gpu() {
+  if (!is_built(DeviceType::cuda)) return false;
+  try {
+    make_runtime(DeviceType::cuda);
+    return true;
+  } catch (const InputError&) {
+    return false;
+  }
+}
+
+namespace {
+
+class CpuRuntime : public Runtime {
+ public:
+  const DeviceInfo& info() const override { return info_; }
+  void* allocate(size_t bytes) override { return std::aligned_alloc(64, (bytes + 63) / 64 * 64); }
+  void release(void* memory) noexcept override { std::free(memory); }
+  size_t free_bytes() override { return SIZE_MAX; }
+  void* allocate_pinned(size_t bytes) override { return allocate(bytes); }
+  void release_pinned(void* memory) noexcept override { release(memory); }
+  std::shared_ptr<void> make_stream() override { return nullptr; }
+  void copy_in(void*, void* to, const void* host, size_t bytes) override {
+    std::memcpy(to, host, bytes);
+  }
+  void copy_in_async(void* stream, void* to, const void* pinned, size_t bytes) override {
+    copy_in(stream, to, pinned, bytes);
+  }
+  void copy_out(void*, void* host, const void* from, size_t bytes) override {
+    std::memcpy(host, from, bytes);
+  }
+  void copy(void*, void* to, const void* from, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+  void zero(void*, void* memory, size_t bytes) override { std::memset(memory, 0, bytes); }
+  void poison(void*, void* memory, size_t bytes) override { std::memset(memory, 0xFF, bytes); }
+  void synchronize(void*) override {}
+
+ private:
+  DeviceInfo info_{"CPU"};
+};
+
+}  // namespace
+
+std::shared_ptr<Runtime> make_cpu_runtime() { return std::make_shared<CpuRuntime>(); }
+
+static std::shared_ptr<Runtime> make_runtime(DeviceType type) {
+#ifdef TESSERA_HAS_CUDA
+  if (type == DeviceType::cuda) return gpu::make_runtime();
+#endif
+  return type == DeviceType::simt ? simt::make_runtime() : make_cpu_runtime();
+}
 
 std::shared_ptr<Device> Device::open(DeviceType type, int threads) {
   if (!is_built(type))
-    throw InputError(
-        concat("device ", name_of(type),
-               " is not in this build: it has kernels for cpu only (use --device cpu)"));
+    throw InputError(concat("device ", name_of(type),
+                            " is not in this build, which was made without a CUDA toolkit (use "
+                            "--device cpu)"));
   ENSURE(threads >= 0, "threads is ", threads);
-  return std::shared_ptr<Device>(new Device(type, threads > 0 ? threads : omp_get_num_procs()));
+  return std::shared_ptr<Device>(
+      new Device(type, threads > 0 ? threads : omp_get_num_procs(), make_runtime(type)));
 }
 
-Device::Device(DeviceType type, int threads)
-    : type_(type), threads_(threads), pool_(std::make_shared<Pool>()) {}
+Device::Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime)
+    : type_(type),
+      threads_(threads),
+      runtime_(std::move(runtime)),
+      pool_(std::make_shared<Pool>(runtime_)) {}
 
 void Device::use_threads() const { omp_set_num_threads(threads_); }
 

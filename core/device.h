@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "core/pool.h"
+#include "core/precision.h"
 
 namespace tessera {
 
@@ -20,6 +21,8 @@ const char* name_of(DeviceType type);
 DeviceType device_type_of(const std::string& name);
 // True when this build has kernels for `type`.
 bool is_built(DeviceType type);
+// True when a GPU is there that Device::open(DeviceType::cuda) would open.
+bool has_gpu();
 
 class Device {
  public:
@@ -33,23 +36,34 @@ class Device {
   // keeps this number per thread, so every kernel sets it before it runs.
   void use_threads() const;
   const std::shared_ptr<Pool>& pool() const { return pool_; }
+  Runtime& runtime() const { return *runtime_; }
+  const DeviceInfo& info() const { return runtime_->info(); }
 
  private:
-  Device(DeviceType type, int threads);
+  Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime);
 
   DeviceType type_;
   int threads_;
+  std::shared_ptr<Runtime> runtime_;
   std::shared_ptr<Pool> pool_;
 };
 
-// Used by one thread at a time. On the CPU every call has finished when it returns.
+// Used by one thread at a time. On the CPU every call has finished when it returns; elsewhere
+// tensors that go out of scope may still be in use, which is safe: what gets their memory next
+// comes later in the same order.
 class Stream {
  public:
-  explicit Stream(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  explicit Stream(std::shared_ptr<Device> device)
+      : device_(std::move(device)), native_(device_->runtime().make_stream()) {}
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   Device& device() const { return *device_; }
+  // The cudaStream_t; nullptr on the CPU.
+  void* native() const { return native_.get(); }
+  // What products of f32 may do on devices with tensor cores; convolutions look at it.
+  Math math = Math::f32;
+  void synchronize() { device_->runtime().synchronize(native()); }
 
   // The stream's one T (a library handle, a primitive cache), made on first use. T is constructed
   // from the Stream.
@@ -62,6 +76,7 @@ class Stream {
 
  private:
   std::shared_ptr<Device> device_;
+  std::shared_ptr<void> native_;
   std::unordered_map<std::type_index, std::shared_ptr<void>> states_;
 };
 

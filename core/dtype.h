@@ -1,6 +1,7 @@
 // Element types of a tensor.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -14,6 +15,14 @@ enum class DType : uint8_t { f32, bf16, f64, u8, i32, i64 };
 struct bf16 {
   uint16_t bits;
 };
+
+constexpr float to_float(bf16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
+// To the nearest, ties to even; NaN stays NaN.
+constexpr bf16 to_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return {uint16_t(bits >> 16 | 0x40)};
+  return {uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -48,6 +57,10 @@ constexpr const char* name_of(DType dtype) {
   }
   return "?";
 }
+
+// The type of parameters and their gradients, of statistics and losses where activations are stored
+// as `storage`: what is added to a sum in bf16 is soon lost.
+constexpr DType master_of(DType storage) { return storage == DType::bf16 ? DType::f32 : storage; }
 
 // dtype_of<float> == DType::f32, and so on.
 template <class T>

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdlib>
-#include <cstring>
+#include <string>
 
 #include "core/check.h"
+#include "core/simt/sanitizer.h"
 
 namespace tessera {
 namespace {
@@ -22,36 +22,48 @@ size_t size_class(size_t bytes) {
 
 }  // namespace
 
-Buffer::~Buffer() { pool_->release(data_, bytes_); }
+Buffer::~Buffer() { pool_->release({data_, exposed_}, bytes_); }
 
 Pool::~Pool() { trim(); }
 
 std::shared_ptr<Buffer> Pool::allocate(size_t bytes) {
   const size_t size = size_class(bytes);
-  void* data = nullptr;
+  Block block{};
   {
     std::lock_guard lock(mutex_);
     auto& blocks = free_[size];
     if (!blocks.empty()) {
-      data = blocks.back();
+      block = blocks.back();
       blocks.pop_back();
     } else {
-      data = std::aligned_alloc(kAlignment, size);
-      if (data == nullptr)
-        throw InputError(concat("out of memory: requested ", bytes, " bytes, in use ", in_use_,
-                                " bytes (a smaller batch or network may fit)"));
+      block.data = take(size);
+      if (block.data == nullptr) {
+        const size_t free = runtime_->free_bytes();
+        throw OutOfMemory(concat("out of memory: requested ", bytes, " bytes, in use ", in_use_,
+                                 " bytes",
+                                 free == SIZE_MAX ? "" : concat(", free ", free, " bytes")));
+      }
       ++misses_;
+      simt::poison_memory(block.data, size);
     }
     in_use_ += size;
     peak_ = std::max(peak_, in_use_);
   }
-  if (poison_) std::memset(data, 0xFF, size);
-  return std::make_shared<Buffer>(shared_from_this(), data, size);
+  if (bytes > block.exposed) simt::unpoison_memory(block.data, block.exposed = bytes);
+  return std::make_shared<Buffer>(shared_from_this(), block.data, size, block.exposed);
 }
 
-void Pool::release(void* data, size_t bytes) {
+// From the system, if need be after giving back what is cached.
+void* Pool::take(size_t size) {
+  void* data = runtime_->allocate(size);
+  if (data != nullptr || free_.empty()) return data;
+  release_cached();
+  return runtime_->allocate(size);
+}
+
+void Pool::release(const Block& block, size_t bytes) {
   std::lock_guard lock(mutex_);
-  free_[bytes].push_back(data);
+  free_[bytes].push_back(block);
   in_use_ -= bytes;
 }
 
@@ -72,8 +84,15 @@ int64_t Pool::misses() const {
 
 void Pool::trim() {
   std::lock_guard lock(mutex_);
+  release_cached();
+}
+
+void Pool::release_cached() {
   for (auto& [size, blocks] : free_)
-    for (void* data : blocks) std::free(data);
+    for (const Block& block : blocks) {
+      simt::unpoison_memory(block.data, size);
+      runtime_->release(block.data);
+    }
   free_.clear();
 }
 

@@ -12,6 +12,13 @@
 #include <cmath>
 #include <cstdint>
 
+// The functions here run in kernels, too.
+#ifdef __CUDACC__
+#define TESSERA_HD __host__ __device__
+#else
+#define TESSERA_HD
+#endif
+
 namespace tessera {
 
 // Streams of numbers that must not overlap.
@@ -26,7 +33,7 @@ struct RngKey {
 
 using Random4 = std::array<uint32_t, 4>;
 
-inline Random4 philox4x32(Random4 counter, uint32_t key0, uint32_t key1) {
+TESSERA_HD inline Random4 philox4x32(Random4 counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{0xD2511F53} * counter[0];
     const uint64_t product1 = uint64_t{0xCD9E8D57} * counter[2];
@@ -39,21 +46,21 @@ inline Random4 philox4x32(Random4 counter, uint32_t key0, uint32_t key1) {
 }
 
 // The four words of block `block` of a key.
-inline Random4 random4(const RngKey& key, uint32_t block) {
+TESSERA_HD inline Random4 random4(const RngKey& key, uint32_t block) {
   return philox4x32({block, key.sample, key.epoch, uint32_t(key.purpose)}, uint32_t(key.seed),
                     uint32_t(key.seed >> 32));
 }
 
 // Integer in 0 .. bound-1.
-inline uint32_t uniform_below(uint32_t word, uint32_t bound) {
+TESSERA_HD inline uint32_t uniform_below(uint32_t word, uint32_t bound) {
   return uint32_t((uint64_t{word} * bound) >> 32);
 }
 
 // In [0, 1), a multiple of 2^-24.
-inline float uniform01(uint32_t word) { return float(word >> 8) * 0x1p-24f; }
+TESSERA_HD inline float uniform01(uint32_t word) { return float(word >> 8) * 0x1p-24f; }
 
 // Natural logarithm of a normal number in (0, 1].
-inline float log_unit(float u) {
+TESSERA_HD inline float log_unit(float u) {
   uint32_t bits = std::bit_cast<uint32_t>(u);
   const int32_t exponent =
       (int32_t(bits) - 0x3F3504F3) >> 23;  // u = m 2^exponent, m near [.7, 1.4)
@@ -73,7 +80,7 @@ inline float log_unit(float u) {
 }
 
 // cos and sin of 2 pi u for u in [0, 1).
-inline void cos_sin_turn(float u, float& cosine, float& sine) {
+TESSERA_HD inline void cos_sin_turn(float u, float& cosine, float& sine) {
   const int quadrant = int(fmaf(u, 4.0f, 0.5f));
   const float r = fmaf(u, 4.0f, -float(quadrant));  // in [-.5, .5], in quarter turns
   const float z = r * r;
@@ -89,7 +96,7 @@ inline void cos_sin_turn(float u, float& cosine, float& sine) {
 }
 
 // Four standard normal numbers of block `block` of a key.
-inline std::array<float, 4> normal4(const RngKey& key, uint32_t block) {
+TESSERA_HD inline std::array<float, 4> normal4(const RngKey& key, uint32_t block) {
   const Random4 words = random4(key, block);
   std::array<float, 4> values;
   for (int i = 0; i < 4; i += 2) {

@@ -1,6 +1,6 @@
 #include "core/tensor.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace tessera {
 
@@ -11,7 +11,10 @@ Tensor Tensor::empty(Stream& stream, const Shape& shape, DType dtype) {
   Tensor tensor;
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
-  tensor.buffer_ = stream.device().pool()->allocate(bytes);
+  const auto& pool = stream.device().pool();
+  tensor.buffer_ = pool->allocate(bytes);
+  if (pool->poison())
+    stream.device().runtime().poison(stream.native(), tensor.raw(), tensor.bytes());
   return tensor;
 }
 
@@ -37,18 +40,30 @@ Tensor Tensor::slice(int64_t first, const Shape& shape) const {
   return tensor;
 }
 
-void Tensor::copy_from(Stream&, std::span<const std::byte> host) {
+void Tensor::copy_from(Stream& stream, std::span<const std::byte> host) {
   ENSURE(host.size() == bytes(), "copy of ", host.size(), " bytes into ", shape_, ' ',
          name_of(dtype_));
-  if (!host.empty()) std::memcpy(raw(), host.data(), host.size());
+  if (!host.empty())
+    stream.device().runtime().copy_in(stream.native(), raw(), host.data(), host.size());
 }
 
-void Tensor::copy_to(Stream&, std::span<std::byte> host) const {
+void Tensor::copy_to(Stream& stream, std::span<std::byte> host) const {
   ENSURE(host.size() == bytes(), "copy of ", shape_, ' ', name_of(dtype_), " into ", host.size(),
          " bytes");
-  if (!host.empty()) std::memcpy(host.data(), raw(), host.size());
+  if (!host.empty())
+    stream.device().runtime().copy_out(stream.native(), host.data(), raw(), host.size());
 }
 
-void Tensor::zero(Stream&) { std::memset(raw(), 0, bytes()); }
+std::vector<float> Tensor::to_floats(Stream& stream) const {
+  if (dtype_ == DType::f32) return to_vector<float>(stream);
+  const std::vector<bf16> stored = to_vector<bf16>(stream);
+  std::vector<float> values(stored.size());
+  std::ranges::transform(stored, values.begin(), [](bf16 x) { return to_float(x); });
+  return values;
+}
+
+void Tensor::zero(Stream& stream) {
+  if (bytes() > 0) stream.device().runtime().zero(stream.native(), raw(), bytes());
+}
 
 }  // namespace tessera

@@ -64,6 +64,8 @@ class Tensor {
     copy_to(stream, std::as_writable_bytes(std::span(values)));
     return values;
   }
+  // The elements of an f32 or bf16 tensor as floats.
+  std::vector<float> to_floats(Stream& stream) const;
   void zero(Stream& stream);
 
  private:

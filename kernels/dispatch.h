@@ -1,11 +1,14 @@
 // How a function of the catalogue finds its implementation. Every backend is a namespace with
 // functions of the catalogue's names and signatures, so one line dispatches:
 //   DISPATCH(stream, x.dtype(), gelu_fwd(stream, form, x, y));
+// and one line, above it, says which of them kernels/cuda/*.cu define:
+//   ON_CUDA(gelu_fwd)
 #pragma once
 
 #include "kernels/kernels.h"
 
-// cpu: fast f32 loops. oracle: plain f64 loops.
+// cpu: fast f32 loops. oracle: plain f64 loops. simt and gpu: the CUDA kernels, on the host model
+// and on a GPU.
 #define DISPATCH(stream, dtype, call)                 \
   switch (::tessera::select_backend(stream, dtype)) { \
     case ::tessera::Backend::cpu:                     \
@@ -14,15 +17,47 @@
     case ::tessera::Backend::oracle:                  \
       oracle::call;                                   \
       break;                                          \
+    case ::tessera::Backend::simt:                    \
+      simt::call;                                     \
+      break;                                          \
+      TESSERA_CASE_GPU(call)                          \
   }
+
+// Declares a function of the catalogue in the CUDA backends.
+#define ON_CUDA(function)               \
+  namespace simt {                      \
+  decltype(tessera::function) function; \
+  }                                     \
+  namespace gpu {                       \
+  decltype(tessera::function) function; \
+  }
+
+#ifdef TESSERA_HAS_CUDA
+#define TESSERA_CASE_GPU(call)  \
+  case ::tessera::Backend::gpu: \
+    gpu::call;                  \
+    break;
+#else
+#define TESSERA_CASE_GPU(call)
+#endif
 
 namespace tessera {
 
-enum class Backend { cpu, oracle };
+enum class Backend {
+  cpu,
+  oracle,
+  simt,
+#ifdef TESSERA_HAS_CUDA
+  gpu,
+#endif
+};
 
 inline Backend select_backend(Stream& stream, DType dtype) {
-  ENSURE(stream.device().type() == DeviceType::cpu, "no kernels for device ",
-         name_of(stream.device().type()));
+  const DeviceType type = stream.device().type();
+#ifdef TESSERA_HAS_CUDA
+  if (type == DeviceType::cuda) return Backend::gpu;
+#endif
+  if (type == DeviceType::simt) return Backend::simt;
   stream.device().use_threads();
   if (dtype == DType::f32) return Backend::cpu;
   ENSURE(dtype == DType::f64, "no CPU kernels for ", name_of(dtype));

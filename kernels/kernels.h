@@ -143,13 +143,28 @@ struct AdamSpec {
   double max_norm = 0;      // gradients are scaled by min(1, max_norm / (norm + 1e-6)); 0: never
 };
 
-// The step-th update (from 1) of params from grads, moments m and v updated in place. norm is the
-// result of grad_norm; it is read only when max_norm > 0.
-void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, const Tensor& grads,
-               const Tensor& norm, Tensor& params, Tensor& m, Tensor& v);
+// What an update works on: arenas of n elements of one type (f32), where nothing else is said.
+struct AdamTensors {
+  Tensor grads;
+  Tensor norm;          // [1] from grad_norm; needed to clip, and with a latch
+  Tensor params, m, v;  // updated in place
+  Tensor copies;        // bf16, or undefined: receives the updated parameters, rounded
+  // i64 [1], or undefined. Zero until the norm or the loss of a step is not finite; then the number
+  // of that step, whose update and all later ones change nothing. The device decides: no host
+  // waits.
+  Tensor latch;
+  Tensor loss;  // [1], or undefined; looked at only with a latch
+};
+
+// The step-th update (from 1).
+void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t);
+// copies [n] bf16 = params [n] f32, rounded: after parameters were loaded.
+void copy_rounded(Stream& stream, const Tensor& params, Tensor& copies);
 
 // ---- The noise of a batch. Images u8 [N,H,W,C] become clean = (u8/255 - .5)/.5, and
-// noisy = clean + t/1000 * noise_level * N(0,1), each sample keyed by (seed, epoch, sample).
+// noisy = clean + t/1000 * noise_level * N(0,1), each sample keyed by (seed, epoch, sample): the
+// same bits on every device and in every batch. A sample is a number from 0 to 2^32 - 1; the CPU
+// throws for others, elsewhere their lowest 32 bits count.
 struct NoiseSpec {
   uint64_t seed = 0;
   uint32_t epoch = 0;
@@ -159,7 +174,7 @@ struct NoiseSpec {
 // Uniform timesteps in 0..999 of the samples: samples [N] i64 -> t [N] i32.
 void draw_timesteps(Stream& stream, const NoiseSpec& spec, const Tensor& samples, Tensor& t);
 // Standard deviation of the noise at timestep t.
-inline float sigma_of(int t, float noise_level) { return float(t) / 1000.0f * noise_level; }
+constexpr float sigma_of(int t, float noise_level) { return float(t) / 1000.0f * noise_level; }
 // u8 images to f32 in [-1, 1].
 void normalize_images(Stream& stream, const Tensor& images, Tensor& clean);
 enum class NoiseUse { Training, Evaluation };
@@ -167,6 +182,13 @@ enum class NoiseUse { Training, Evaluation };
 // training has the epoch.
 void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor& samples,
                const Tensor& t, const Tensor& clean, Tensor& noisy);
+
+// All of it in one pass, for training: image rows[i] of a set, images u8 [M,H,W,C], becomes image i
+// of the batch. rows and samples [N] i64 -> t [N] i32, clean [N,H,W,C] f32, and noisy in f32 or
+// rounded from it to bf16. The CPU throws for a row that is not in 0 .. M-1, elsewhere its image
+// becomes NaN.
+void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, const Tensor& rows,
+                const Tensor& samples, Tensor& t, Tensor& clean, Tensor& noisy);
 
 // First element that is NaN or infinite: its index, or -1. Waits for the stream.
 int64_t find_non_finite(Stream& stream, const Tensor& x);

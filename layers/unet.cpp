@@ -28,8 +28,9 @@ void UNetConfig::check_image(int64_t height, int64_t width) const {
 
 UNet::UNet(Stream& stream, const UNetConfig& config, uint64_t seed, ops::Fusion fusion,
            const Precision& precision)
-    : config_(config), fusion_(fusion) {
+    : config_(config), fusion_(fusion), precision_(precision) {
   config.check();
+  stream.math = precision.math;
   const Scope root(parameters_);
   const BlockOptions options{int(config.groups), config.gelu, fusion};
   const int64_t T = 4 * config.time_dim, top = config.base << config.levels;
@@ -54,6 +55,13 @@ UNet::UNet(Stream& stream, const UNetConfig& config, uint64_t seed, ops::Fusion 
   final_conv_ = std::make_unique<Conv2d>(root / "final_conv" / "2", config.base, config.channels, 1,
                                          ConvSpec{});
   parameters_.allocate(stream, precision, seed);
+}
+
+Var UNet::input(Stream& stream, const Tensor& images) const {
+  if (images.dtype() == precision_.storage) return Var::leaf(images);
+  Tensor rounded = Tensor::empty(stream, images.shape(), precision_.storage);
+  copy_rounded(stream, images, rounded);
+  return Var::leaf(rounded);
 }
 
 Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {

@@ -157,7 +157,7 @@ void save_weights(Stream& stream, const Parameters& parameters, const UNetConfig
   std::vector<std::vector<float>> values;
   std::vector<SafeTensorEntry> entries;
   for (const Parameter& p : parameters.list()) {
-    values.push_back(to_file_order(p.layout, p.var.shape(), p.var.value.to_vector<float>(stream)));
+    values.push_back(to_file_order(p.layout, p.var.shape(), p.master.to_vector<float>(stream)));
     const Shape shape = p.file_shape();
     entries.push_back({p.name,
                        DType::f32,
@@ -181,7 +181,7 @@ void load_weights(Stream& stream, Parameters& parameters, const SafeTensors& fil
       throw InputError(concat(file.origin(), ": tensor '", name, "' is not part of this network"));
   }
   for (size_t i = 0; i < all.size(); ++i) {
-    Tensor& value = parameters.list()[i].var.value;
+    Tensor& value = parameters.list()[i].master;
     if (value.dtype() == DType::f64) {
       value.copy_from(stream, std::as_bytes(std::span(all[i])));
       continue;
@@ -189,6 +189,7 @@ void load_weights(Stream& stream, Parameters& parameters, const SafeTensors& fil
     const std::vector<float> rounded(all[i].begin(), all[i].end());
     value.copy_from(stream, std::as_bytes(std::span(rounded)));
   }
+  parameters.refresh_copies(stream);
 }
 
 }  // namespace tessera

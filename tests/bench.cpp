@@ -1,82 +1,61 @@
-// Times every op of the case table at the shapes of the presets lesson and quick, forward, and
-// forward + backward, and whole training steps. GFLOP/s and GB/s come from the case's own cost.
-// Google Benchmark's flags apply:
-//   bench --benchmark_filter='conv2d.*quick' --benchmark_format=json
-#include <benchmark/benchmark.h>
+// Times every op of the case table, each direction by itself, the other kernels, and whole training
+// steps: on a GPU at the shapes of the presets lesson (batch 32 and 128) and quick and over a sweep
+// of sizes, on the CPU at those of batch 32, on the host model at the shapes of the tests, which
+// shows that it runs and nothing else. A figure is the median of warm calls with a cold L2 cache.
+// GFLOP/s and GB/s come from the case's own cost; "of matmul" and "of copy" are shares of what a
+// large product (cuBLAS) and a copy reach on the same GPU in the same run; "ours/cuDNN" is a ratio
+// of times. Google Benchmark's flags apply, after our own:
+//   bench --device cuda --benchmark_filter='conv2d/.*/bf16/lesson' --benchmark_format=json
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <iostream>
+#include <optional>
 
+#include "apps/guarded_main.h"
 #include "layers/unet.h"
-#include "tests/op_runner.h"
+#include "tests/bench.h"
 
 namespace tessera {
 namespace {
-
-void set_rates(benchmark::State& state, const Cost& cost) {
-  const auto rate = [&](double amount) {
-    return benchmark::Counter(amount / 1e9, benchmark::Counter::kIsIterationInvariantRate);
-  };
-  if (cost.flops > 0) state.counters["GFLOP/s"] = rate(cost.flops);
-  if (cost.bytes > 0) state.counters["GB/s"] = rate(cost.bytes);
-}
-
-void bench_op(benchmark::State& state, const std::shared_ptr<Device>& device, const OpCase& c,
-              bool backward) {
-  Stream stream(device);
-  std::vector<Var> inputs;
-  const size_t wanted = c.inputs.size() - size_t(c.constants);
-  for (const Values& values : draw_inputs(c, Numbers::Normal))
-    inputs.push_back(
-        Var::leaf(tensor_of(stream, values, DType::f32), backward && inputs.size() < wanted));
-  const auto forward = [&](Tape& tape) { return c.apply(tape, inputs); };
-  Tensor dy;
-  const auto step = [&] {
-    Tape tape(stream, backward ? Tape::Mode::Train : Tape::Mode::Inference);
-    const Var y = forward(tape);
-    if (!backward) return;
-    if (!dy) dy = tensor_of(stream, upstream(c, Numbers::Normal, y.shape()), DType::f32);
-    for (Var& input : inputs) input.slot->written = false;
-    tape.backward_from(y, dy);
-  };
-  step();  // makes primitives and takes memory
-  for (auto _ : state) step();
-  Cost cost = c.forward;
-  if (backward) cost.flops += c.backward.flops, cost.bytes += c.backward.bytes;
-  set_rates(state, cost);
-  device->pool()->trim();
-}
 
 struct Training {
   const char* name;
   int64_t side, base, batch;
 };
 
-// Forward, loss, backward and Adam on one batch, without reading data.
-void bench_training(benchmark::State& state, const std::shared_ptr<Device>& device,
-                    const Training& training) {
-  Stream stream(device);
+std::vector<Training> trainings(DeviceType type, bool tiny) {
+  if (tiny) return {{"8x8 base 8 batch 2", 8, 8, 2}};
+  if (type == DeviceType::cpu) return {{"quick", 32, 32, 32}, {"64x64 base 64 batch 4", 64, 64, 4}};
+  return {{"lesson", 64, 64, 32}, {"lesson batch 128", 64, 64, 128}, {"quick", 32, 32, 32}};
+}
+
+// Forward, loss, backward and Adam on one batch, without reading data. A device of its own for
+// each: peak memory is the step's.
+void bench_training(benchmark::State& state, DeviceType type, int threads, double budget,
+                    const Training& training, const Mode& mode) {
+  Session session(type, threads, budget, false);
+  Stream& stream = session.stream();
+  stream.math = mode.arithmetic.math;
   UNetConfig config;
   config.base = training.base;
-  UNet net(stream, config, 0);
+  UNet net(stream, config, 0, ops::Fusion::On, mode.precision());
   net.parameters().prepare_training(stream);
   Adam adam(stream, net.parameters(), {});
   const Shape shape{training.batch, training.side, training.side, 1};
-  const Var noisy =
-      Var::leaf(tensor_of(stream, draw(Numbers::Normal, "noisy", 0, shape), DType::f32));
-  const Tensor clean = tensor_of(stream, draw(Numbers::Normal, "clean", 0, shape), DType::f32);
+  const Var noisy = Var::leaf(random_tensor(stream, shape, mode.arithmetic.storage));
+  const Tensor clean = random_tensor(stream, shape, DType::f32);
   const Tensor t = Tensor::zeros(stream, {training.batch}, DType::i32);
-  const auto step = [&] {
+  session.measure(state, {}, mode, [&] {
     net.parameters().clear_gradients();
     Tape tape(stream);
     tape.backward(ops::mse(tape, net.forward(tape, noisy, t), clean));
     net.parameters().finish_gradients(stream);
     adam.gradient_norm();
     adam.update();
-  };
-  step();
-  for (auto _ : state) step();
+  });
   state.counters["images/s"] =
       benchmark::Counter(double(training.batch), benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["peak MB"] = double(device->pool()->peak_bytes()) / 1e6;
-  device->pool()->trim();
+  state.counters["peak MB"] = double(session.device()->pool()->peak_bytes()) / 1e6;
 }
 
 std::string without_spaces(std::string text) {
@@ -85,31 +64,110 @@ std::string without_spaces(std::string text) {
   return text;
 }
 
-void register_all(const std::shared_ptr<Device>& device) {
-  const auto add = [](const std::string& name, auto run) {
-    benchmark::RegisterBenchmark(without_spaces(name).c_str(), run)
-        ->Unit(benchmark::kMillisecond)
-        ->UseRealTime();
-  };
-  for (const OpCase& c : all_cases().benchmarks)
-    for (bool backward : {false, true})
-      add(concat(c.op, backward ? "/both/" : "/forward/", c.name),
-          [=](benchmark::State& state) { bench_op(state, device, c, backward); });
-  // A device of its own for each: peak memory is the step's.
-  for (const Training& training :
-       {Training{"quick", 32, 32, 32}, Training{"64x64 base 64 batch 4", 64, 64, 4}})
-    add(concat("training step/", training.name), [=](benchmark::State& state) {
-      bench_training(state, Device::open(DeviceType::cpu, device->threads()), training);
+template <class Run>
+void add(const std::string& name, Run run) {
+  benchmark::RegisterBenchmark(without_spaces(name).c_str(), run)
+      ->Unit(benchmark::kMillisecond)
+      ->UseManualTime()
+      ->Iterations(1);  // of which each is the median of many
+}
+
+struct Options {
+  DeviceType device;
+  int threads = 0;
+  double seconds = 0.2;
+  bool libraries = true, tiny = false;
+};
+
+bool is_on_gpus_only(const OpCase& c) {
+  return c.name.find("batch 128") != std::string::npos || c.name.find("sweep") != std::string::npos;
+}
+
+// Nothing is computed or allocated before a benchmark runs.
+void register_all(std::optional<Session>& session, const Options& options) {
+  std::vector<Mode> modes{kF32};
+  if (options.device != DeviceType::cpu) modes = {kF32, kTf32, kBf16};
+  const CaseTable table = all_cases();
+  for (const OpCase& c : options.tiny ? table.tests : table.benchmarks) {
+    if (options.device != DeviceType::cuda && is_on_gpus_only(c)) continue;
+    const bool has_product = std::ranges::count(c.roles, Role::Weight) > 0;
+    for (const Direction direction : directions(c))
+      for (const Mode& mode : modes)
+        if (has_product || mode.arithmetic.math == Math::f32)
+          add(concat(c.op, '/', name_of(direction), '/', mode.name, '/', c.name),
+              [=, &session](benchmark::State& state) {
+                bench_op(state, *session, c, direction, mode);
+              });
+  }
+  for (const KernelCase& c : kernel_cases(options.tiny))
+    add(concat("kernel/", c.name), [=, &session](benchmark::State& state) {
+      session->measure(state, c.cost, kF32, c.prepare(session->stream()));
     });
+  for (const Training& training : trainings(options.device, options.tiny))
+    for (const Mode& mode : modes)
+      add(concat("training step/", mode.name, '/', training.name), [=](benchmark::State& state) {
+        bench_training(state, options.device, options.threads, options.seconds, training, mode);
+      });
+}
+
+// Takes our flags out of the command line and leaves Google Benchmark's. Nothing when it only asked
+// for help.
+std::optional<Options> parse(int& argc, char** argv) {
+  CLI::App app("Times kernels and training steps. All other flags are Google Benchmark's.");
+  std::string device, cases;
+  Options options{DeviceType::cpu};
+  app.add_option("--device", device, "cpu, cuda or simt; default: cuda where there is a GPU");
+  app.add_option("--cases", cases, "benchmarks, or the small shapes of the tests (simt's default)")
+      ->check(CLI::IsMember({"benchmarks", "tests"}));
+  app.add_option("--threads", options.threads, "of the CPU; 0 (default): all")
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--seconds", options.seconds, "of measured work of each (default 0.2)");
+  app.add_flag("!--no-libraries", options.libraries, "do not time cuDNN and cuBLAS beside");
+  app.footer("--benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_format=json, ...");
+  app.allow_extras();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    std::cout << app.help();
+    return std::nullopt;
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(error.what());
+  }
+  options.device = !device.empty() ? device_type_of(device)
+                   : has_gpu()     ? DeviceType::cuda
+                                   : DeviceType::cpu;
+  options.tiny = cases.empty() ? options.device == DeviceType::simt : cases == "tests";
+
+  static std::vector<std::string> rest;  // argv points into it
+  rest = app.remaining();
+  argc = 1;
+  for (std::string& argument : rest) argv[argc++] = argument.data();
+  return options;
+}
+
+int run(int argc, char** argv) {
+  const auto options = parse(argc, argv);
+  if (!options) return 0;
+  const bool lists = std::any_of(argv + 1, argv + argc, [](std::string_view argument) {
+    return argument.starts_with("--benchmark_list_tests");
+  });
+  benchmark::Initialize(&argc, argv);
+  if (argc > 1) throw UsageError(concat("unknown argument '", argv[1], "'"));
+  std::optional<Session> session;  // names are listed without the device, too
+  if (!lists) {
+    session.emplace(options->device, options->threads, options->seconds, options->libraries);
+    session->measure_peaks();
+  }
+  register_all(session, *options);
+  const size_t matching = benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  if (matching == 0) throw UsageError("no benchmark has such a name");
+  return 0;
 }
 
 }  // namespace
 }  // namespace tessera
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  tessera::register_all(tessera::Device::open(tessera::DeviceType::cpu));
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
+  return tessera::guarded_main("bench", [&] { return tessera::run(argc, argv); });
 }

@@ -12,24 +12,44 @@ CaseTable all_cases() {
   return table;
 }
 
+namespace {
+
+Role role_of(const OpCase& c, size_t input) {
+  return input < c.roles.size() ? c.roles[input] : Role::Activation;
+}
+
+}  // namespace
+
+DType value_dtype(const OpCase& c, size_t input, DType storage) {
+  return role_of(c, input) == Role::Vector ? master_of(storage) : storage;
+}
+
+DType gradient_dtype(const OpCase& c, size_t input, DType storage) {
+  return role_of(c, input) == Role::Activation ? storage : master_of(storage);
+}
+
 double f32_bytes(const std::vector<Shape>& shapes) {
   double sum = 0;
   for (const Shape& shape : shapes) sum += 4.0 * double(shape.numel());
   return sum;
 }
 
+std::vector<Model> models() {
+  return {{"lesson", 32, 64, 64}, {"lesson batch 128", 128, 64, 64}, {"quick", 32, 32, 32}};
+}
+
 std::vector<Stage> stages() {
-  struct Model {
-    const char* name;
-    int64_t side, base;
-  };
   std::vector<Stage> result;
-  for (const Model& model : {Model{"lesson", 64, 64}, Model{"quick", 32, 32}})
-    for (int level = 0; level <= 3; ++level) {
-      const int64_t side = model.side >> level, width = model.base << level;
-      result.push_back(
-          {concat(model.name, " ", side, "x", side, "x", width), 32, side, width, level == 3});
-    }
+  const auto add = [&](const std::string& name, int64_t N, int64_t side, int64_t width, bool last) {
+    result.push_back({concat(name, ' ', side, 'x', side, 'x', width), N, side, width, last});
+  };
+  for (const Model& model : models())
+    for (int level = 0; level <= 3; ++level)
+      add(model.name, model.N, model.side >> level, model.base << level, level == 3);
+  const std::pair<int64_t, int64_t> sweep[] = {{256, 32}, {256, 64},  {128, 64}, {128, 128},
+                                               {64, 128}, {64, 320},  {32, 256}, {32, 640},
+                                               {16, 512}, {16, 1280}, {8, 512},  {8, 1280}};
+  for (const auto& [side, width] : sweep) add("sweep", 16, side, width, true);
   return result;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,17 +19,23 @@ struct Cost {
 
 using Apply = std::function<Var(Tape&, const std::vector<Var>&)>;
 
+// Where an input's value and gradient lie when activations are stored in bf16: an activation in
+// bf16 both, a weight in bf16 with its gradient in f32, a vector (bias, gamma, beta) in f32.
+enum class Role { Activation, Weight, Vector };
+
 struct OpCase {
   std::string op, name;  // "conv2d", "3x3 [1,31,33,3] -> 7"
   std::vector<Shape> inputs;
   Apply apply;
   Cost forward, backward;
 
-  Apply composition = nullptr;  // the same out of other ops, if there is such a thing
-  int constants = 0;            // the last of the inputs that get no gradient
-  bool exact = false;           // sums of products of inputs: exact on small integers
-  float scale = 1;              // standard deviation of random inputs
-  double tolerance = 1e-5;      // of f32 against f64, see difference() in op_runner.h
+  Apply composition = nullptr;           // the same out of other ops, if there is such a thing
+  std::vector<Role> roles = {};          // of the first inputs; the others are activations
+  int constants = 0;                     // the last of the inputs that get no gradient
+  bool exact = false;                    // sums of products of inputs: exact on small integers
+  float scale = 1;                       // standard deviation of random inputs
+  double tolerance = 1e-5;               // of f32 against f64, see difference() in op_runner.h
+  std::optional<ConvProblem> conv = {};  // what a library would do instead; its bias comes last
 };
 
 struct CaseTable {
@@ -48,16 +55,27 @@ void add_upcat_conv2d_cases(CaseTable& table);
 void add_sum_cases(CaseTable& table);
 void add_residual_block_cases(CaseTable& table);
 
+DType value_dtype(const OpCase& c, size_t input, DType storage);
+DType gradient_dtype(const OpCase& c, size_t input, DType storage);
+
 // Bytes of f32 tensors.
 double f32_bytes(const std::vector<Shape>& shapes);
+
+// A network whose shapes are timed: images [N,side,side,1], base channels at full resolution.
+struct Model {
+  std::string name;
+  int64_t N, side, base;
+};
+// The presets lesson, at two batch sizes, and quick.
+std::vector<Model> models();
 
 // The resolutions of a network, from the image to the bottleneck: activations [N,side,side,width].
 struct Stage {
   std::string model;  // "lesson 64x64x64": name, side, side, width
   int64_t N, side, width;
-  bool bottleneck;
+  bool bottleneck;  // nothing goes down from here or comes up to it
 };
-// Of the presets lesson and quick.
+// Of the models, and a sweep over what other networks have.
 std::vector<Stage> stages();
 
 }  // namespace tessera

@@ -1,5 +1,6 @@
 #include "tests/op_runner.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/rng.h"
@@ -17,12 +18,24 @@ uint64_t hash(const std::string& text) {  // FNV-1a
 
 Values values_of(Stream& stream, const Tensor& tensor) {
   if (tensor.dtype() == DType::f64) return {tensor.shape(), tensor.to_vector<double>(stream)};
+  if (tensor.dtype() == DType::bf16) {
+    const std::vector<bf16> values = tensor.to_vector<bf16>(stream);
+    Values result{tensor.shape(), std::vector<double>(values.size())};
+    std::ranges::transform(values, result.data.begin(), [](bf16 x) { return to_float(x); });
+    return result;
+  }
   const std::vector<float> values = tensor.to_vector<float>(stream);
   return {tensor.shape(), {values.begin(), values.end()}};
 }
 
 Tensor tensor_of(Stream& stream, const Values& values, DType dtype) {
   if (dtype == DType::f64) return Tensor::from<double>(stream, values.shape, values.data);
+  if (dtype == DType::bf16) {
+    std::vector<bf16> rounded(values.data.size());
+    std::ranges::transform(values.data, rounded.begin(),
+                           [](double x) { return to_bf16(float(x)); });
+    return Tensor::from<bf16>(stream, values.shape, rounded);
+  }
   return Tensor::from<float>(stream, values.shape,
                              std::vector<float>(values.data.begin(), values.data.end()));
 }
@@ -55,22 +68,37 @@ Values prior_gradient(const OpCase& c, Numbers numbers, size_t input) {
   return draw(numbers, c.op + c.name, 2000 + uint32_t(input), c.inputs[input]);
 }
 
-Result run(Stream& stream, const OpCase& c, const Apply& apply, DType dtype, Numbers numbers,
-           GradMode mode) {
+Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, Numbers numbers,
+           GradMode mode, DType rounded) {
   const size_t wanted = c.inputs.size() - size_t(c.constants);
+  // In the type that a run in `rounded` has, then in that of this run.
+  const auto put = [&](Values values, DType as, DType dtype) {
+    if (as == DType::bf16)
+      for (double& x : values.data) x = to_float(to_bf16(float(x)));
+    return tensor_of(stream, values, dtype);
+  };
   std::vector<Var> inputs;
-  for (const Values& values : draw_inputs(c, numbers))
-    inputs.push_back(Var::leaf(tensor_of(stream, values, dtype), inputs.size() < wanted));
+  for (const Values& values : draw_inputs(c, numbers)) {
+    const size_t i = inputs.size();
+    Var input =
+        Var::leaf(put(values, value_dtype(c, i, rounded), value_dtype(c, i, storage)), i < wanted);
+    input.slot->dtype = gradient_dtype(c, i, storage);
+    inputs.push_back(std::move(input));
+  }
   if (mode == GradMode::Accumulate)
     for (size_t i = 0; i < wanted; ++i) {
-      inputs[i].slot->grad = tensor_of(stream, prior_gradient(c, numbers, i), dtype);
+      inputs[i].slot->grad = put(prior_gradient(c, numbers, i), gradient_dtype(c, i, rounded),
+                                 gradient_dtype(c, i, storage));
       inputs[i].slot->written = true;
     }
 
   Tape tape(stream);
   const Var y = apply(tape, inputs);
   Result result{values_of(stream, y.value), {}};
-  tape.backward_from(y, tensor_of(stream, upstream(c, numbers, y.shape()), dtype));
+  // A loss has master_of(storage): f32 stays f32.
+  const bool is_loss = y.shape() == Shape{1} && y.value.dtype() != DType::bf16;
+  tape.backward_from(
+      y, put(upstream(c, numbers, y.shape()), is_loss ? storage : rounded, y.value.dtype()));
   for (size_t i = 0; i < wanted; ++i)
     result.gradients.push_back(values_of(stream, inputs[i].grad()));
   return result;
@@ -108,8 +136,8 @@ std::string difference(const Result& got, const Result& expected, double toleran
   return "";
 }
 
-std::shared_ptr<Device> poisoned_cpu() {
-  auto device = Device::open(DeviceType::cpu, 2);
+std::shared_ptr<Device> poisoned(DeviceType type) {
+  auto device = Device::open(type, 2);
   device->pool()->set_poison(true);
   return device;
 }

@@ -1,5 +1,6 @@
-// Runs one case of the table on random numbers, in f32 (the fast path) or f64 (the oracle), and
-// compares results. The numbers are floats in both, so both see the same inputs.
+// Runs one case of the table on random numbers, in f32 or bf16 (the fast paths) or f64 (the
+// oracle), and compares results. The numbers are floats, or what bf16 can hold, in both: both see
+// the same.
 #pragma once
 
 #include <string>
@@ -33,10 +34,15 @@ struct Result {
   std::vector<Values> gradients;  // of the inputs that are not constants
 };
 
-// Forward and backward from upstream(). With GradMode::Accumulate every input's gradient holds
-// prior_gradient() already, to which the op must add.
-Result run(Stream& stream, const OpCase& c, const Apply& apply, DType dtype, Numbers numbers,
-           GradMode mode);
+// Forward and backward from upstream(), with activations stored as `storage`. With
+// GradMode::Accumulate every input's gradient holds prior_gradient() already, to which the op must
+// add. The numbers are rounded to what `rounded` would hold: the oracle of a bf16 run sees bf16's.
+Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, Numbers numbers,
+           GradMode mode, DType rounded);
+inline Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage,
+                  Numbers numbers, GradMode mode) {
+  return run(stream, c, apply, storage, numbers, mode, storage);
+}
 
 // "" if every element is finite and
 //   |got - expected| <= tolerance * (|expected| + root mean square of expected),
@@ -46,7 +52,8 @@ std::string difference(const Values& got, const Values& expected, double toleran
 // The same for output and gradients.
 std::string difference(const Result& got, const Result& expected, double tolerance);
 
-// A CPU with two threads whose memory holds NaN wherever nothing was written.
-std::shared_ptr<Device> poisoned_cpu();
+// A device, with two threads, whose memory holds NaN wherever nothing was written.
+std::shared_ptr<Device> poisoned(DeviceType type);
+inline std::shared_ptr<Device> poisoned_cpu() { return poisoned(DeviceType::cpu); }
 
 }  // namespace tessera

@@ -91,7 +91,7 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
     int status;
     std::string message;
   };
-  const std::vector<Case> cases = {
+  std::vector<Case> cases = {
       {"", 2, "--weights is required (see --help)"},
       {good + "--timestep 1 more", 2, "The following argument was not expected: more (see --help)"},
       {good + "--timestep 1000", 2, "--timestep: Value 1000 not in range 0 to 999 (see --help)"},
@@ -115,8 +115,10 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
        "--activation: relu not in {gelu,gelu-tanh} (see --help)"},
       {good + "--timestep 1 --device gpu", 2,
        "--device: gpu not in {auto,cpu,cuda,simt} (see --help)"},
-      {good + "--timestep 1 --device cuda", 1,
-       "device cuda is not in this build: it has kernels for cpu only (use --device cpu)"},
+      {good + "--timestep 1 --precision f16", 2,
+       "--precision: f16 not in {auto,f32,tf32,bf16} (see --help)"},
+      {good + "--timestep 1 --device cpu --precision bf16", 2,
+       "--precision bf16 is not available on device cpu (f32 is)"},
       {tensors + "--output out.safetensors --add-noise", 2,
        "--add-noise is for PNG and JPEG images, and --input is in.safetensors"},
       {tensors + "--output out.safetensors --image-size 8", 2,
@@ -149,6 +151,9 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
       {"--timestep 1 --weights w.safetensors --output w.safetensors --force --input in.safetensors",
        2, "--output w.safetensors is the file of --weights"},
   };
+  if (!has_gpu())
+    cases.push_back({good + "--timestep 1 --device cuda", 1,
+                     message_of<InputError>([] { Device::open(DeviceType::cuda); })});
   for (const Case& c : cases) {
     CAPTURE(c.arguments);
     Arguments words;

@@ -7,6 +7,7 @@
 #include <catch2/catch.hpp>
 
 #include "core/check.h"
+#include "core/simt/options.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -19,14 +20,46 @@ TEST_CASE("device names", "[device]") {
           concat("unknown device '", name, "': expected cpu, cuda or simt"));
 }
 
-TEST_CASE("a device that is not in this build is refused in one line", "[device]") {
-  for (auto type : {DeviceType::cuda, DeviceType::simt}) {
-    CHECK(!is_built(type));
-    const std::string message = message_of<InputError>([&] { Device::open(type); });
-    CHECK(message.find(concat("device ", name_of(type), " is not in this build")) == 0);
-    CHECK(message.find("--device cpu") != std::string::npos);
-    CHECK(message.find('\n') == std::string::npos);
-  }
+TEST_CASE("a GPU that is not there is refused in one line", "[device]") {
+  if (has_gpu()) return;  // the other messages: "[simt]" below
+  const std::string message = message_of<InputError>([&] { Device::open(DeviceType::cuda); });
+  CHECK(message.find("device cuda") == 0);
+  CHECK(message.find("--device cpu") != std::string::npos);
+  CHECK(message.find('\n') == std::string::npos);
+}
+
+TEST_CASE("the host model of a GPU is always there", "[device][simt]") {
+  CHECK(is_built(DeviceType::simt));
+  const auto device = Device::open(DeviceType::simt, 1);
+  CHECK(device->info().capability == simt::options().profile.capability);
+  Stream stream(device);
+  const std::vector<float> values{1, 2, 3};
+  CHECK(Tensor::from<float>(stream, {3}, values).to_vector<float>(stream) == values);
+}
+
+TEST_CASE("no driver, an old one and no device have messages of their own", "[device][simt]") {
+  const simt::ScopedOptions restore(simt::options());
+  const auto message = [](int driver, int devices) {
+    simt::options().driver_version = driver;
+    simt::options().devices = devices;
+    return message_of<InputError>([] { Device::open(DeviceType::simt); });
+  };
+  CHECK(message(0, 0) ==
+        "device cuda: this machine has no NVIDIA driver (use --device cpu)");
+  CHECK(message(12040, 1) ==
+        "device cuda: the NVIDIA driver is too old: it supports CUDA 12.4, this program was built "
+        "with 13.0 (update it, or use --device cpu)");
+  CHECK(message(13000, 0) == "device cuda: the NVIDIA driver finds no GPU (use --device cpu)");
+}
+
+TEST_CASE("a GPU without memory says what was asked, used and free", "[device][simt]") {
+  const simt::ScopedOptions restore(simt::options());
+  simt::options().total_memory = 1 << 20;
+  Stream stream(Device::open(DeviceType::simt, 1));
+  const Tensor held = Tensor::empty(stream, {1024});
+  const std::string message =
+      message_of<OutOfMemory>([&] { Tensor::empty(stream, {1 << 20}); });
+  CHECK(message == "out of memory: requested 4194304 bytes, in use 4096 bytes, free 1044480 bytes");
 }
 
 TEST_CASE("the cpu uses as many threads as asked, or as the machine has", "[device]") {

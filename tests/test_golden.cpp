@@ -2,8 +2,10 @@
 // tests/golden/README.md for the format and generate.py for the writer.
 //
 // Tolerances are on norms: |got - expected| <= tolerance * max(|expected|, 1e-3 |all gradients|).
-// It is 1e-4. In f64 it is 1e-5 for the committed files, which were computed in double and hold
-// f32; a folder of somebody's own may have been computed in f32 (generate.py --dtype f32).
+// It is 1e-4 in f32. In f64 it is 1e-5 for the committed files, which were computed in double and
+// hold f32; a folder of somebody's own may have been computed in f32 (generate.py --dtype f32). In
+// bf16 it is 1e-2 for an operation, and for networks 4e-2 (output), 8e-2 (gradients), 2e-2
+// (losses): what rounding to bf16 costs in PyTorch, at worst 2.5e-2 and 5.8e-2, and some room.
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstdlib>
@@ -21,8 +23,41 @@ namespace {
 // The folder that somebody asked for, or null.
 const char* asked_folder() { return std::getenv("TESSERA_GOLDEN_DIR"); }
 
-double tolerance(DType dtype) {
-  return dtype == DType::f64 && asked_folder() == nullptr ? 1e-5 : 1e-4;
+// What computes, and how exactly.
+struct Engine {
+  DeviceType device;
+  Precision precision;
+  const char* name;
+
+  DType storage() const { return precision.storage; }
+  bool exact() const { return storage() != DType::bf16 && precision.math == Math::f32; }
+  // Of one operation.
+  double tolerance() const {
+    if (!exact()) return 1e-2;
+    return storage() == DType::f64 && asked_folder() == nullptr ? 1e-5 : 1e-4;
+  }
+  // Of networks.
+  double output_tolerance() const { return exact() ? tolerance() : 4e-2; }
+  double gradient_tolerance() const { return exact() ? tolerance() : 8e-2; }
+  double loss_tolerance() const { return exact() ? 1e-5 : 2e-2; }
+};
+
+// The f64 oracle and the CPU, or the CUDA kernels on the host model and, if there is one, on a GPU.
+std::vector<Engine> cpu_engines() {
+  return {{DeviceType::cpu, Precision::f32(), "cpu f32"},
+          {DeviceType::cpu, Precision::f64(), "cpu f64"}};
+}
+std::vector<Engine> cuda_engines() {
+  std::vector<Engine> engines{{DeviceType::simt, Precision::f32(), "simt f32"},
+                              {DeviceType::simt, Precision::tf32(), "simt tf32"},
+                              {DeviceType::simt, Precision::bf16(), "simt bf16"}};
+  if (has_gpu())
+    for (Engine engine : std::vector(engines)) {
+      engine.device = DeviceType::cuda;
+      engine.name = "cuda, the same";
+      engines.push_back(engine);
+    }
+  return engines;
 }
 
 // The files of root/kind, sorted. A missing or empty folder fails the test; one that somebody asked
@@ -135,29 +170,39 @@ const std::map<std::string, OpFunction>& op_functions() {
   return functions;
 }
 
+// How an input of this name lies in memory where activations are stored in another type.
+Role role_of(const std::string& name, const Shape& shape) {
+  if (name == "target" || shape.rank() == 1) return Role::Vector;
+  return name == "w" || name.ends_with(".weight") ? Role::Weight : Role::Activation;
+}
+
 // Everything in the file but y, dy and the gradients is an input; one without gradient is data.
-std::map<std::string, Var> inputs_of(Stream& stream, const GoldenFile& file, DType dtype) {
+std::map<std::string, Var> inputs_of(Stream& stream, const GoldenFile& file, DType storage) {
   const std::vector<std::string> names = file.file().names();
   std::set<std::string> gradients;
   for (const std::string& name : names)
     if (file.has("d" + name)) gradients.insert("d" + name);
   std::map<std::string, Var> in;
-  for (const std::string& name : names)
-    if (name != "y" && !gradients.contains(name))
-      in[name] = Var::leaf(file.tensor(stream, name, dtype), file.has("d" + name));
+  for (const std::string& name : names) {
+    if (name == "y" || gradients.contains(name)) continue;
+    const Role role = role_of(name, file.here(name).shape);
+    const DType dtype = role == Role::Vector ? master_of(storage) : storage;
+    in[name] = Var::leaf(file.tensor(stream, name, dtype), file.has("d" + name));
+    if (role != Role::Activation) in[name].slot->dtype = master_of(storage);
+  }
   return in;
 }
 
-void check_op(Stream& stream, const GoldenFile& file, OpFunction apply, DType dtype,
+void check_op(Stream& stream, const GoldenFile& file, OpFunction apply, const Engine& engine,
               ops::Fusion fusion) {
   Tape tape(stream);
-  const OpFile f{file, tape, fusion, inputs_of(stream, file, dtype)};
+  const OpFile f{file, tape, fusion, inputs_of(stream, file, engine.storage())};
   const Var y = apply(f);
   check_near("output", values_of(stream, y.value), file.here("y"), norm(file.here("y")),
-             tolerance(dtype));
+             engine.tolerance());
 
   const Values one{{1}, {1.0}};  // of a loss
-  tape.backward_from(y, tensor_of(stream, file.has("dy") ? file.here("dy") : one, dtype));
+  tape.backward_from(y, tensor_of(stream, file.has("dy") ? file.here("dy") : one, y.value.dtype()));
   double squares = 0;
   for (const auto& [name, var] : f.in)
     if (var.wanted()) squares += std::pow(norm(file.here("d" + name)), 2);
@@ -166,16 +211,17 @@ void check_op(Stream& stream, const GoldenFile& file, OpFunction apply, DType dt
     if (!var.wanted()) continue;
     const Values expected = file.here("d" + name);
     check_near("gradient of " + name, values_of(stream, var.grad()), expected,
-               std::max(norm(expected), 1e-3 * std::sqrt(squares)), tolerance(dtype));
+               std::max(norm(expected), 1e-3 * std::sqrt(squares)), engine.tolerance());
   }
 }
 
-void check_embedding(Stream& stream, const GoldenFile& file, DType dtype) {
+void check_embedding(Stream& stream, const GoldenFile& file, const Engine& engine) {
   Tape tape(stream);
   const Var y = ops::timestep_embedding(tape, timesteps(stream, file.values("t")),
-                                        file.integer("dim"), dtype);
+                                        file.integer("dim"), engine.storage());
   const Values expected = file.values("y");
-  check_near("output", values_of(stream, y.value), expected, norm(expected), 1e-5);
+  check_near("output", values_of(stream, y.value), expected, norm(expected),
+             engine.exact() ? 1e-5 : engine.tolerance());
 }
 
 // A step moves a parameter by 1e-4 only, so parameters are compared to 2e-7 of their norm.
@@ -190,7 +236,7 @@ void check_adam(Stream& stream, const GoldenFile& file, DType dtype) {
     INFO("step " << i + 1);
     const Tensor g = tensor_of(stream, file.row("g", i), dtype);
     grad_norm(stream, g, norm_of_g);
-    adam_step(stream, spec, file.integer("first_step") + i, g, norm_of_g, p, m, v);
+    adam_step(stream, spec, file.integer("first_step") + i, {g, norm_of_g, p, m, v, {}, {}, {}});
     const auto check = [&](const std::string& name, const Tensor& got, double tolerance) {
       const Values expected = file.row(name, i);
       check_near(name, values_of(stream, got), expected, norm(expected), tolerance);
@@ -222,15 +268,12 @@ std::set<std::string> zero_gradients(const GoldenFile& file) {
 // A network of the file's options with the file's parameters.
 struct Network {
   const GoldenFile& file;
-  DType dtype;
-  Stream stream{poisoned_cpu()};
+  Engine engine;
+  Stream stream{poisoned(engine.device)};
   UNet net;
 
-  Network(const GoldenFile& golden, DType type, ops::Fusion fusion)
-      : file(golden),
-        dtype(type),
-        net(stream, config_of(golden), 0, fusion,
-            type == DType::f64 ? Precision::f64() : Precision::f32()) {
+  Network(const GoldenFile& golden, const Engine& engine, ops::Fusion fusion)
+      : file(golden), engine(engine), net(stream, config_of(golden), 0, fusion, engine.precision) {
     net.parameters().prepare_training(stream);
     load_weights(stream, net.parameters(), file.file(), "param.");
   }
@@ -239,9 +282,11 @@ struct Network {
   Tensor pass(const Values& noisy, const Values& clean, const Values& t, double& loss) {
     net.parameters().clear_gradients();
     Tape tape(stream);
-    const Var x = Var::leaf(tensor_of(stream, channels_last(noisy), dtype));
+    const DType storage = engine.storage();
+    const Var x = Var::leaf(tensor_of(stream, channels_last(noisy), storage));
     const Var out = net.forward(tape, x, timesteps(stream, t));
-    const Var mse = ops::mse(tape, out, tensor_of(stream, channels_last(clean), dtype));
+    const Var mse =
+        ops::mse(tape, out, tensor_of(stream, channels_last(clean), master_of(storage)));
     loss = values_of(stream, mse.value).data[0];
     tape.backward(mse);
     return out.value;
@@ -255,18 +300,19 @@ struct Network {
 };
 
 // Whichever is stricter, absolute or relative.
-void check_loss(double got, double expected) {
+void check_loss(double got, double expected, double tolerance) {
   INFO("loss " << got << ", expected " << expected);
-  CHECK(std::abs(got - expected) <= 1e-5 * std::min(1.0, std::abs(expected)));
+  CHECK(std::abs(got - expected) <= tolerance * std::min(1.0, std::abs(expected)));
 }
 
-void check_gradients(const GoldenFile& file, DType dtype, ops::Fusion fusion) {
-  Network n(file, dtype, fusion);
+void check_gradients(const GoldenFile& file, const Engine& engine, ops::Fusion fusion) {
+  Network n(file, engine, fusion);
   double loss = 0;
   const Tensor out = n.pass(file.values("noisy"), file.values("x"), file.values("t"), loss);
   const Values expected = file.here("out");
-  check_near("output", values_of(n.stream, out), expected, norm(expected), tolerance(dtype));
-  check_loss(loss, file.values("loss").data[0]);
+  check_near("output", values_of(n.stream, out), expected, norm(expected),
+             engine.output_tolerance());
+  check_loss(loss, file.values("loss").data[0], engine.loss_tolerance());
 
   double squares = 0;
   for (const Parameter& p : n.net.parameters().list())
@@ -274,12 +320,12 @@ void check_gradients(const GoldenFile& file, DType dtype, ops::Fusion fusion) {
   for (const Parameter& p : n.net.parameters().list()) {
     const Values gradient = n.of("grad.", p);
     check_near("gradient of " + p.name, values_of(n.stream, p.var.grad()), gradient,
-               std::max(norm(gradient), 1e-3 * std::sqrt(squares)), tolerance(dtype));
+               std::max(norm(gradient), 1e-3 * std::sqrt(squares)), engine.gradient_tolerance());
   }
 }
 
-void check_training(const GoldenFile& file, DType dtype, ops::Fusion fusion) {
-  Network n(file, dtype, fusion);
+void check_training(const GoldenFile& file, const Engine& engine, ops::Fusion fusion) {
+  Network n(file, engine, fusion);
   AdamSpec spec;
   spec.lr = file.number("lr"), spec.eps = file.number("eps");
   spec.beta1 = file.number("beta1"), spec.beta2 = file.number("beta2");
@@ -291,7 +337,7 @@ void check_training(const GoldenFile& file, DType dtype, ops::Fusion fusion) {
     double loss = 0;
     n.pass(file.row("step.noisy", step), file.row("step.clean", step), file.row("step.t", step),
            loss);
-    check_loss(loss, losses.data[size_t(step)]);
+    check_loss(loss, losses.data[size_t(step)], engine.loss_tolerance());
     n.net.parameters().finish_gradients(n.stream);
     adam.gradient_norm();
     adam.update();
@@ -301,53 +347,73 @@ void check_training(const GoldenFile& file, DType dtype, ops::Fusion fusion) {
   for (const Parameter& p : n.net.parameters().list()) {
     if (exempt.contains(p.name)) continue;
     const Values expected = n.of("after.", p);
-    check_near(p.name + " after Adam", values_of(n.stream, p.var.value), expected, norm(expected),
-               1e-4);
+    check_near(p.name + " after Adam", values_of(n.stream, p.master), expected, norm(expected),
+               engine.exact() ? 1e-4 : engine.loss_tolerance());
   }
+}
+
+void check_operations(const std::vector<Engine>& engines) {
+  for (const Engine& engine : engines) {
+    Stream stream(poisoned(engine.device));
+    stream.math = engine.precision.math;
+    for (const fs::path& path : golden_files("ops")) {
+      const GoldenFile file(path);
+      const std::string op = file.attribute("op");
+      INFO(path.filename() << " on " << engine.name);
+      if (op == "timestep_embedding") {
+        check_embedding(stream, file, engine);
+      } else if (op == "adam") {
+        check_adam(stream, file, master_of(engine.storage()));
+      } else {
+        INFO("this operation is not known to the test: " << op);
+        REQUIRE(op_functions().contains(op));
+        for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off})
+          check_op(stream, file, op_functions().at(op), engine, fusion);
+      }
+    }
+  }
+}
+
+// Calls check(file, engine, fusion) for every network.
+template <class Check>
+void for_each_network(const std::vector<Engine>& engines, Check check) {
+  for (const fs::path& path : golden_files("unet"))
+    for (const Engine& engine : engines)
+      for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
+        INFO(path.filename() << " on " << engine.name
+                             << (fusion == ops::Fusion::On ? " fused" : " composed"));
+        check(GoldenFile(path), engine, fusion);
+      }
 }
 
 }  // namespace
 
 TEST_CASE("goldens: operations equal PyTorch, both ways, in f32 and f64", "[golden]") {
-  Stream stream(poisoned_cpu());
-  for (const fs::path& path : golden_files("ops")) {
-    const GoldenFile file(path);
-    const std::string op = file.attribute("op");
-    for (DType dtype : {DType::f32, DType::f64}) {
-      INFO(path.filename() << " in " << name_of(dtype));
-      if (op == "timestep_embedding") {
-        check_embedding(stream, file, dtype);
-      } else if (op == "adam") {
-        check_adam(stream, file, dtype);
-      } else {
-        INFO("this operation is not known to the test: " << op);
-        REQUIRE(op_functions().contains(op));
-        for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off})
-          check_op(stream, file, op_functions().at(op), dtype, fusion);
-      }
-    }
-  }
+  check_operations(cpu_engines());
+}
+
+TEST_CASE("goldens: CUDA operations equal PyTorch, both ways", "[golden][cuda]") {
+  // In f32: the case tables hold bf16 and tf32 to an oracle that sees the same rounded inputs.
+  for (const Engine& engine : cuda_engines())
+    if (engine.exact()) check_operations({engine});
 }
 
 TEST_CASE("goldens: networks give PyTorch's output and every gradient", "[golden]") {
-  for (const fs::path& path : golden_files("unet"))
-    for (DType dtype : {DType::f32, DType::f64})
-      for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
-        INFO(path.filename() << " in " << name_of(dtype)
-                             << (fusion == ops::Fusion::On ? " fused" : " composed"));
-        check_gradients(GoldenFile(path), dtype, fusion);
-      }
+  for_each_network(cpu_engines(), check_gradients);
+}
+
+TEST_CASE("goldens: CUDA networks give PyTorch's output and every gradient", "[golden][cuda]") {
+  for_each_network(cuda_engines(), check_gradients);
 }
 
 TEST_CASE("goldens: networks train as in PyTorch, losses and parameters", "[golden]") {
-  for (const fs::path& path : golden_files("unet")) {
-    const GoldenFile file(path);
-    for (const std::string& name : zero_gradients(file))
+  for (const fs::path& path : golden_files("unet"))
+    for (const std::string& name : zero_gradients(GoldenFile(path)))
       WARN(path.filename() << ": the gradient of " << name
                            << " is zero, what Adam makes of it is not compared");
-    for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
-      INFO(path.filename() << (fusion == ops::Fusion::On ? " fused" : " composed"));
-      check_training(file, DType::f32, fusion);
-    }
-  }
+  for_each_network({cpu_engines()[0]}, check_training);
+}
+
+TEST_CASE("goldens: CUDA networks train as in PyTorch", "[golden][cuda]") {
+  for_each_network(cuda_engines(), check_training);
 }

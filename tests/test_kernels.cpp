@@ -1,12 +1,12 @@
-// The kernels that have no gradient: the optimizer's passes, the search for values that are not
-// finite, and the noise of a batch.
+// The kernels that have no gradient: the search for values that are not finite, and the noise of a
+// batch. The optimizer's are in test_adam.cpp.
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <limits>
 
 #include "kernels/kernels.h"
-#include "tests/op_runner.h"
+#include "tests/cuda_devices.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -18,19 +18,6 @@ const std::vector<int64_t> kSizes{1, 15, 17, 1000, 16384, 16385, 100003};
 
 Values numbers(const std::string& name, int64_t size) {
   return draw(Numbers::Normal, name, 0, {size});
-}
-
-// Parameters and moments after some steps of Adam.
-std::vector<Values> adam_run(Stream& stream, const AdamSpec& spec, int64_t size, DType dtype) {
-  Tensor p = tensor_of(stream, numbers("p", size), dtype), norm = Tensor::empty(stream, {1}, dtype);
-  Tensor m = Tensor::zeros(stream, {size}, dtype), v = Tensor::zeros(stream, {size}, dtype);
-  for (int64_t step = 1; step <= 3; ++step) {
-    const Tensor g = tensor_of(stream, numbers(concat("g", step), size), dtype);
-    grad_norm(stream, g, norm);
-    adam_step(stream, spec, step, g, norm, p, m, v);
-  }
-  return {values_of(stream, p), values_of(stream, m), values_of(stream, v),
-          values_of(stream, norm)};
 }
 
 Tensor samples_of(Stream& stream, const std::vector<int64_t>& samples) {
@@ -57,60 +44,50 @@ std::vector<float> noise_of(Stream& stream, const NoiseSpec& spec, NoiseUse use,
 
 }  // namespace
 
-TEST_CASE("Adam and the gradient's norm equal the oracle", "[kernels]") {
-  Stream stream(poisoned_cpu());
-  for (int64_t size : kSizes)
-    for (double decay : {0.0, 0.01})
-      for (double max_norm : {0.0, 0.5, 1e6}) {
-        INFO(size << " parameters, decay " << decay << ", clipped at " << max_norm);
-        AdamSpec spec;
-        spec.lr = 0.01, spec.weight_decay = decay, spec.max_norm = max_norm;
-        const auto fast = adam_run(stream, spec, size, DType::f32);
-        const auto oracle = adam_run(stream, spec, size, DType::f64);
-        for (size_t i = 0; i < fast.size(); ++i) CHECK(difference(fast[i], oracle[i], 2e-6) == "");
-      }
-}
+namespace {
 
-TEST_CASE("clipping scales the gradient to the norm that is allowed", "[kernels]") {
-  Stream stream(poisoned_cpu());
-  const Tensor g = Tensor::from<double>(stream, {2}, std::vector<double>{30, 40});
-  Tensor norm = Tensor::empty(stream, {1}, DType::f64);
-  grad_norm(stream, g, norm);
-  CHECK(norm.to_vector<double>(stream)[0] == Approx(50));
-  for (double max_norm : {5.0, 100.0}) {
-    Tensor p = Tensor::zeros(stream, {2}, DType::f64), m = Tensor::zeros(stream, {2}, DType::f64),
-           v = Tensor::zeros(stream, {2}, DType::f64);
-    AdamSpec spec;
-    spec.max_norm = max_norm;
-    adam_step(stream, spec, 1, g, norm, p, m, v);
-    const double scale = max_norm == 5.0 ? 0.1 : 1.0;  // m = (1 - beta1) * clipped gradient
-    CHECK(m.to_vector<double>(stream)[0] == Approx(3.0 * scale));
-    CHECK(m.to_vector<double>(stream)[1] == Approx(4.0 * scale));
-  }
-}
-
-TEST_CASE("the first value that is not finite is found", "[kernels]") {
-  Stream stream(Device::open(DeviceType::cpu, 2));
+void check_non_finite(Stream& stream, DType dtype) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   constexpr double kInf = std::numeric_limits<double>::infinity();
-  for (DType dtype : {DType::f32, DType::f64})
-    for (int64_t size : kSizes) {
-      INFO(size << ' ' << name_of(dtype));
-      const Values good = numbers("x", size);
-      CHECK(find_non_finite(stream, tensor_of(stream, good, dtype)) == -1);
-      for (double bad : {kNan, -kNan, kInf, -kInf})
-        for (int64_t at : {int64_t{0}, size / 2, size - 1}) {
-          Values values = good;
-          values.data[size_t(at)] = values.data.back() = bad;
-          CHECK(find_non_finite(stream, tensor_of(stream, values, dtype)) == at);
-        }
-    }
-  CHECK(find_non_finite(stream, Tensor::empty(stream, {0})) == -1);
-  // The largest float is finite, and so is the smallest.
-  CHECK(find_non_finite(
-            stream, Tensor::from<float>(
-                        stream, {3}, std::vector<float>{3.4028235e38f, -3.4028235e38f, 1e-45f})) ==
-        -1);
+  for (int64_t size : kSizes) {
+    INFO(name_of(stream.device().type()) << ' ' << size << ' ' << name_of(dtype));
+    const Values good = numbers("x", size);
+    CHECK(find_non_finite(stream, tensor_of(stream, good, dtype)) == -1);
+    for (double bad : {kNan, -kNan, kInf, -kInf})
+      for (int64_t at : {int64_t{0}, size / 2, size - 1}) {
+        Values values = good;
+        values.data[size_t(at)] = values.data.back() = bad;
+        CHECK(find_non_finite(stream, tensor_of(stream, values, dtype)) == at);
+      }
+  }
+  CHECK(find_non_finite(stream, Tensor::empty(stream, {0}, dtype)) == -1);
+}
+
+}  // namespace
+
+TEST_CASE("the first value that is not finite is found", "[kernels][cuda]") {
+  Stream stream(poisoned_cpu());
+  check_non_finite(stream, DType::f64);
+  check_non_finite(stream, DType::f32);
+  on_cuda_devices([](Stream& cuda) {
+    check_non_finite(cuda, DType::f32);
+    check_non_finite(cuda, DType::bf16);
+  });
+}
+
+TEST_CASE("the largest and the smallest numbers are finite", "[kernels][cuda]") {
+  on_all_devices([](Stream& stream) {
+    const std::vector<float> values{3.4028235e38f, -3.4028235e38f, 1e-45f};
+    CHECK(find_non_finite(stream, Tensor::from<float>(stream, {3}, values)) == -1);
+  });
+}
+
+TEST_CASE("a long tensor is searched to its end", "[kernels][cuda]") {
+  constexpr int64_t kLong = 5000001;  // more than one round of a full grid
+  std::vector<float> values(kLong);
+  values.back() = std::numeric_limits<float>::infinity();
+  Stream stream(poisoned(DeviceType::simt));
+  CHECK(find_non_finite(stream, Tensor::from<float>(stream, {kLong}, values)) == kLong - 1);
 }
 
 TEST_CASE("images become numbers from -1 to 1", "[kernels][noise]") {

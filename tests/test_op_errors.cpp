@@ -182,12 +182,29 @@ TEST_CASE("the tape refuses gradients that do not fit", "[tape][errors]") {
 
 TEST_CASE("the optimizer refuses what does not fit", "[ops][errors]") {
   Bench b;
-  const Tensor grads = b.zeros({8}), norm = b.zeros({1});
-  Tensor params = b.zeros({8}), m = b.zeros({8}), v = b.zeros({8}), small = b.zeros({7});
-  const auto step = [&](int64_t number, Tensor& p, Tensor& second) {
-    return error_of([&] { adam_step(b.stream, {}, number, grads, norm, p, m, second); });
+  const Tensor small = b.zeros({7});
+  AdamTensors good;
+  good.grads = b.zeros({8}), good.norm = b.zeros({1});
+  good.params = b.zeros({8}), good.m = b.zeros({8}), good.v = b.zeros({8});
+  const auto step = [&](int64_t number, Tensor AdamTensors::*member, const Tensor& value) {
+    AdamTensors tensors = good;
+    tensors.*member = value;
+    return error_of([&] { adam_step(b.stream, {}, number, tensors); });
   };
-  CHECK_THAT(step(0, params, v), Contains("counted from 1, not 0"));
-  CHECK_THAT(step(1, small, v), Contains("params is [7] f32, expected [8] f32"));
-  CHECK_THAT(step(1, params, small), Contains("v is [7] f32, expected [8] f32"));
+  CHECK(step(1, &AdamTensors::norm, {}) == "");
+  CHECK_THAT(step(0, &AdamTensors::params, good.params), Contains("counted from 1, not 0"));
+  CHECK_THAT(step(1, &AdamTensors::params, small), Contains("params is [7] f32, expected [8] f32"));
+  CHECK_THAT(step(1, &AdamTensors::v, small), Contains("v is [7] f32, expected [8] f32"));
+  CHECK_THAT(step(1, &AdamTensors::copies, good.m),
+             Contains("copies is [8] f32, expected [8] bf16"));
+  CHECK_THAT(step(1, &AdamTensors::latch, small), Contains("latch is [7] f32, expected [1] i64"));
+  CHECK_THAT(step(1, &AdamTensors::loss, small), Contains("loss is [7] f32, expected [1] f32"));
+  AdamTensors without_norm = good;
+  without_norm.norm = {};
+  without_norm.latch = Tensor::zeros(b.stream, {1}, DType::i64);
+  CHECK_THAT(error_of([&] { adam_step(b.stream, {}, 1, without_norm); }),
+             Contains("norm is undefined"));
+  Tensor copies = Tensor::empty(b.stream, {7}, DType::bf16);
+  CHECK_THAT(error_of([&] { copy_rounded(b.stream, good.params, copies); }),
+             Contains("copies is [7] bf16, expected [8] bf16"));
 }

@@ -69,17 +69,6 @@ TEST_CASE("bytes in use and their peak", "[pool]") {
   CHECK(pool->peak_bytes() == 1024 + 2048);
 }
 
-TEST_CASE("poison fills what is handed out, new or used", "[pool]") {
-  auto pool = std::make_shared<Pool>();
-  pool->set_poison(true);
-  for (int round = 0; round < 2; ++round) {
-    const auto block = pool->allocate(100);
-    for (size_t i = 0; i < block->bytes(); ++i) REQUIRE(block->data()[i] == std::byte{0xFF});
-    std::fill_n(block->data(), block->bytes(), std::byte{0});
-  }
-  CHECK(pool->misses() == 1);
-}
-
 TEST_CASE("trim gives cached blocks back and leaves the others", "[pool]") {
   auto pool = std::make_shared<Pool>();
   const auto kept = pool->allocate(256);

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "kernels/kernels.h"
+#include "tests/cuda_devices.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -235,4 +236,153 @@ TEST_CASE("normalize_images maps every byte as PyTorch does", "[noise]") {
     const float unit = float(i) / 255.0f;
     CHECK(values[size_t(i)] == (unit - 0.5f) / 0.5f);
   }
+}
+
+namespace {
+
+constexpr NoiseSpec kSpec{7, 3, 0.5f};
+
+// Odd and even sizes, whole vectors and not, one element, images without elements, no images.
+const std::vector<Shape> kImageSets{{5, 3, 5, 1},   {4, 4, 8, 2},   {9, 7, 9, 3}, {3, 1, 1, 1},
+                                    {2, 33, 31, 1}, {1, 64, 64, 3}, {2, 0, 4, 1}, {0, 4, 4, 1}};
+
+Tensor images_of(Stream& stream, const Shape& shape) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(shape.numel()));
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(i * 37 + i / 256);
+  return Tensor::from<uint8_t>(stream, shape, bytes);
+}
+
+struct NoiseBatch {
+  std::vector<int32_t> t;
+  std::vector<float> clean, noisy;
+  // Bits, not values: NaN would differ from itself.
+  bool operator==(const NoiseBatch& other) const {
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return std::ranges::equal(a, b, [](float x, float y) { return bits_of(x) == bits_of(y); });
+    };
+    return t == other.t && same(clean, other.clean) && same(noisy, other.noisy);
+  }
+};
+
+std::vector<float> floats_of(Stream& stream, const Tensor& tensor) {
+  const Values values = values_of(stream, tensor);
+  return {values.data.begin(), values.data.end()};
+}
+
+// Timesteps, normalised images and noise of all images of a set, one function after the other.
+NoiseBatch composed(Stream& stream, const Shape& set, NoiseUse use,
+                    const std::vector<int64_t>& samples) {
+  const Tensor images = images_of(stream, set);
+  const Tensor ids = Tensor::from<int64_t>(stream, {set[0]}, samples);
+  Tensor t = Tensor::empty(stream, {set[0]}, DType::i32);
+  Tensor clean = Tensor::empty(stream, set), noisy = Tensor::empty(stream, set);
+  draw_timesteps(stream, kSpec, ids, t);
+  normalize_images(stream, images, clean);
+  add_noise(stream, kSpec, use, ids, t, clean, noisy);
+  return {t.to_vector<int32_t>(stream), floats_of(stream, clean), floats_of(stream, noisy)};
+}
+
+// The rows of a set by make_batch.
+NoiseBatch gathered(Stream& stream, const Shape& set, const std::vector<int64_t>& rows,
+                    const std::vector<int64_t>& samples, DType dtype = DType::f32) {
+  const int64_t n = int64_t(rows.size());
+  Tensor t = Tensor::empty(stream, {n}, DType::i32);
+  Tensor clean = Tensor::empty(stream, {n, set[1], set[2], set[3]});
+  Tensor noisy = Tensor::empty(stream, clean.shape(), dtype);
+  make_batch(stream, kSpec, images_of(stream, set), Tensor::from<int64_t>(stream, {n}, rows),
+             Tensor::from<int64_t>(stream, {n}, samples), t, clean, noisy);
+  return {t.to_vector<int32_t>(stream), floats_of(stream, clean), floats_of(stream, noisy)};
+}
+
+std::vector<int64_t> samples_of(int64_t count) {
+  std::vector<int64_t> samples(static_cast<size_t>(count));
+  for (size_t i = 0; i < samples.size(); ++i) samples[i] = int64_t(i * 4294967291u % UINT32_MAX);
+  return samples;
+}
+
+}  // namespace
+
+TEST_CASE("every device draws the CPU's bits", "[rng][noise][cuda]") {
+  Stream cpu(poisoned_cpu());
+  on_cuda_devices([&](Stream& stream) {
+    for (const Shape& set : kImageSets)
+      for (NoiseUse use : {NoiseUse::Training, NoiseUse::Evaluation}) {
+        INFO(name_of(stream.device().type()) << ' ' << set);
+        const std::vector<int64_t> samples = samples_of(set[0]);
+        CHECK(composed(stream, set, use, samples) == composed(cpu, set, use, samples));
+      }
+  });
+}
+
+TEST_CASE("add_noise on CUDA devices works in place", "[rng][noise][cuda]") {
+  Stream cpu(poisoned_cpu());
+  on_cuda_devices([&](Stream& stream) {
+    Tensor image = Tensor::zeros(stream, {1, 3, 5, 1});
+    add_noise(stream, {7, 2, 0.5f}, NoiseUse::Training,
+              Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{4}),
+              Tensor::from<int32_t>(stream, {1}, std::vector<int32_t>{800}), image, image);
+    CHECK(image.to_vector<float>(stream) == noise_of(cpu, NoiseUse::Training, 4, 1));
+  });
+}
+
+namespace {
+
+// make_batch of all images, backwards, in batches split anywhere, equals the functions composed.
+void check_make_batch(Stream& stream, Stream& cpu, const Shape& set) {
+  const std::vector<int64_t> samples = samples_of(set[0]);
+  const NoiseBatch expected = composed(cpu, set, NoiseUse::Training, samples);
+  const size_t size = size_t(set[0] ? set.numel() / set[0] : 0);
+  std::vector<int64_t> rows(samples.size());
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = set[0] - 1 - int64_t(i);
+  for (size_t split = 0; split <= rows.size(); split += 2)
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      INFO(name_of(stream.device().type())
+           << ' ' << set << " from " << split << ' ' << name_of(dtype));
+      const std::vector<int64_t> some(rows.begin() + int64_t(split), rows.end());
+      std::vector<int64_t> keys;
+      NoiseBatch wanted;
+      for (int64_t row : some) {
+        keys.push_back(samples[size_t(row)]);
+        wanted.t.push_back(expected.t[size_t(row)]);
+        for (size_t i = size_t(row) * size; i < size_t(row + 1) * size; ++i) {
+          wanted.clean.push_back(expected.clean[i]);
+          const float noisy = expected.noisy[i];
+          wanted.noisy.push_back(dtype == DType::bf16 ? to_float(to_bf16(noisy)) : noisy);
+        }
+      }
+      CHECK(gathered(stream, set, some, keys, dtype) == wanted);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("make_batch equals gathering, normalising and noising", "[rng][noise][cuda]") {
+  Stream cpu(poisoned_cpu());
+  on_all_devices([&](Stream& stream) {
+    for (const Shape& set : kImageSets) check_make_batch(stream, cpu, set);
+  });
+}
+
+TEST_CASE("a row that is not in the set is an error, or an image of NaNs", "[noise][cuda]") {
+  const Shape set{3, 4, 5, 1};
+  Stream cpu(poisoned_cpu());
+  for (int64_t row : {int64_t{-1}, int64_t{3}, int64_t{1} << 40}) {
+    INFO("row " << row);
+    CHECK(message_of<Error>([&] {
+            gathered(cpu, set, {0, row}, {5, 6});
+          }).find(concat("make_batch: row ", row, ", expected 0 to 2")) != std::string::npos);
+    on_cuda_devices([&](Stream& stream) {
+      const NoiseBatch batch = gathered(stream, set, {0, row, 2}, {5, 6, 7});
+      const NoiseBatch good = gathered(cpu, set, {0, 1, 2}, {5, 6, 7});
+      CHECK(batch.t == good.t);
+      for (size_t i = 0; i < batch.clean.size(); ++i) {
+        const bool bad = i / 20 == 1;
+        CHECK(std::isnan(batch.clean[i]) == bad);
+        CHECK(std::isnan(batch.noisy[i]) == bad);
+        if (!bad) CHECK(bits_of(batch.noisy[i]) == bits_of(good.noisy[i]));
+      }
+    });
+  }
+  CHECK(message_of<Error>([&] { gathered(cpu, set, {0}, {-1}); }).find("sample -1") !=
+        std::string::npos);
 }

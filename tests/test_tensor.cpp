@@ -2,6 +2,7 @@
 #include "core/tensor.h"
 
 #include <catch2/catch.hpp>
+#include <cmath>
 
 #include "tests/temp_dir.h"
 
@@ -122,4 +123,16 @@ TEST_CASE("a tensor keeps its memory alive and gives it back", "[tensor]") {
   CHECK(stream.device().pool()->bytes_in_use() > 0);
   part = Tensor();
   CHECK(stream.device().pool()->bytes_in_use() == 0);
+}
+
+TEST_CASE("poison fills tensors with NaN, in new memory and in used one", "[tensor]") {
+  const auto device = Device::open(DeviceType::cpu);
+  device->pool()->set_poison(true);
+  Stream stream(device);
+  for (int round = 0; round < 2; ++round) {
+    Tensor tensor = Tensor::empty(stream, {100});
+    for (float value : tensor.to_vector<float>(stream)) REQUIRE(std::isnan(value));
+    tensor.zero(stream);
+  }
+  CHECK(device->pool()->misses() == 1);
 }

@@ -91,6 +91,11 @@ void add_broadcast_bwd_t(Stream&, const Tensor& dy, Grad dt) {
 
 }  // namespace cpu
 
+ON_CUDA(add_broadcast_bwd_t)
+ON_CUDA(add_broadcast_fwd)
+ON_CUDA(add_bwd)
+ON_CUDA(add_fwd)
+
 void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y) {
   expect("add_fwd: b", b, a.shape(), a.dtype());
   expect("add_fwd: y", y, a.shape(), a.dtype());

@@ -130,6 +130,11 @@ void concat_upsample_bwd(Stream&, const Tensor& dy, Grad dlow, Grad dskip) {
 
 }  // namespace cpu
 
+ON_CUDA(concat_upsample_bwd)
+ON_CUDA(concat_upsample_fwd)
+ON_CUDA(concat_channels_bwd)
+ON_CUDA(concat_channels_fwd)
+
 void concat_channels_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y) {
   const Nhwc first("concat_channels_fwd: a", a), second("concat_channels_fwd: b", b);
   expect("concat_channels_fwd: b", b, {first.N, first.H, first.W, second.C}, a.dtype());

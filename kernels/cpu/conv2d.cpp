@@ -103,11 +103,15 @@ void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, co
 
 }  // namespace cpu
 
+ON_CUDA(conv2d_bwd_weight)
+ON_CUDA(conv2d_bwd_data)
+ON_CUDA(conv2d_fwd)
+
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y) {
   const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
   expect("conv2d_fwd: w", w, w.shape(), x.dtype());
-  expect_if("conv2d_fwd: b", b, {problem.K}, x.dtype());
+  expect_if("conv2d_fwd: b", b, {problem.K}, master_of(x.dtype()));
   expect("conv2d_fwd: y", y, problem.y(), x.dtype());
   if (y.numel() == 0) return;
   DISPATCH(stream, x.dtype(), conv2d_fwd(stream, spec, x, w, b, y));
@@ -129,8 +133,8 @@ void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, co
   ENSURE(dw, "conv2d_bwd_weight: db without dw");
   const auto problem = ConvProblem::of(spec, x.shape(), dw.tensor.shape());
   expect("conv2d_bwd_weight: dy", dy, problem.y(), x.dtype());
-  expect("conv2d_bwd_weight: dw", dw.tensor, problem.w(), x.dtype());
-  expect_if("conv2d_bwd_weight: db", db.tensor, {problem.K}, x.dtype());
+  expect("conv2d_bwd_weight: dw", dw.tensor, problem.w(), master_of(x.dtype()));
+  expect_if("conv2d_bwd_weight: db", db.tensor, {problem.K}, master_of(x.dtype()));
   if (dy.numel() == 0) {
     start_sum(stream, dw);
     start_sum(stream, db);

@@ -37,6 +37,8 @@ void timestep_embedding_fwd(Stream&, const Tensor& t, Tensor& y) {
 
 }  // namespace cpu
 
+ON_CUDA(timestep_embedding_fwd)
+
 void timestep_embedding_fwd(Stream& stream, const Tensor& t, Tensor& y) {
   ENSURE(y.rank() == 2 && y.dim(1) % 2 == 0, "timestep_embedding_fwd: y is ", y.shape(),
          ", expected [N,dim], dim even");

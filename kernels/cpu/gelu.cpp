@@ -67,6 +67,9 @@ void gelu_bwd(Stream&, GeluForm form, const Tensor& x, const Tensor& dy, Grad dx
 
 }  // namespace cpu
 
+ON_CUDA(gelu_fwd)
+ON_CUDA(gelu_bwd)
+
 void gelu_fwd(Stream& stream, GeluForm form, const Tensor& x, Tensor& y) {
   expect("gelu_fwd: y", y, x.shape(), x.dtype());
   DISPATCH(stream, x.dtype(), gelu_fwd(stream, form, x, y));

@@ -138,6 +138,11 @@ void upsample_nearest_bwd(Stream&, const Tensor& dy, Grad dx) {
 
 }  // namespace cpu
 
+ON_CUDA(upsample_nearest_bwd)
+ON_CUDA(upsample_nearest_fwd)
+ON_CUDA(channel_to_space)
+ON_CUDA(space_to_channel)
+
 void space_to_channel(Stream& stream, const Tensor& x, Grad y) {
   if (!y) return;
   const Nhwc in("space_to_channel: x", x);

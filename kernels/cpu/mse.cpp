@@ -48,18 +48,21 @@ void mse_bwd(Stream&, const Tensor& prediction, const Tensor& target, const Tens
 
 }  // namespace cpu
 
+ON_CUDA(mse_bwd)
+ON_CUDA(mse_fwd)
+
 void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss) {
   ENSURE(prediction.numel() > 0, "mse_fwd: the mean of no elements, ", prediction.shape());
-  expect("mse_fwd: target", target, prediction.shape(), prediction.dtype());
-  expect("mse_fwd: loss", loss, {1}, prediction.dtype());
+  expect("mse_fwd: target", target, prediction.shape(), master_of(prediction.dtype()));
+  expect("mse_fwd: loss", loss, {1}, master_of(prediction.dtype()));
   DISPATCH(stream, prediction.dtype(), mse_fwd(stream, prediction, target, loss));
 }
 
 void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
              Grad dprediction) {
   if (!dprediction) return;
-  expect("mse_bwd: target", target, prediction.shape(), prediction.dtype());
-  expect("mse_bwd: dloss", dloss, {1}, prediction.dtype());
+  expect("mse_bwd: target", target, prediction.shape(), master_of(prediction.dtype()));
+  expect("mse_bwd: dloss", dloss, {1}, master_of(prediction.dtype()));
   expect("mse_bwd: dprediction", dprediction.tensor, prediction.shape(), prediction.dtype());
   DISPATCH(stream, prediction.dtype(), mse_bwd(stream, prediction, target, dloss, dprediction));
 }

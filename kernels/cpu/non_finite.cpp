@@ -7,7 +7,7 @@
 namespace tessera {
 namespace oracle {
 
-void find_non_finite(const Tensor& x, int64_t& index) {
+void find_non_finite(Stream&, const Tensor& x, int64_t& index) {
   index = 0;
   while (index < x.numel() && std::isfinite(x.data<double>()[index])) ++index;
   if (index == x.numel()) index = -1;
@@ -24,7 +24,7 @@ bool all_finite(const float* x, int64_t n) {
   return bad == 0;
 }
 
-void find_non_finite(const Tensor& x, int64_t& index) {
+void find_non_finite(Stream&, const Tensor& x, int64_t& index) {
   const float* values = x.data<float>();
   const int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
   int64_t first = blocks;
@@ -40,9 +40,18 @@ void find_non_finite(const Tensor& x, int64_t& index) {
 
 }  // namespace cpu
 
+// The backends' form of it: index receives the result.
+using FindNonFinite = void(Stream&, const Tensor& x, int64_t& index);
+namespace simt {
+FindNonFinite find_non_finite;
+}
+namespace gpu {
+FindNonFinite find_non_finite;
+}
+
 int64_t find_non_finite(Stream& stream, const Tensor& x) {
   int64_t index = -1;
-  DISPATCH(stream, x.dtype(), find_non_finite(x, index));
+  DISPATCH(stream, x.dtype(), find_non_finite(stream, x, index));
   return index;
 }
 

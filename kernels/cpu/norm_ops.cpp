@@ -143,6 +143,11 @@ void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
 
 }  // namespace cpu
 
+ON_CUDA(group_norm_gelu_bwd)
+ON_CUDA(group_norm_gelu_fwd)
+ON_CUDA(group_norm_bwd)
+ON_CUDA(group_norm_fwd)
+
 namespace {
 
 void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
@@ -150,8 +155,8 @@ void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
   ENSURE(x.rank() == 4, "group_norm: x is ", x.shape(), ", expected [N,H,W,C]");
   ENSURE(spec.groups > 0 && x.dim(3) % spec.groups == 0, "group_norm: ", x.dim(3), " channels in ",
          spec.groups, " groups");
-  expect("group_norm: gamma", gamma, {x.dim(3)}, x.dtype());
-  expect("group_norm: moments", moments, {x.dim(0), spec.groups, 2}, x.dtype());
+  expect("group_norm: gamma", gamma, {x.dim(3)}, master_of(x.dtype()));
+  expect("group_norm: moments", moments, {x.dim(0), spec.groups, 2}, master_of(x.dtype()));
 }
 
 }  // namespace
@@ -159,7 +164,7 @@ void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments) {
   check_norm(spec, x, gamma, moments);
-  expect("group_norm_fwd: beta", beta, gamma.shape(), x.dtype());
+  expect("group_norm_fwd: beta", beta, gamma.shape(), master_of(x.dtype()));
   expect("group_norm_fwd: y", y, x.shape(), x.dtype());
   DISPATCH(stream, x.dtype(), group_norm_fwd(stream, spec, x, gamma, beta, y, moments));
 }
@@ -170,8 +175,8 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
   check_norm(spec, x, gamma, moments);
   expect("group_norm_bwd: dy", dy, x.shape(), x.dtype());
   expect_if("group_norm_bwd: dx", dx.tensor, x.shape(), x.dtype());
-  expect_if("group_norm_bwd: dgamma", dgamma.tensor, gamma.shape(), x.dtype());
-  expect_if("group_norm_bwd: dbeta", dbeta.tensor, gamma.shape(), x.dtype());
+  expect_if("group_norm_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("group_norm_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
   DISPATCH(stream, x.dtype(),
            group_norm_bwd(stream, spec, x, moments, gamma, dy, dx, dgamma, dbeta));
 }
@@ -180,7 +185,7 @@ void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, 
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
                          Tensor& moments) {
   check_norm(spec.norm, x, gamma, moments);
-  expect("group_norm_gelu_fwd: beta", beta, gamma.shape(), x.dtype());
+  expect("group_norm_gelu_fwd: beta", beta, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_gelu_fwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
   expect_if("group_norm_gelu_fwd: residual", residual, x.shape(), x.dtype());
   expect("group_norm_gelu_fwd: y", y, x.shape(), x.dtype());
@@ -193,12 +198,12 @@ void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
                          const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
                          Grad dt) {
   check_norm(spec.norm, x, gamma, moments);
-  expect("group_norm_gelu_bwd: beta", beta, gamma.shape(), x.dtype());
+  expect("group_norm_gelu_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_gelu_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
   expect("group_norm_gelu_bwd: dy", dy, x.shape(), x.dtype());
   expect_if("group_norm_gelu_bwd: dx", dx.tensor, x.shape(), x.dtype());
-  expect_if("group_norm_gelu_bwd: dgamma", dgamma.tensor, gamma.shape(), x.dtype());
-  expect_if("group_norm_gelu_bwd: dbeta", dbeta.tensor, gamma.shape(), x.dtype());
+  expect_if("group_norm_gelu_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("group_norm_gelu_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_gelu_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
   DISPATCH(
       stream, x.dtype(),

@@ -223,12 +223,16 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 
 }  // namespace cpu
 
+ON_CUDA(upcat_conv2d_bwd_weight)
+ON_CUDA(upcat_conv2d_bwd_data)
+ON_CUDA(upcat_conv2d_fwd)
+
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const Tensor& b, Tensor& y) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
   expect("upcat_conv2d_fwd: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_fwd: w", w, w.shape(), low.dtype());
-  expect_if("upcat_conv2d_fwd: b", b, {u.K}, low.dtype());
+  expect_if("upcat_conv2d_fwd: b", b, {u.K}, master_of(low.dtype()));
   expect("upcat_conv2d_fwd: y", y, u.skip_part().y(), low.dtype());
   if (y.numel() == 0) return;
   DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, b, y));
@@ -253,8 +257,8 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
   const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
   expect("upcat_conv2d_bwd_weight: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_bwd_weight: dy", dy, u.skip_part().y(), low.dtype());
-  expect("upcat_conv2d_bwd_weight: dw", dw.tensor, dw.tensor.shape(), low.dtype());
-  expect_if("upcat_conv2d_bwd_weight: db", db.tensor, {u.K}, low.dtype());
+  expect("upcat_conv2d_bwd_weight: dw", dw.tensor, dw.tensor.shape(), master_of(low.dtype()));
+  expect_if("upcat_conv2d_bwd_weight: db", db.tensor, {u.K}, master_of(low.dtype()));
   if (dy.numel() == 0) {
     start_sum(stream, dw);
     start_sum(stream, db);

@@ -12,11 +12,13 @@ OpCase conv2d_case(const std::string& name, const ConvSpec& spec, const Shape& x
   c.op = "conv2d";
   c.name = concat(name, " ", x, " ", w, bias ? "" : " without bias");
   c.inputs = {x, w};
+  c.roles = {Role::Activation, Role::Weight, Role::Vector};
   if (bias) c.inputs.push_back({w[0]});
   c.apply = [spec](Tape& tape, const std::vector<Var>& in) {
     return ops::conv2d(tape, spec, in[0], in[1], in.size() > 2 ? in[2] : Var{});
   };
   c.exact = true;
+  c.conv = problem;
   // A 2x2 stride-2 convolution is a 1x1 convolution after space_to_channel, and its filter
   // [K,2,2,C] becomes the 1x1 filter [K,1,1,4C] by that very rearrangement.
   const bool patches = w[1] == 2 && w[2] == 2 && spec.stride == 2 && spec.pad_h + spec.pad_w == 0;
@@ -109,12 +111,13 @@ void add_conv2d_cases(CaseTable& table) {
     add("1x1 shortcut", {}, 3 * s.width, s.width, 1);
     add("2x2 stride 2", {2, 0, 0}, s.width, 2 * s.width, 2);
   }
-  for (int64_t width : {64, 32}) {
-    const std::string model = width == 64 ? "lesson" : "quick";
-    table.benchmarks.push_back(
-        conv2d_case(model + " first", {1, 1, 1}, {32, width, width, 1}, {width, 3, 3, 1}));
-    table.benchmarks.push_back(
-        conv2d_case(model + " last", {}, {32, width, width, width}, {1, 1, 1, width}));
+  for (const Model& m : models()) {
+    const auto add = [&](const char* name, const ConvSpec& spec, int64_t C, int64_t K, int64_t R) {
+      table.benchmarks.push_back(
+          conv2d_case(concat(m.name, name), spec, {m.N, m.side, m.side, C}, {K, R, R, C}));
+    };
+    add(" first", {1, 1, 1}, 1, m.base, 3);
+    add(" last", {}, m.base, 1, 1);
   }
 }
 

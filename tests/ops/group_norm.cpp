@@ -10,6 +10,7 @@ OpCase group_norm_case(const std::string& name, const Shape& x, int groups) {
   c.op = "group_norm";
   c.name = concat(name, x, " in ", groups, " groups");
   c.inputs = {x, {x[3]}, {x[3]}};
+  c.roles = {Role::Activation, Role::Vector, Role::Vector};
   c.apply = [groups](Tape& tape, const std::vector<Var>& in) {
     return ops::group_norm(tape, {groups}, in[0], in[1], in[2]);
   };
@@ -32,6 +33,7 @@ OpCase fused_case(const std::string& name, const Shape& x, const NormGelu& spec,
       concat(spec.form == GeluForm::Exact ? "exact " : "tanh ", name, x, " in ", spec.norm.groups,
              " groups", parts.t ? " + t" : "", parts.residual ? " + residual" : "");
   c.inputs = {x, {x[3]}, {x[3]}};
+  c.roles = {Role::Activation, Role::Vector, Role::Vector};
   if (parts.t) c.inputs.push_back({x[0], x[3]});
   if (parts.residual) c.inputs.push_back(x);
   c.apply = [=](Tape& tape, const std::vector<Var>& in) {

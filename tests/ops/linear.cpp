@@ -11,6 +11,7 @@ OpCase linear_case(const std::string& name, int64_t N, int64_t C, int64_t K, boo
   c.op = "linear";
   c.name = concat(name, x, " -> ", K, bias ? "" : " without bias");
   c.inputs = {x, w};
+  c.roles = {Role::Activation, Role::Weight, Role::Vector};
   if (bias) c.inputs.push_back({K});
   c.apply = [](Tape& tape, const std::vector<Var>& in) {
     return ops::linear(tape, in[0], in[1], in.size() > 2 ? in[2] : Var{});
@@ -39,9 +40,14 @@ void add_linear_cases(CaseTable& table) {
     table.tests.push_back(linear_case("", s.N, s.C, s.K));
   table.tests.push_back(linear_case("", 4, 7, 3, false));
 
-  table.benchmarks.push_back(linear_case("embedding ", 32, 128, 512));
-  table.benchmarks.push_back(linear_case("embedding ", 32, 512, 512));
-  for (int64_t width : {32, 512}) table.benchmarks.push_back(linear_case("block ", 32, 512, width));
+  for (const Model& m : models()) {
+    if (m.side == 32) continue;  // quick has the same embedding
+    for (int64_t C : {128, 512})
+      table.benchmarks.push_back(linear_case(m.name + " embedding ", m.N, C, 512));
+    for (int64_t level = 0; level <= 3; ++level)
+      table.benchmarks.push_back(linear_case(m.name + " block ", m.N, 512, m.base << level));
+  }
+  table.benchmarks.push_back(linear_case("sweep ", 4096, 4096, 4096));
 }
 
 }  // namespace tessera

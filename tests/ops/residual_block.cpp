@@ -35,6 +35,10 @@ OpCase residual_block_case(const std::string& name, const Sizes& s, GeluForm for
                   s.B ? std::to_string(s.B) : "", " -> ", K, " in ", s.groups, " groups");
   c.inputs = {s.x,          {N, s.T}, {K, 3, 3, C}, vector, vector,   vector,
               {K, 3, 3, K}, vector,   vector,       vector, {K, s.T}, vector};
+  c.roles = {Role::Activation, Role::Activation, Role::Weight, Role::Vector,
+             Role::Vector,     Role::Vector,     Role::Weight, Role::Vector,
+             Role::Vector,     Role::Vector,     Role::Weight, Role::Vector};
+  if (C != K) c.roles.insert(c.roles.end(), {Role::Weight, Role::Vector});
   if (C != K) c.inputs.insert(c.inputs.end(), {Shape{K, 1, 1, C}, vector});
   if (s.B) c.inputs.push_back({N, H, W, s.B});
   c.apply = block(ops::Fusion::On, spec, C != K, s.B > 0);

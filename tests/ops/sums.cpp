@@ -36,6 +36,7 @@ OpCase mse_case(const std::string& name, const Shape& x) {
   c.op = "mse";
   c.name = concat(name, x);
   c.inputs = {x, x};
+  c.roles = {Role::Activation, Role::Vector};
   c.constants = 1;
   c.apply = [](Tape& tape, const std::vector<Var>& in) {
     return ops::mse(tape, in[0], in[1].value);
@@ -65,8 +66,8 @@ void add_sum_cases(CaseTable& table) {
     table.benchmarks.push_back(add_case(s.model + " ", x));
     table.benchmarks.push_back(broadcast_case(s.model + " ", x));
   }
-  table.benchmarks.push_back(mse_case("lesson ", {32, 64, 64, 1}));
-  table.benchmarks.push_back(mse_case("quick ", {32, 32, 32, 1}));
+  for (const Model& m : models())
+    table.benchmarks.push_back(mse_case(m.name + " ", {m.N, m.side, m.side, 1}));
 }
 
 }  // namespace tessera

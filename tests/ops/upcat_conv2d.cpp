@@ -14,6 +14,7 @@ OpCase upcat_conv2d_case(const std::string& name, const Shape& low, int64_t B, i
   c.op = "upcat_conv2d";
   c.name = concat(name, R, "x", R, " ", low, " ", skip, " -> ", K);
   c.inputs = {low, skip, w, {K}};
+  c.roles = {Role::Activation, Role::Activation, Role::Weight, Role::Vector};
   c.apply = [](Tape& tape, const std::vector<Var>& in) {
     return ops::upcat_conv2d(tape, in[0], in[1], in[2], in[3]);
   };
@@ -22,7 +23,8 @@ OpCase upcat_conv2d_case(const std::string& name, const Shape& low, int64_t B, i
   };
   c.exact = true;
   // Operations of the composition, so that the rates compare; the fused path needs fewer.
-  const double flops = ConvProblem::of(spec, {N, H, W, A + B}, w).flops();
+  c.conv = ConvProblem::of(spec, {N, H, W, A + B}, w);
+  const double flops = c.conv->flops();
   c.forward = {flops, f32_bytes({low, skip, w, y})};
   c.backward = {2 * flops, 2 * f32_bytes({low, skip, w, y})};
   return c;

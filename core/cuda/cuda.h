@@ -1,0 +1,102 @@
+// CUDA, or its host model: what every .cu file and the runtime include in place of cuda_runtime.h.
+// The same sources are compiled twice: for a GPU into namespace gpu, for the host into namespace
+// simt (TESSERA_CUDA names it), where the host model's versions of CUDA's names are.
+#pragma once
+
+#include "core/check.h"
+
+#ifdef TESSERA_GPU
+#include <cuda_runtime.h>
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+#endif
+
+#include <utility>
+
+#define TESSERA_CUDA gpu
+#else
+#include "core/simt/atomic.h"
+#include "core/simt/launch.h"
+#include "core/simt/math.h"
+#include "core/simt/warp.h"
+#define TESSERA_CUDA simt
+#endif
+
+namespace tessera::TESSERA_CUDA {
+
+[[noreturn]] inline void throw_cuda_error(cudaError_t error, const char* call, const char* file,
+                                          int line) {
+  throw_error(call, file, line, concat("CUDA: ", cudaGetErrorString(error)));
+}
+
+}  // namespace tessera::TESSERA_CUDA
+
+#define CUDA_CHECK(call)                                                                   \
+  do {                                                                                     \
+    if (const auto error_of_call = (call))                                                 \
+      ::tessera::TESSERA_CUDA::throw_cuda_error(error_of_call, #call, __FILE__, __LINE__); \
+  } while (false)
+
+#ifdef TESSERA_GPU
+namespace tessera::gpu {
+
+struct Launch {
+  cudaStream_t stream;
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  bool cooperative = false;  // all blocks live at once and may call grid_sync()
+};
+
+template <auto Kernel>
+struct Launcher;
+
+template <class... P, void (*Kernel)(P...)>
+struct Launcher<Kernel> {
+  static void run(const Launch& launch, P... p) {
+    if (launch.shared_bytes > 48 * 1024)  // more has to be asked for
+      CUDA_CHECK(cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      int(launch.shared_bytes)));
+    cudaLaunchConfig_t config{};
+    config.gridDim = launch.grid;
+    config.blockDim = launch.block;
+    config.dynamicSmemBytes = launch.shared_bytes;
+    config.stream = launch.stream;
+    cudaLaunchAttribute cooperative{};
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+    config.attrs = &cooperative;
+    config.numAttrs = launch.cooperative;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, Kernel, p...));
+  }
+};
+
+// launch<kernel>({stream, grid, block, shared_bytes}, arguments...)
+template <auto Kernel, class... Arguments>
+void launch(const Launch& launch, const Arguments&... arguments) {
+  Launcher<Kernel>::run(launch, arguments...);
+}
+
+#ifdef __CUDACC__
+// Dynamic shared memory as one struct.
+template <class T>
+__device__ __forceinline__ T& shared_memory() {
+  extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
+  return *reinterpret_cast<T*>(dynamic_shared_memory);
+}
+
+// Waits for all threads of a grid that was launched as cooperative.
+__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+// Vector accesses; the address must be a multiple of the vector's size.
+template <class V>
+__device__ __forceinline__ V load_vector(const void* pointer) {
+  return *static_cast<const V*>(pointer);
+}
+template <class V>
+__device__ __forceinline__ void store_vector(void* pointer, const V& value) {
+  *static_cast<V*>(pointer) = value;
+}
+#endif
+
+}  // namespace tessera::gpu
+#endif

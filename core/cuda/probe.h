@@ -1,0 +1,8 @@
+#pragma once
+
+namespace tessera::gpu {
+
+// Whether this program holds machine code, or PTX, for the architecture of the current GPU.
+bool has_code_for_this_gpu();
+
+}  // namespace tessera::gpu

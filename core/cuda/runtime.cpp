@@ -1,0 +1,124 @@
+// The Runtime of CUDA devices, compiled against CUDA and against its host model.
+#include "core/runtime.h"
+
+#include "core/cuda/cuda.h"
+#ifdef TESSERA_GPU
+#include "core/cuda/probe.h"
+#endif
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+cudaStream_t stream_of(void* native) { return static_cast<cudaStream_t>(native); }
+
+// Throws InputError when there is no device to run on.
+void find_device() {
+  // Without a driver and with one that is too old, cudaGetDeviceCount says the same.
+  int driver = 0, runtime = 0, count = 0;
+  CUDA_CHECK(cudaDriverGetVersion(&driver));
+  CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  const auto version = [](int number) { return concat(number / 1000, '.', number % 1000 / 10); };
+  if (driver == 0)
+    throw InputError("device cuda: this machine has no NVIDIA driver (use --device cpu)");
+  if (driver / 1000 < runtime / 1000)
+    throw InputError(concat("device cuda: the NVIDIA driver is too old: it supports CUDA ",
+                            version(driver), ", this program was built with ", version(runtime),
+                            " (update it, or use --device cpu)"));
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
+    throw InputError("device cuda: the NVIDIA driver finds no GPU (use --device cpu)");
+}
+
+class CudaRuntime : public Runtime {
+ public:
+  CudaRuntime() {
+    find_device();
+    CUDA_CHECK(cudaSetDevice(0));
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    info_ = {properties.name, 10 * properties.major + properties.minor,
+             properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
+             size_t(properties.l2CacheSize)};
+#ifdef TESSERA_GPU
+    if (!has_code_for_this_gpu())
+      throw InputError(concat("device cuda: this program has no code for ", info_.name,
+                              " (compute capability ", properties.major, '.', properties.minor,
+                              "): it was built for ", TESSERA_ARCHITECTURES,
+                              " (see -DTESSERA_CUDA_ARCHITECTURES in README.md)"));
+#endif
+  }
+
+  const DeviceInfo& info() const override { return info_; }
+
+  void* allocate(size_t bytes) override {
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // it would be reported once more by a later call
+      return nullptr;
+    }
+    CUDA_CHECK(error);
+    return memory;
+  }
+  void release(void* memory) noexcept override { cudaFree(memory); }
+  size_t free_bytes() override {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return free;
+  }
+
+  void* allocate_pinned(size_t bytes) override {
+    void* memory = nullptr;
+    const cudaError_t error = cudaMallocHost(&memory, bytes);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return nullptr;
+    }
+    CUDA_CHECK(error);
+    return memory;
+  }
+  void release_pinned(void* memory) noexcept override {
+    cudaDeviceSynchronize();  // cudaFreeHost does not promise to wait
+    cudaFreeHost(memory);
+  }
+
+  std::shared_ptr<void> make_stream() override {
+    cudaStream_t stream;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    return {stream, [](void* native) { cudaStreamDestroy(stream_of(native)); }};
+  }
+
+  // From memory that is not pinned: CUDA has taken a copy when the call returns.
+  void copy_in(void* stream, void* to, const void* host, size_t bytes) override {
+    copy_in_async(stream, to, host, bytes);
+  }
+  void copy_in_async(void* stream, void* to, const void* host, size_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, stream_of(stream)));
+  }
+  void copy_out(void* stream, void* host, const void* from, size_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, stream_of(stream)));
+    synchronize(stream);
+  }
+  void copy(void* stream, void* to, const void* from, size_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(stream)));
+  }
+  void zero(void* stream, void* memory, size_t bytes) override {
+    CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream_of(stream)));
+  }
+  void poison(void* stream, void* memory, size_t bytes) override {
+#ifdef TESSERA_GPU
+    CUDA_CHECK(cudaMemsetAsync(memory, 0xFF, bytes, stream_of(stream)));
+#else
+    fill_undefined_async(memory, bytes, stream_of(stream));
+#endif
+  }
+  void synchronize(void* stream) override { CUDA_CHECK(cudaStreamSynchronize(stream_of(stream))); }
+
+ private:
+  DeviceInfo info_;
+};
+
+}  // namespace
+
+std::shared_ptr<Runtime> make_runtime() { return std::make_shared<CudaRuntime>(); }
+
+}  // namespace tessera::TESSERA_CUDA

@@ -1,0 +1,208 @@
+// Where threads of a block meet: barriers, rendezvous of lanes, the grid's barrier.
+#include <algorithm>
+#include <atomic>
+
+#include "core/simt/runner.h"
+
+namespace tessera::simt {
+
+int Block::barrier(int id, int count, int predicate, bool wait, const char* name, Where where) {
+  if (id < 0 || id > 15) fault(concat("barrier ", id, " does not exist: 0 to 15"), where);
+  if (count % 32 || count < 0 || count > 1024 || (!wait && !count))
+    fault(concat("barrier ", id, " for ", count, " threads: must be a multiple of 32"), where);
+  Barrier& b = barriers_[id];
+  const int all = int(threads_.size()), expected = count ? std::min(count, all) : all;
+  if (b.arrived == 0) {
+    b.expected = expected;
+    b.sum = 0;
+    b.name = name;
+    b.where = where;
+    b.first = &self();
+    b.sync.renew();
+  } else if (b.expected != expected ||
+             (count == 0 && (b.where.line() != where.line() || b.name != name))) {
+    fault(concat("divergent barriers: thread (", b.first->thread_idx.x, ",", b.first->thread_idx.y,
+                 ",", b.first->thread_idx.z, ") waits at line ", b.where.line(), " (", b.name,
+                 " of ", b.expected, " threads), this one comes to ", name, " of ", expected),
+          where);
+  }
+  b.sum += predicate != 0;
+  ++b.arrived;
+  b.sync.release();
+  if (b.arrived < b.expected) {
+    if (!wait) return 0;
+    b.waiting.push_back(&self());
+    suspend(name, where);
+    return self().barrier_result;
+  }
+  happened();
+  const int result = b.sum;
+  b.arrived = 0;
+  if (wait) b.sync.acquire();
+  for (Thread* thread : b.waiting) {
+    thread->barrier_result = result;
+    b.sync.acquire_as(fibers_[thread->fiber]->fiber->timeline);
+    make_ready(*thread);
+  }
+  b.waiting.clear();
+  // The last to come goes on first, unless the order is random.
+  if (wait && random_order() && random() % 2) {
+    make_ready(self());
+    suspend(name, where);
+  }
+  return result;
+}
+
+unsigned Block::lanes_of(unsigned warp) const {
+  const size_t lanes = std::min<size_t>(32, threads_.size() - size_t{warp} * 32);
+  return lanes == 32 ? ~0u : (1u << lanes) - 1;
+}
+
+void Block::meet(unsigned mask, void* operands, Combine combine, const char* name, Where where) {
+  Thread& thread = self();
+  const unsigned bit = 1u << thread.lane();
+  if (!(mask & bit)) fault(concat("bad lane mask: ", name, " by a lane that is not in it"), where);
+  mask &= lanes_of(thread.warp());
+  auto& meetings = meetings_[thread.warp()];
+  Meeting* meeting = nullptr;
+  for (Meeting& m : meetings) {
+    if (!(m.mask & mask)) continue;
+    if (m.mask != mask || m.where.line() != where.line() || m.name != name)
+      fault(concat("bad lane mask: lanes wait for ", m.name, " at line ", m.where.line(),
+                   " with mask 0x", std::hex, m.mask, ", this one comes to ", name, " with mask 0x",
+                   mask),
+            where);
+    meeting = &m;
+  }
+  if (!meeting) {
+    meeting = &meetings.emplace_back();
+    meeting->mask = mask;
+    meeting->combine = combine;
+    meeting->name = name;
+    meeting->where = where;
+  }
+  meeting->lanes[thread.lane()] = operands ? operands : &thread;
+  meeting->arrived |= bit;
+  meeting->sync.release();
+  if (meeting->arrived != mask) return suspend(name, where);
+
+  happened();
+  const Meeting complete = std::move(*meeting);
+  meetings.erase(meetings.begin() + (meeting - meetings.data()));
+  complete.sync.acquire();
+  if (complete.combine) {
+    const Watched scope;
+    complete.combine(complete.lanes);
+  }
+  complete.sync.release();
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!(mask >> lane & 1) || lane == thread.lane()) continue;
+    Thread& other = threads_[thread.warp() * 32 + lane];
+    complete.sync.acquire_as(fibers_[other.fiber]->fiber->timeline);
+    make_ready(other);
+  }
+  if (random_order() && random() % 2) {
+    make_ready(thread);
+    suspend(name, where);
+  }
+}
+
+void Block::grid_barrier(Where where) {
+  RunningGrid& running = *grid_->running;
+  if (!running.cooperative) fault("grid_sync in a launch that is not cooperative", where);
+  if (running.synced++ == 0)
+    running.where = where;
+  else if (running.where.line() != where.line())
+    fault(concat("divergent grid_sync: other threads wait at line ", running.where.line()), where);
+  running.sync.release();
+  grid_waiting_.push_back(&self());
+  suspend("grid_sync", where);
+}
+
+void Block::leave_grid_barrier() {
+  const Unwatched scope;
+  happened();
+  for (Thread* thread : grid_waiting_) {
+    grid_->running->sync.acquire_as(fibers_[thread->fiber]->fiber->timeline);
+    make_ready(*thread);
+  }
+  grid_waiting_.clear();
+}
+
+void* Block::shared(size_t bytes, size_t alignment, Where where) {
+  if (bytes > grid_->shared_bytes)
+    fault(concat("the kernel uses ", bytes, " bytes of shared memory, launched with ",
+                 grid_->shared_bytes),
+          where);
+  if (alignment > 1024) fault("shared memory is aligned to 1024 bytes at most", where);
+  return shared_;
+}
+
+bool Block::is_shared(const void* pointer, size_t bytes) const {
+  const auto first = reinterpret_cast<uintptr_t>(shared_);
+  const auto at = reinterpret_cast<uintptr_t>(pointer);
+  return at >= first && at + bytes <= first + grid_->shared_bytes;
+}
+
+uint32_t Block::random() { return uint32_t(next_random(random_state_) >> 32); }
+
+void require(int capability, const char* instruction, Where where) {
+  if (current_grid().options.profile.capability < capability)
+    fault(concat(instruction, " needs sm_", capability, ", this is sm_",
+                 current_grid().options.profile.capability),
+          where);
+}
+
+const Grid& current_grid() { return self().block->grid(); }
+uint3 current_block_idx() { return self().block->index(); }
+
+// What kernels call, seen from the host model: its own memory is none of the sanitizer's business.
+uint32_t random_choice() {
+  const Unwatched scope;
+  return self().block->random();
+}
+void yield_thread(const char* waits_for, Where where) {
+  const Unwatched scope;
+  self().block->poll(waits_for, where);
+}
+void note_progress() { self().block->happened(); }
+void preemption_point(Where where) {
+  const Unwatched scope;
+  self().block->preempt(where);
+}
+int block_barrier(int id, int count, int predicate, const char* name, Where where) {
+  const Unwatched scope;
+  return self().block->barrier(id, count, predicate, true, name, where);
+}
+void block_arrive(int id, int count, const char* name, Where where) {
+  const Unwatched scope;
+  self().block->barrier(id, count, 0, false, name, where);
+}
+void grid_sync(Where where) {
+  const Unwatched scope;
+  self().block->grid_barrier(where);
+}
+void warp_rendezvous(unsigned mask, void* operands, Combine combine, const char* name,
+                     Where where) {
+  const Unwatched scope;
+  self().block->meet(mask, operands, combine, name, where);
+}
+void* shared_bytes(size_t bytes, size_t alignment, Where where) {
+  const Unwatched scope;
+  return self().block->shared(bytes, alignment, where);
+}
+
+bool is_shared(const void* pointer, size_t bytes) {
+  const Unwatched scope;
+  return self().block->is_shared(pointer, bytes);
+}
+
+#ifdef __SANITIZE_THREAD__
+void order_release(const void* place) { __tsan_release(const_cast<void*>(place)); }
+void order_acquire(const void* place) { __tsan_acquire(const_cast<void*>(place)); }
+#else
+void order_release(const void*) {}
+void order_acquire(const void*) {}
+#endif
+
+}  // namespace tessera::simt

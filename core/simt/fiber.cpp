@@ -1,0 +1,100 @@
+#include "core/simt/fiber.h"
+
+#include <sys/mman.h>
+
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdlib>
+
+#include "core/check.h"
+
+// Switches change the stack under ThreadSanitizer's own stack of calls: functions that switch must
+// not be on it.
+#define UNSANITIZED __attribute__((no_sanitize("thread"), no_sanitize("address"), noinline))
+
+namespace tessera::simt {
+namespace {
+
+namespace context = boost::context::detail;
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kGuardBytes = 4096;
+
+// Stacks of the thread sanitizer come from malloc, which makes it forget what earlier owners of
+// the memory did. Others have a page below that must not be touched.
+std::byte* allocate_stack() {
+  if (kThreadSanitizer) {
+    void* const memory = std::malloc(kStackBytes);
+    ENSURE(memory, "no memory for the stack of a CUDA thread");
+    return static_cast<std::byte*>(memory);
+  }
+  void* const memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ENSURE(memory != MAP_FAILED && mprotect(memory, kGuardBytes, PROT_NONE) == 0,
+         "no memory for the stack of a CUDA thread: too many are alive at once");
+  unpoison_memory(memory, kStackBytes);
+  return static_cast<std::byte*>(memory);
+}
+
+void free_stack(std::byte* stack) {
+  if (kThreadSanitizer) return std::free(stack);
+  unpoison_memory(stack, kStackBytes);
+  munmap(stack, kStackBytes);
+}
+
+}  // namespace
+
+struct FiberEntry {
+  UNSANITIZED static void enter(context::transfer_t from) {
+    auto* const fiber = static_cast<Fiber*>(from.data);
+    fiber->outside_ = from.fctx;
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(nullptr, &fiber->outside_stack_, &fiber->outside_stack_bytes_);
+#endif
+    fiber->main_(fiber->argument_);
+    fiber->ended_ = true;
+    fiber->suspend();
+  }
+};
+
+Fiber::Fiber(void (*main)(void*), void* argument)
+    : stack_(allocate_stack()), main_(main), argument_(argument) {
+  // Stacks begin at different places in their pages, or all would share a few cache lines.
+  static thread_local size_t count = 0;
+  const size_t offset = count++ % 32 * 192;
+  inside_ = context::make_fcontext(stack_ + kStackBytes - offset,
+                                   kStackBytes - kGuardBytes - offset, &FiberEntry::enter);
+}
+
+Fiber::~Fiber() { free_stack(stack_); }
+
+UNSANITIZED void Fiber::resume() {
+#ifdef __SANITIZE_ADDRESS__
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, stack_, kStackBytes);
+#endif
+#ifdef __SANITIZE_THREAD__
+  outside_timeline_ = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(timeline.handle(), 1);
+#endif
+  inside_ = context::jump_fcontext(inside_, this).fctx;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+UNSANITIZED void Fiber::suspend() {
+#ifdef __SANITIZE_ADDRESS__
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(ended_ ? nullptr : &fake_stack, outside_stack_,
+                                 outside_stack_bytes_);
+#endif
+#ifdef __SANITIZE_THREAD__
+  __tsan_switch_to_fiber(outside_timeline_, 1);
+#endif
+  outside_ = context::jump_fcontext(outside_, nullptr).fctx;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake_stack, &outside_stack_, &outside_stack_bytes_);
+#endif
+}
+
+}  // namespace tessera::simt

@@ -1,0 +1,312 @@
+#include "core/simt/runner.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+#include <thread>
+
+namespace tessera::simt {
+
+constinit thread_local Thread* current_thread = nullptr;
+Watch* watch = nullptr;
+
+namespace {
+
+constexpr size_t kSharedAlignment = 1024;
+// A block in which threads do nothing but poll, this often each, hangs.
+constexpr size_t kPollsARound = 4;
+constexpr int kRounds = 250;
+constexpr const char* kPreempted = "an atomic";
+
+std::string text_of(const uint3& i) { return concat('(', i.x, ',', i.y, ',', i.z, ')'); }
+
+// The sticky flag of SSE alone: <cfenv> looks at the x87, too, and takes ten times as long.
+void clear_invalid_flag() { _mm_setcsr(_mm_getcsr() & ~unsigned{_MM_EXCEPT_INVALID}); }
+
+std::string place_of(const Thread& thread) {
+  return concat("kernel ", short_name(thread.block->grid().kernel), ", block ",
+                text_of(thread.block->index()), ", thread ", text_of(thread.thread_idx));
+}
+// ThreadSanitizer keeps 64 characters.
+std::string timeline_name(const Thread& thread) {
+  std::string kernel = short_name(thread.block->grid().kernel);
+  const size_t qualified = kernel.substr(0, kernel.find('<')).rfind("::");
+  if (qualified != std::string::npos) kernel.erase(0, qualified + 2);
+  return concat("block ", text_of(thread.block->index()), ", thread ", text_of(thread.thread_idx),
+                ", kernel ", kernel);
+}
+std::string place(const Thread& thread, Where where) {
+  return concat(place_of(thread), " (", where.file_name(), ":", where.line(), ")");
+}
+
+}  // namespace
+
+// Of "... [with ...; void (* Kernel)(P ...) = tessera::simt::conv2d_kernel<float>]".
+std::string short_name(const char* pretty) {
+  const std::string text = pretty;
+  const size_t at = text.rfind(" = ");
+  if (at == std::string::npos) return text;
+  return text.substr(at + 3, text.size() - at - 4);
+}
+
+std::string current_place() { return current_thread ? place_of(self()) : std::string(); }
+
+void fault(const std::string& message, Where where) {
+  const Unwatched scope;
+  throw Fault(concat(message, ": ", place(self(), where)));
+}
+
+void fill_undefined(void* memory, size_t bytes) {
+  constexpr uint8_t pattern[2] = {0xBF, 0x7F};
+  auto* p = static_cast<uint8_t*>(memory);
+  for (size_t i = 0; i < bytes; ++i) p[i] = pattern[i % 2];
+}
+
+void Block::run(const Grid& grid, uint64_t index) {
+  start(grid, index);
+  RunningGrid& running = *grid.running;
+  ++running.live;
+  bool stuck = false;
+  int rounds = 0, live = 0;
+  try {
+    for (uint64_t events = 0; !advance(); events = events_) {
+      if (!polls()) report_deadlock();
+      // What it waits for may come from a block on another host thread.
+      if (events_ != events || running.live != live) {
+        live = running.live;
+        rounds = 0;
+        if (std::exchange(stuck, false)) --running.stuck;
+      }
+      if (++rounds < kRounds) continue;
+      if (!std::exchange(stuck, true)) ++running.stuck;
+      if (running.stuck < running.live)
+        rounds = kRounds - 2;  // look twice
+      else if (rounds > kRounds)
+        report_deadlock();
+      std::this_thread::yield();
+    }
+  } catch (...) {
+    running.stuck -= stuck;
+    --running.live;
+    cancel();
+    throw;
+  }
+  running.stuck -= stuck;
+  --running.live;
+}
+
+void Block::start(const Grid& grid, uint64_t index) {
+  grid_ = &grid;
+  const uint64_t row = index / grid.grid.x;
+  index_ = {unsigned(index % grid.grid.x), unsigned(row % grid.grid.y),
+            unsigned(row / grid.grid.y)};
+  random_state_ = grid.options.seed * 0x9E3779B97F4A7C15 ^ index;
+  const size_t count = grid.block.count();
+  threads_.assign(count, {});
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = threads_[i];
+    thread.linear = i;
+    thread.block = this;
+    thread.thread_idx = {i % grid.block.x, i / grid.block.x % grid.block.y,
+                         i / grid.block.x / grid.block.y};
+  }
+  order_.resize(count);
+  std::iota(order_.begin(), order_.end(), 0u);
+  if (grid.options.order == Order::Descending) std::reverse(order_.begin(), order_.end());
+  if (random_order())
+    for (size_t i = count; i-- > 1;)
+      std::swap(order_[i], order_[next_random(random_state_) % (i + 1)]);
+  started_ = done_ = 0;
+  events_ = 0;
+  error_ = nullptr;
+  cancelled_ = false;
+  ready_.clear();
+  grid_waiting_.clear();
+  for (Barrier& barrier : barriers_) barrier.waiting.clear(), barrier.arrived = 0;
+  meetings_.assign((count + 31) / 32, {});
+  make_arena();
+}
+
+void Block::FreeArena::operator()(std::byte* memory) const { std::free(memory); }
+
+// Shared memory between redzones. ThreadSanitizer would take the next block's use of the same
+// bytes for a race: it gets new memory for every block.
+void Block::make_arena() {
+  const size_t bytes = grid_->shared_bytes;
+  const size_t needed = (bytes + 2 * std::max(kRedzone, kSharedAlignment) + kSharedAlignment - 1) /
+                        kSharedAlignment * kSharedAlignment;
+  if (!arena_ || arena_bytes_ < needed || kThreadSanitizer) {
+    arena_.reset();
+    arena_.reset(static_cast<std::byte*>(std::aligned_alloc(kSharedAlignment, needed)));
+    ENSURE(arena_, "no memory for ", bytes, " bytes of shared memory");
+    arena_bytes_ = needed;
+  }
+  shared_ = arena_.get() + std::max(kRedzone, kSharedAlignment);
+  poison_memory(arena_.get(), arena_bytes_);
+  unpoison_memory(shared_, bytes);
+  fill_undefined(shared_, bytes);
+}
+
+bool Block::advance() {
+  const Unwatched scope;
+  polls_ = 0;
+  while (!error_ && done_ < threads_.size()) {
+    const bool unstarted = started_ < threads_.size();
+    const bool run_ahead = !ready_.empty() && random_order() && next_random(random_state_) % 2;
+    if (unstarted && !run_ahead && (ready_.empty() || random_order() || polls_)) {
+      start_fiber();
+    } else if (ready_.empty() || polls_ > kPollsARound * (threads_.size() - done_)) {
+      return false;
+    } else {
+      if (random_order())
+        std::swap(ready_.front(), ready_[next_random(random_state_) % ready_.size()]);
+      Thread* const thread = ready_.front();
+      ready_.pop_front();
+      resume(*thread);
+    }
+  }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  return true;
+}
+
+void Block::start_fiber() {
+  if (idle_.empty()) {
+    auto& fiber = fibers_.emplace_back(std::make_unique<FiberOf>());
+    fiber->block = this;
+    fiber->number = int(fibers_.size()) - 1;
+    idle_.push_back(fiber->number);
+  }
+  FiberOf& fiber = *fibers_[idle_.back()];
+  idle_.pop_back();
+  // ThreadSanitizer sees every CUDA thread as one of its own.
+  if (!fiber.fiber || kThreadSanitizer) {
+    fiber.fiber.reset();
+    fiber.fiber = std::make_unique<Fiber>(
+        [](void* mine) {
+          auto* const f = static_cast<FiberOf*>(mine);
+          f->block->run_fiber(f->number);
+        },
+        &fiber);
+    if (kThreadSanitizer)
+      fiber.fiber->timeline = Timeline(timeline_name(threads_[order_[started_]]));
+  }
+  fiber.fiber->resume();
+}
+
+void Block::resume(Thread& thread) {
+  current_thread = &thread;
+  fibers_[thread.fiber]->fiber->resume();
+}
+
+// Runs one thread after the other until one of them waits; goes on when that one is woken.
+void Block::run_fiber(int fiber) {
+  do {
+    {
+      const Unwatched scope;
+      while (Thread* thread = error_ || cancelled_ ? nullptr : next_unstarted()) {
+        run_thread(*thread, fiber);
+        if (kThreadSanitizer || !ready_.empty()) break;
+      }
+      idle_.push_back(fiber);
+      current_thread = nullptr;
+    }
+    if (!kThreadSanitizer) fibers_[fiber]->fiber->suspend();
+  } while (!kThreadSanitizer);
+}
+
+Thread* Block::next_unstarted() {
+  return started_ < threads_.size() ? &threads_[order_[started_++]] : nullptr;
+}
+
+void Block::run_thread(Thread& thread, int fiber) {
+  current_thread = &thread;
+  thread.fiber = fiber;
+  happened();
+  try {
+    if (grid_->options.trap_uninitialised) clear_invalid_flag();
+    {
+      const Watched scope;
+      grid_->body(grid_->arguments);
+    }
+    check_arithmetic("its end");
+    note_write("its end");
+    grid_->running->end.release();
+  } catch (const Cancelled&) {
+  } catch (...) {
+    if (!error_) error_ = std::current_exception();
+  }
+  thread.done = true;
+  thread.in_flight.clear();
+  ++done_;
+  happened();
+}
+
+void Block::cancel() {
+  const Unwatched scope;
+  error_ = nullptr;
+  cancelled_ = true;
+  for (Thread& thread : threads_)
+    if (thread.fiber >= 0 && !thread.done) resume(thread);
+  error_ = nullptr;
+  current_thread = nullptr;
+}
+
+void Block::check_arithmetic(const char* before) const {
+  if (!grid_->options.trap_uninitialised || !(_mm_getcsr() & _MM_EXCEPT_INVALID)) return;
+  clear_invalid_flag();
+  fault(concat("arithmetic on an uninitialised value, before ", before));
+}
+
+void Block::note_write(const char* before) const {
+  if (!watch || *watch->address == watch->value) [[likely]]
+    return;
+  watch->value = *watch->address;
+  watch->writer = concat(place_of(self()), ", before ", before);
+}
+
+void Block::suspend(const char* waits_for, Where where) {
+  check_arithmetic(waits_for);
+  note_write(waits_for);
+  Thread& thread = self();
+  thread.waits_for = waits_for;
+  thread.where = where;
+  if (!thread.in_flight.empty()) {
+    const Watched scope;
+    for (const auto& family : thread.in_flight) family->suspended();
+  }
+  fibers_[thread.fiber]->fiber->suspend();
+  thread.waits_for = nullptr;
+  if (cancelled_) throw Cancelled{};
+}
+
+void Block::poll(const char* waits_for, Where where) {
+  ++polls_;
+  make_ready(self());
+  suspend(waits_for, where);
+}
+
+void Block::preempt(Where where) {
+  if (!random_order() || next_random(random_state_) % 4) return;
+  make_ready(self());
+  suspend(kPreempted, where);
+}
+
+void Block::report_deadlock() {
+  const Thread *waiting = nullptr, *other = nullptr;
+  for (const Thread& thread : threads_)
+    if (thread.waits_for && (!waiting || waiting->waits_for == kPreempted)) waiting = &thread;
+  for (const Thread& thread : threads_)
+    if (thread.done || thread.where.line() != waiting->where.line()) other = &thread;
+  std::string text = concat(polls() ? "deadlock: " : "divergence: ", waiting->waits_for,
+                            " is never completed: ", place(*waiting, waiting->where));
+  if (other)
+    text += concat("; thread ", text_of(other->thread_idx),
+                   other->done
+                       ? std::string(" has ended")
+                       : concat(" waits for ", other->waits_for, " at line ", other->where.line()));
+  throw Fault(text);
+}
+
+}  // namespace tessera::simt

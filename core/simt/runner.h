@@ -1,0 +1,137 @@
+// The scheduler of one block: which of its threads runs next, on which fiber.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "core/simt/block.h"
+#include "core/simt/fiber.h"
+
+namespace tessera::simt {
+
+// What the blocks of a launch share while it runs.
+struct RunningGrid {
+  std::atomic<int> live = 0;   // blocks that run now, on several host threads
+  std::atomic<int> stuck = 0;  // of them: no thread does more than wait and poll
+  bool cooperative = false;
+  uint64_t synced = 0;  // threads that came to the grid's barrier
+  Where where;          // and at which line
+  SyncPoint sync;       // of the grid's barrier
+  SyncPoint end;        // what threads did, for the stream
+};
+
+// A byte whose last writer is sought: every thread is checked where it gives up its turn.
+struct Watch {
+  const unsigned char* address = nullptr;
+  unsigned char value = 0;
+  std::string writer;
+};
+extern Watch* watch;  // or null; with one host worker only
+
+// splitmix64 (Steele, Lea, Flood 2014).
+inline uint64_t next_random(uint64_t& state) {
+  uint64_t z = state += 0x9E3779B97F4A7C15;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+  z = (z ^ z >> 27) * 0x94D049BB133111EB;
+  return z ^ z >> 31;
+}
+
+class Block {
+ public:
+  // Runs one block to its end. Throws Fault, or what a thread threw.
+  void run(const Grid& grid, uint64_t index);
+
+  // The same in steps, for blocks that live side by side.
+  void start(const Grid& grid, uint64_t index);
+  // Until all threads have ended, which gives true, or all that are left wait or poll.
+  bool advance();
+  bool polls() const { return !ready_.empty(); }  // rather than waits, where advance() gave false
+  uint64_t events() const { return events_; }     // grows when threads get on
+  void leave_grid_barrier();
+  [[noreturn]] void report_deadlock();
+  // Unwinds the threads that wait.
+  void cancel();
+
+  // Of the running thread.
+  void suspend(const char* waits_for, Where where);
+  void make_ready(Thread& thread) { ready_.push_back(&thread); }
+  void poll(const char* waits_for, Where where);
+  void preempt(Where where);
+  int barrier(int id, int count, int predicate, bool wait, const char* name, Where where);
+  void grid_barrier(Where where);
+  void meet(unsigned mask, void* operands, Combine combine, const char* name, Where where);
+  void* shared(size_t bytes, size_t alignment, Where where);
+  bool is_shared(const void* pointer, size_t bytes) const;
+  uint32_t random();
+  void happened() { polls_ = 0, ++events_; }
+
+  const Grid& grid() const { return *grid_; }
+  uint3 index() const { return index_; }
+
+ private:
+  struct Cancelled {};  // unwinds a thread
+  struct Barrier {
+    std::vector<Thread*> waiting;
+    int arrived = 0, expected = 0, sum = 0;
+    const char* name = nullptr;
+    const Thread* first = nullptr;
+    Where where;
+    SyncPoint sync;
+  };
+  // Lanes of a warp on their way to one rendezvous.
+  struct Meeting {
+    unsigned mask = 0, arrived = 0;
+    void* lanes[32] = {};
+    Combine combine = nullptr;
+    const char* name = nullptr;
+    Where where;
+    SyncPoint sync;
+  };
+
+  void start_fiber();
+  void resume(Thread& thread);
+  void run_fiber(int fiber);
+  void run_thread(Thread& thread, int fiber);
+  Thread* next_unstarted();
+  void check_arithmetic(const char* before) const;
+  void note_write(const char* before) const;
+  unsigned lanes_of(unsigned warp) const;
+  bool random_order() const { return grid_->options.order == Order::Random; }
+
+  const Grid* grid_ = nullptr;
+  uint3 index_{};
+  std::vector<Thread> threads_;
+  std::vector<unsigned> order_;  // in which threads start
+  size_t started_ = 0, done_ = 0;
+  std::deque<Thread*> ready_;
+  size_t polls_ = 0;     // since something else happened
+  uint64_t events_ = 0;  // that are not polls
+  struct FiberOf {
+    Block* block;
+    int number;
+    std::unique_ptr<Fiber> fiber;
+  };
+  std::vector<std::unique_ptr<FiberOf>> fibers_;
+  std::vector<int> idle_;
+  std::exception_ptr error_;
+  bool cancelled_ = false;
+  Barrier barriers_[16];
+  std::vector<Thread*> grid_waiting_;
+  std::vector<std::vector<Meeting>> meetings_;  // by warp
+  struct FreeArena {
+    void operator()(std::byte* memory) const;
+  };
+  void make_arena();
+  std::unique_ptr<std::byte, FreeArena> arena_;
+  size_t arena_bytes_ = 0;
+  std::byte* shared_ = nullptr;  // in the arena
+  uint64_t random_state_ = 0;
+};
+
+// "conv2d_kernel<float>" of a launcher's __PRETTY_FUNCTION__.
+std::string short_name(const char* pretty);
+
+}  // namespace tessera::simt

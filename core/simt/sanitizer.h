@@ -1,0 +1,143 @@
+// What AddressSanitizer and ThreadSanitizer are told about fibers, redzones and the order of CUDA's
+// threads. In a build without them all of it is empty.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#ifdef __SANITIZE_THREAD__
+extern "C" {
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+void __tsan_ignore_thread_begin();
+void __tsan_ignore_thread_end();
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_set_fiber_name(void* fiber, const char* name);
+}
+#endif
+
+namespace tessera::simt {
+
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr bool kAddressSanitizer = true;
+inline void poison_memory(const void* p, size_t bytes) { __asan_poison_memory_region(p, bytes); }
+inline void unpoison_memory(const void* p, size_t bytes) {
+  __asan_unpoison_memory_region(p, bytes);
+}
+#else
+inline constexpr bool kAddressSanitizer = false;
+inline void poison_memory(const void*, size_t) {}
+inline void unpoison_memory(const void*, size_t) {}
+#endif
+// Poisoned bytes on both sides of device allocations and of shared memory.
+inline constexpr size_t kRedzone = kAddressSanitizer ? 4096 : 0;
+
+#ifdef __SANITIZE_THREAD__
+inline constexpr bool kThreadSanitizer = true;
+
+// One line of execution for ThreadSanitizer: a CUDA thread, a stream, a node of a graph. What two
+// of them do is unordered unless a SyncPoint orders it; a new one comes after what its maker did.
+class Timeline {
+ public:
+  Timeline() = default;
+  explicit Timeline(const std::string& name) : handle_(__tsan_create_fiber(0)) {
+    __tsan_set_fiber_name(handle_, name.c_str());
+  }
+  Timeline(Timeline&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Timeline& operator=(Timeline&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Timeline() {
+    if (handle_) __tsan_destroy_fiber(handle_);
+  }
+  void* handle() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+};
+
+// Code of the scope runs as another timeline, on the stack of this one: Unwatched but for what it
+// marks as Watched.
+class As {
+ public:
+  explicit As(const Timeline& timeline) : before_(__tsan_get_current_fiber()) {
+    __tsan_switch_to_fiber(timeline.handle(), 1);
+    __tsan_ignore_thread_begin();
+  }
+  ~As() {
+    __tsan_ignore_thread_end();
+    __tsan_switch_to_fiber(before_, 1);
+  }
+  As(const As&) = delete;
+
+ private:
+  void* before_;
+};
+
+// acquire() comes after every release() before it.
+class SyncPoint {
+ public:
+  void release() const { __tsan_release(place_.get()); }
+  void acquire() const { __tsan_acquire(place_.get()); }
+  void acquire_as(const Timeline& timeline) const {
+    void* const before = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(timeline.handle(), 1);
+    acquire();
+    __tsan_switch_to_fiber(before, 1);
+  }
+  void renew() { place_ = std::make_shared<char>(); }  // forgets what was released
+
+ private:
+  std::shared_ptr<char> place_ = std::make_shared<char>();
+};
+
+// Memory accesses of the scope are the host model's own, not the program's.
+struct Unwatched {
+  Unwatched() { __tsan_ignore_thread_begin(); }
+  ~Unwatched() { __tsan_ignore_thread_end(); }
+  Unwatched(const Unwatched&) = delete;
+};
+// The program's again, inside of an Unwatched scope.
+struct Watched {
+  Watched() { __tsan_ignore_thread_end(); }
+  ~Watched() { __tsan_ignore_thread_begin(); }
+  Watched(const Watched&) = delete;
+};
+#else
+inline constexpr bool kThreadSanitizer = false;
+
+struct Timeline {
+  Timeline() = default;
+  explicit Timeline(const std::string&) {}
+};
+struct As {
+  explicit As(const Timeline&) {}
+  ~As() {}
+};
+struct SyncPoint {
+  void release() const {}
+  void acquire() const {}
+  void acquire_as(const Timeline&) const {}
+  void renew() {}
+};
+struct Unwatched {
+  Unwatched() {}
+  ~Unwatched() {}
+};
+struct Watched {
+  Watched() {}
+  ~Watched() {}
+};
+#endif
+
+}  // namespace tessera::simt

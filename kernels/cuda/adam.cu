@@ -1,0 +1,147 @@
+// The optimizer over the flat arenas, bound by memory: grad_norm in two kernels (sums of blocks,
+// then the sum of those, in double and in a fixed order), adam_step in one, which reads four floats
+// and writes three, and a bf16 copy, per parameter. The formula: kernels/cpu/adam.cpp.
+#include <algorithm>
+
+#include "kernels/adam.h"
+#include "kernels/cuda/finite.h"
+#include "kernels/cuda/reduce.h"
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxBlocks = 1024, kPacksPerThread = 4;
+using Scratch = BlockScratch<double, kThreads>;
+
+// partials[block] = sum of g^2 over every (grid size)-th pack
+template <int N>
+__global__ void square_sum_kernel(int64_t packs, const float* g, double* partials) {
+  double sum = 0;
+  const int64_t stride = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += stride) {
+    const Pack<float, N> values = Pack<float, N>::load(g + i * N);
+    for (int j = 0; j < N; ++j) sum += double(values[j]) * double(values[j]);
+  }
+  sum = block_reduce(sum, Sum{}, shared_memory<Scratch>());
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
+// One block.
+__global__ void root_of_sum_kernel(int count, const double* partials, float* norm) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
+  sum = block_reduce(sum, Sum{}, shared_memory<Scratch>());
+  if (threadIdx.x == 0) *norm = float(sqrt(sum));
+}
+
+template <int N>
+void square_sums(Stream& stream, const Tensor& grads, Tensor& partials) {
+  launch<square_sum_kernel<N>>(
+      {cuda_stream(stream), dim3(unsigned(partials.numel())), dim3(kThreads), sizeof(Scratch)},
+      grads.numel() / N, grads.data<float>(), partials.data<double>());
+}
+
+struct AdamPointers {
+  const float* grads;  // [n], as params, m, v and copies
+  float *params, *m, *v;
+  bf16* copies;       // or null, as all that follow
+  const float* norm;  // [1]
+  const float* loss;  // [1]
+  int64_t* latch;     // [1]
+};
+
+// Whether the update takes place: the same answer in every thread. When loss or norm is not finite,
+// only the thread that sets the latch looks at it; otherwise nobody writes it.
+__device__ __forceinline__ bool passes_latch(int64_t step, const AdamPointers& a) {
+  if (!a.latch) return true;
+  if (is_finite(*a.norm) && (!a.loss || is_finite(*a.loss))) return *a.latch == 0;
+  if (blockIdx.x == 0 && threadIdx.x == 0 && *a.latch == 0) *a.latch = step;
+  return false;
+}
+
+// N parameters a thread.
+template <int N>
+__global__ void adam_step_kernel(int64_t packs, int64_t step, AdamFactors<float> f, float max_norm,
+                                 AdamPointers a) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (!passes_latch(step, a) || i >= packs) return;
+  float clip = 1;
+  if (max_norm > 0) {
+    const float scale = max_norm / (*a.norm + 1e-6f);
+    clip = scale >= 1 ? 1 : scale;  // NaN stays NaN
+  }
+  const auto grads = Pack<float, N>::load(a.grads + i * N);
+  auto params = Pack<float, N>::load(a.params + i * N);
+  auto m = Pack<float, N>::load(a.m + i * N), v = Pack<float, N>::load(a.v + i * N);
+  Pack<bf16, N> copies;
+  for (int j = 0; j < N; ++j) {
+    const float g = clip * grads[j];
+    m.set(j, f.beta1 * m[j] + f.one_minus_beta1 * g);
+    v.set(j, f.beta2 * v[j] + f.one_minus_beta2 * g * g);
+    const float denominator = sqrtf(v[j]) / f.root_correction2 + f.eps;
+    params.set(j, f.decay * params[j] - f.step_size * m[j] / denominator);
+    copies.set(j, params[j]);
+  }
+  params.store(a.params + i * N);
+  m.store(a.m + i * N);
+  v.store(a.v + i * N);
+  if (a.copies) copies.store(a.copies + i * N);
+}
+
+template <int N>
+void adam_steps(Stream& stream, const AdamSpec& spec, int64_t step, int64_t n,
+                const AdamPointers& a) {
+  // At least one block: the latch is set even where there is nothing to update.
+  const int64_t blocks = std::max<int64_t>(ceil_div(n / N, kThreads), 1);
+  launch<adam_step_kernel<N>>({cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads)}, n / N,
+                              step, AdamFactors<float>(spec, step), float(spec.max_norm), a);
+}
+
+template <int N>
+struct CopyRounded {
+  const float* from;
+  bf16* to;
+  __device__ void operator()(int64_t i) const {
+    const auto values = Pack<float, N>::load(from + i * N);
+    Pack<bf16, N> rounded;
+    for (int j = 0; j < N; ++j) rounded.set(j, values[j]);
+    rounded.store(to + i * N);
+  }
+};
+
+}  // namespace
+
+void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
+  const int64_t n = grads.numel();
+  const int64_t blocks =
+      std::clamp<int64_t>(ceil_div(n, kPack<float> * kThreads * kPacksPerThread), 1, kMaxBlocks);
+  Tensor partials = Tensor::empty(stream, {blocks}, DType::f64);
+  packs_fit<float, kPack<float>>(n, grads.data<float>())
+      ? square_sums<kPack<float>>(stream, grads, partials)
+      : square_sums<1>(stream, grads, partials);
+  launch<root_of_sum_kernel>({cuda_stream(stream), dim3(1), dim3(kThreads), sizeof(Scratch)},
+                             int(blocks), partials.data<double>(), norm.data<float>());
+}
+
+void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {
+  const AdamPointers a{
+      t.grads.data<float>(),       t.params.data<float>(),        t.m.data<float>(),
+      t.v.data<float>(),           data_or_null<bf16>(t.copies),  data_or_null<float>(t.norm),
+      data_or_null<float>(t.loss), data_or_null<int64_t>(t.latch)};
+  const int64_t n = t.grads.numel();
+  packs_fit<float, 4>(n, a.grads, a.params, a.m, a.v) && packs_fit<bf16, 4>(n, a.copies)
+      ? adam_steps<4>(stream, spec, step, n, a)
+      : adam_steps<1>(stream, spec, step, n, a);
+}
+
+void copy_rounded(Stream& stream, const Tensor& params, Tensor& copies) {
+  const float* from = params.data<float>();
+  bf16* to = copies.data<bf16>();
+  const int64_t n = params.numel();
+  if (packs_fit<float, 4>(n, from) && packs_fit<bf16, 4>(n, to))
+    return for_each(stream, n / 4, CopyRounded<4>{from, to});
+  for_each(stream, n, CopyRounded<1>{from, to});
+}
+
+}  // namespace tessera::TESSERA_CUDA

@@ -1,0 +1,123 @@
+// Sums, bound by memory: packs of 16 bytes where the shape allows. Elementwise, or broadcast over
+// the pixels of an image: those keep a thread to its channels (columns.h).
+#include "kernels/cuda/columns.h"
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+// y = a + b; y may be a or b.
+template <class T, int N>
+struct Add {
+  const T *a, *b;
+  T* y;
+  __device__ void operator()(int64_t i) const {
+    const Pack<T, N> left = Pack<T, N>::load(a + i * N), right = Pack<T, N>::load(b + i * N);
+    Pack<T, N> sum;
+    for (int j = 0; j < N; ++j) sum.set(j, left[j] + right[j]);
+    sum.store(y + i * N);
+  }
+};
+
+template <class T>
+void add(Stream& stream, int64_t n, const T* a, const T* b, T* y) {
+  if (packs_fit<T, kPack<T>>(n, a, b, y))
+    return for_each(stream, n / kPack<T>, Add<T, kPack<T>>{a, b, y});
+  for_each(stream, n, Add<T, 1>{a, b, y});
+}
+
+// y [N,P,C] = x + t [N,C].
+template <class T, int V>
+__global__ void add_broadcast_fwd_kernel(Tiling tiling, const T* x, const T* t, T* y) {
+  const Tile<V> tile(tiling);
+  if (tile.count == 0) return;
+  const auto term = Pack<T, V>::load(t + tile.n * tiling.C + tile.channel);
+  Pack<T, V> in = tile.load(x, 0), out;
+  for (int k = 0; k < tile.count; ++k) {
+    const auto next = tile.load(x, k + 1);  // on its way while this one is worked on
+    for (int j = 0; j < V; ++j) out.set(j, in[j] + term[j]);
+    out.store(y + tile.first + k * tile.step);
+    in = next;
+  }
+}
+
+// Sums over the pixels of a tile: partial [N,slices,C].
+template <class T, int V>
+__global__ void sum_pixels_kernel(Tiling tiling, const T* x, float* partial) {
+  auto& scratch = shared_memory<ColumnScratch<V>>();
+  const Tile<V> tile(tiling);
+  Pack<T, V> in[kTilePixels];
+  for (int k = 0; k < kTilePixels; ++k) in[k] = tile.load(x, k);
+  float sum[V] = {};
+  for (int k = 0; k < kTilePixels; ++k)
+    for (int j = 0; j < V; ++j) sum[j] += in[k][j];
+  column_sums(sum, tiling.cols, tiling.rows, scratch);
+  if (tile.row != 0 || !tile.has_channel) return;
+  float* to = partial + (tile.n * tiling.slices + tile.slice) * tiling.C + tile.channel;
+  for (int j = 0; j < V; ++j) to[j] = sum[j];
+}
+
+template <class T>
+struct PutSum {
+  T* dt;
+  bool accumulate;
+  int C;
+  __device__ void operator()(int64_t n, int c, float sum) const {
+    put_at(dt + n * C + c, sum, accumulate);
+  }
+};
+
+}  // namespace
+
+void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y) {
+  with_storage(a.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    add(stream, a.numel(), a.data<T>(), b.data<T>(), y.data<T>());
+  });
+}
+
+void add_bwd(Stream& stream, const Tensor& dy, Grad dx) {
+  if (dx.mode == GradMode::Overwrite) {
+    if (dy.bytes() > 0)
+      stream.device().runtime().copy(stream.native(), dx.tensor.raw(), dy.raw(), dy.bytes());
+    return;
+  }
+  with_storage(dy.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    T* to = dx.tensor.data<T>();
+    add(stream, dy.numel(), static_cast<const T*>(to), dy.data<T>(), to);
+  });
+}
+
+void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor& y) {
+  const auto run = [&](auto zero, auto pack) {
+    using T = decltype(zero);
+    constexpr int V = decltype(pack)::value;
+    const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
+    if (tiling.empty()) return;
+    launch<add_broadcast_fwd_kernel<T, V>>({cuda_stream(stream), tiling.grid(), dim3(kTileThreads)},
+                                           tiling, x.data<T>(), t.data<T>(), y.data<T>());
+  };
+  with_packs(x, run, t, y);
+}
+
+void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
+  const auto run = [&](auto zero, auto pack) {
+    using T = decltype(zero);
+    constexpr int V = decltype(pack)::value;
+    const Tiling tiling = tiling_of(stream, dy.dim(0), dy.dim(1) * dy.dim(2), dy.dim(3), V);
+    const bool accumulate = dt.mode == GradMode::Accumulate;
+    if (tiling.empty()) {
+      if (!accumulate) dt.tensor.zero(stream);
+      return;
+    }
+    Tensor partial = Tensor::empty(stream, {tiling.N, tiling.slices, tiling.C});
+    launch<sum_pixels_kernel<T, V>>(
+        {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
+        dy.data<T>(), partial.data<float>());
+    sum_rows(stream, tiling.N, tiling.slices, tiling.C, partial.data<float>(),
+             PutSum<T>{dt.tensor.data<T>(), accumulate, tiling.C});
+  };
+  with_packs(dy, run);
+}
+
+}  // namespace tessera::TESSERA_CUDA

@@ -1,0 +1,181 @@
+// From a convolution's matrix product to a launch: which mainloop, which tile, how many parts of
+// the depth.
+#pragma once
+
+#include "kernels/cuda/conv_operands.h"
+#include "kernels/cuda/gemm_mma.h"
+#include "kernels/cuda/gemm_simt.h"
+
+namespace tessera::TESSERA_CUDA::conv {
+
+using gemm::Epilogue;
+using gemm::GemmSizes;
+using gemm::MmaTile;
+using gemm::SimtTile;
+
+template <class A, class B>
+struct Product {
+  A a;
+  B b;
+  int rows, columns, depth;
+  bool packed;  // packs of 16 bytes fit both operands
+};
+
+// ---- The tables of tiles. Numbers of blocks are those that keep a large GPU busy, not those of
+// the one at hand: how a sum is split, and so its bits, is the same on all.
+inline constexpr int64_t kEnoughBlocks = 256;
+inline constexpr int64_t kLeastDepth = 512;  // that is worth a block of its own
+
+using SmallMma = MmaTile<64, 64, 32, 32>;
+using SmallSimt = SimtTile<32, 32, 4, 4>;
+
+template <class Tile>
+int64_t tiles_of(int rows, int columns) {
+  return ceil_div(rows, Tile::BM) * ceil_div(columns, Tile::BN);
+}
+
+// fwd and bwd_data: many rows (pixels); the larger the tile the better, if enough blocks are left.
+struct PixelTiles {
+  template <class F>
+  static void mma(int rows, int columns, const F& f) {
+    using Large = MmaTile<128, 128, 64, 32>;
+    using Medium = MmaTile<128, 64, 64, 32>;
+    if (columns > 64 && tiles_of<Large>(rows, columns) >= kEnoughBlocks) return f(Large{});
+    if (tiles_of<Medium>(rows, columns) >= kEnoughBlocks) return f(Medium{});
+    f(SmallMma{});
+  }
+  template <class F>
+  static void simt(int rows, int columns, const F& f) {
+    using Large = SimtTile<128, 64, 8, 8>;
+    if (columns > 32 && tiles_of<Large>(rows, columns) >= kEnoughBlocks) return f(Large{});
+    f(SmallSimt{});
+  }
+};
+
+// bwd_weight: the depth (pixels) is split until there are enough blocks; tiles as large as the
+// filter.
+struct FilterTiles {
+  template <class F>
+  static void mma(int rows, int columns, const F& f) {
+    if (columns <= 64) return f(SmallMma{});
+    if (rows <= 64) return f(MmaTile<64, 128, 32, 64>{});
+    f(MmaTile<128, 128, 64, 32>{});
+  }
+  template <class F>
+  static void simt(int rows, int columns, const F& f) {
+    if (rows <= 32 || columns <= 32) return f(SmallSimt{});
+    f(SimtTile<64, 128, 8, 8>{});
+  }
+};
+
+// Calls f(tile, whether operands are packed) with the tile for a product on this stream's device.
+// Elements that do not make packs are loaded one by one: that is slow whatever the tile.
+template <class Table, class A, class B, class F>
+void with_tile(Stream& stream, const Product<A, B>& p, const F& f) {
+  constexpr bool bf16_storage = sizeof(typename A::Element) == 2;
+  const auto packed = [&](auto tile) { f(tile, std::true_type{}); };
+  if (stream.device().info().capability >= 80 && (bf16_storage || stream.math == Math::tf32))
+    return p.packed ? Table::mma(p.rows, p.columns, packed) : f(SmallMma{}, std::false_type{});
+  p.packed ? Table::simt(p.rows, p.columns, packed) : f(SmallSimt{}, std::false_type{});
+}
+
+// ---- Launches. D goes to epilogue.out, in `splits` parts of depth_per_split.
+template <class Tile, bool packed, class A, class B, class Out>
+void launch_product(Stream& stream, const Product<A, B>& p, int splits, int depth_per_split,
+                    Epilogue<Out> epilogue) {
+  const int64_t blocks = tiles_of<Tile>(p.rows, p.columns);
+  ENSURE(blocks <= INT32_MAX && splits <= 65535, "conv2d: ", blocks, " blocks, ", splits, " parts");
+  const GemmSizes sizes{p.rows, p.columns, p.depth, int(ceil_div(p.columns, Tile::BN)),
+                        depth_per_split};
+  epilogue.packs = packs_fit<Out, 4>(p.columns, epilogue.out);
+  const auto start = [&]<auto kernel, class Shared>() {
+    launch<kernel>({cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(splits)),
+                    dim3(Tile::kThreads), sizeof(Shared)},
+                   p.a, p.b, sizes, epilogue);
+  };
+  if constexpr (Tile::kTensorCores)
+    start.template
+    operator()<gemm::gemm_mma_kernel<Tile, A, B, Out, packed>, gemm::MmaShared<Tile, A, B>>();
+  else
+    start.template
+    operator()<gemm::gemm_simt_kernel<Tile, A, B, Out, packed>, gemm::SimtShared<Tile>>();
+}
+
+// D in one part: out = D + bias, or out += D.
+template <class A, class B, class T>
+void run_pixels(Stream& stream, const Product<A, B>& p, const float* bias, T* out, GradMode mode) {
+  with_tile<PixelTiles>(stream, p, [&](auto tile, auto packed) {
+    launch_product<decltype(tile), packed.value, A, B, T>(
+        stream, p, 1, p.depth, {out, bias, mode == GradMode::Accumulate, false});
+  });
+}
+
+// out[i] = or += the sum over parts of partial[part][i], in order.
+struct SumParts {
+  const float* partial;
+  int parts;
+  int64_t size;
+  float* out;
+  bool accumulate;
+  __device__ void operator()(int64_t i) const {
+    float sum = partial[i];
+    for (int part = 1; part < parts; ++part) sum += partial[part * size + i];
+    put_at(out + i, sum, accumulate);
+  }
+};
+
+// D with the depth split into parts, which are summed in order.
+template <class A, class B>
+void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
+  float* out = dw.tensor.data<float>();
+  const bool accumulate = dw.mode == GradMode::Accumulate;
+  with_tile<FilterTiles>(stream, p, [&](auto tile, auto packed) {
+    using Tile = decltype(tile);
+    constexpr int BK = Tile::template BK<typename A::Element>;
+    const int64_t wanted = std::min(ceil_div(kEnoughBlocks, tiles_of<Tile>(p.rows, p.columns)),
+                                    ceil_div(p.depth, kLeastDepth));
+    const int part = int(ceil_div(ceil_div(p.depth, wanted), BK) * BK);
+    const int parts = int(ceil_div(p.depth, part));
+    if (parts == 1)
+      return launch_product<Tile, packed.value, A, B, float>(stream, p, 1, part,
+                                                             {out, nullptr, accumulate, false});
+    const int64_t size = int64_t(p.rows) * p.columns;
+    Tensor partial = Tensor::empty(stream, {parts, size}, DType::f32);
+    float* sums = partial.data<float>();
+    launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part,
+                                                    {sums, nullptr, false, false});
+    for_each(stream, size, SumParts{sums, parts, size, out, accumulate});
+  });
+}
+
+// ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.
+template <class Image>
+void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, const Tensor& w,
+             const Tensor& b, Tensor& y) {
+  using T = typename Image::Element;
+  const T* filters = w.data<T>();
+  const Product<Windows<Image>, Filters<T>> p{
+      {s, image}, {filters, s.K, s.taps_c()},
+      s.y_pixels, s.K,
+      s.taps_c(), packed && packs_fit<T, kPack<T>>(0, filters)};
+  run_pixels(stream, p, data_or_null<float>(b), y.data<T>(), GradMode::Overwrite);
+}
+
+template <class Image>
+void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool packed,
+                    const Tensor& dy, Grad dw) {
+  using T = typename Image::Element;
+  const T* up = dy.data<T>();
+  const Product<Pixels<T>, WindowsAcross<Image>> p{{up, s.y_pixels, s.K},
+                                                   {{s, image}},
+                                                   s.K,
+                                                   s.taps_c(),
+                                                   s.y_pixels,
+                                                   packed && packs_fit<T, kPack<T>>(s.K, up)};
+  run_filters(stream, p, dw);
+}
+
+// db[k] = or += the sum of dy [N,P,Q,K] over n, p, q.
+void bias_grad(Stream& stream, const Tensor& dy, Grad db);
+
+}  // namespace tessera::TESSERA_CUDA::conv

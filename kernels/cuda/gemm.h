@@ -1,0 +1,128 @@
+// What the mainloops of matrix products share (gemm_simt.h, gemm_mma.h): how the threads of a block
+// divide the loading of a tile, and where results go.
+#pragma once
+
+#include "kernels/cuda/kernel.h"
+
+#ifdef __CUDACC__
+#define TESSERA_UNROLL _Pragma("unroll")
+#else
+#define TESSERA_UNROLL
+#endif
+
+namespace tessera::TESSERA_CUDA::gemm {
+
+// D [rows, columns] = sum over depth. A block has one tile of D and one part of the depth.
+struct GemmSizes {
+  int rows, columns, depth;
+  int column_tiles;
+  int depth_per_split;  // a multiple of every BK
+};
+
+// Where a block's tile begins, and its part of the depth. Blocks that follow each other have the
+// same rows: these are read from memory once, the columns (filters) stay in the cache.
+template <class Tile>
+struct BlockPlace {
+  int row, column, depth, end;
+  __device__ __forceinline__ explicit BlockPlace(const GemmSizes& sizes)
+      : row(int(blockIdx.x) / sizes.column_tiles * Tile::BM),
+        column(int(blockIdx.x) % sizes.column_tiles * Tile::BN),
+        depth(int(blockIdx.z) * sizes.depth_per_split),
+        end(min(sizes.depth, depth + sizes.depth_per_split)) {}
+};
+
+// One operand's part of a step: BX outer indices by BK of depth, moved in packs of V elements that
+// are neighbours in memory. A tile has lines (memory runs along them); consecutive threads take
+// consecutive packs of a line, then of the next one, and after kPasses passes all is loaded.
+// packed: a pack is inside or outside as a whole and its address is aligned, so it is moved as one.
+template <class Operand, int BX, int BK, int Threads, bool packed>
+class TileLoader {
+ public:
+  using T = typename Operand::Element;
+  static constexpr bool kAlongDepth = Operand::kAlongDepth;
+  static constexpr bool kPacked = packed;
+  static constexpr int V = kPack<T>;
+  static constexpr int kPacksPerLine = (kAlongDepth ? BK : BX) / V;
+  static constexpr int kLinesPerPass = Threads / kPacksPerLine;
+  static constexpr int kPasses = (kAlongDepth ? BX : BK) / kLinesPerPass;
+  static_assert(Threads % kPacksPerLine == 0 &&
+                kLinesPerPass * kPasses * kPacksPerLine * V == BX * BK);
+
+  __device__ __forceinline__ TileLoader(const Operand& operand, int first_outer)
+      : operand_(operand),
+        line_(int(threadIdx.x) / kPacksPerLine),
+        point_(int(threadIdx.x) % kPacksPerLine * V) {
+    TESSERA_UNROLL
+    for (int i = 0; i < kOuters; ++i)
+      outers_[i] = operand.outer(first_outer + (kAlongDepth ? line(i) : point_ + i));
+  }
+
+  // Where in the tile this thread's pack of a pass begins.
+  __device__ __forceinline__ int line(int pass) const { return line_ + pass * kLinesPerPass; }
+  __device__ __forceinline__ int point() const { return point_; }
+
+  // Calls take(pass, j, address) for this thread's packs of the tile that begins at `depth`, or
+  // for each element j of them when they are not packed; null: zeros.
+  template <class Take>
+  __device__ __forceinline__ void each(int depth, const Take& take) const {
+    TESSERA_UNROLL
+    for (int j = 0; j < kDepths; ++j) {
+      const auto position = operand_.depth(depth + (kAlongDepth ? point_ + j : line(j)));
+      TESSERA_UNROLL
+      for (int i = 0; i < kOuters; ++i) {
+        const T* from = operand_.at(outers_[i], position);
+        if constexpr (kAlongDepth)
+          take(i, j, from);
+        else
+          take(j, i, from);
+      }
+    }
+  }
+  __device__ __forceinline__ const T* any() const { return operand_.any(); }
+
+ private:
+  // Indices along outer and along depth that a thread deals with: one side is that of the passes,
+  // the other that of a pack's elements.
+  static constexpr int kPerPack = packed ? 1 : V;
+  static constexpr int kOuters = kAlongDepth ? kPasses : kPerPack;
+  static constexpr int kDepths = kAlongDepth ? kPerPack : kPasses;
+
+  const Operand& operand_;
+  int line_, point_;
+  typename Operand::Outer outers_[kOuters];
+};
+
+// Writes or adds D, with a bias: out [rows, columns], or one such matrix per part of the depth.
+template <class Out>
+struct Epilogue {
+  Out* out;
+  const float* bias;  // [columns] or null
+  bool accumulate;
+  bool packs;  // 4 neighbours can be written as one
+
+  // Results of V neighbouring columns.
+  template <int V>
+  __device__ __forceinline__ void put(const GemmSizes& sizes, int row, int column,
+                                      const float (&values)[V]) const {
+    if (row >= sizes.rows || column >= sizes.columns) return;
+    const int64_t line = int64_t(blockIdx.z) * sizes.rows + row;
+    Out* to = out + line * sizes.columns + column;
+    if (packs) {
+      Pack<Out, V> result;
+      if (accumulate) result = Pack<Out, V>::load(to);
+      TESSERA_UNROLL
+      for (int j = 0; j < V; ++j) {
+        const float value = values[j] + (bias ? bias[column + j] : 0);
+        result.set(j, accumulate ? result[j] + value : value);
+      }
+      result.store(to);
+    } else {
+      TESSERA_UNROLL
+      for (int j = 0; j < V; ++j)
+        if (column + j < sizes.columns)
+          put_at(to + j, values[j] + (bias ? bias[column + j] : 0), accumulate);
+    }
+  }
+};
+
+}  // namespace tessera::TESSERA_CUDA::gemm

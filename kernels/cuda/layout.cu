@@ -1,0 +1,146 @@
+// Rearrangements between space and channels, and nearest upsampling by two: copies and sums of
+// four, bound by memory. A thread has a 2x2 patch of the large image and a few of its channels.
+//
+// space_to_channel: channel c of the four pixels becomes channels 4c .. 4c+3 of one pixel. A thread
+// takes as many channels as give a 16-byte pack there, 1 in f32 and 2 in bf16, so f32 has full
+// packs for any C and bf16 for an even one; its four narrow accesses are coalesced with its
+// neighbours'. Upsampling moves 16-byte packs of channels.
+#include "kernels/cuda/index.h"
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+// Channels c .. c+N-1 of a patch of `space` and 4c .. 4c+4N-1 of its pixel in `channels`.
+template <class T, int N>
+struct Exchange {
+  Divisor by_runs;  // of N channels in a pixel
+  Patches patches;
+
+  Exchange(int64_t W, int64_t C) : by_runs(C / N), patches(W, C) {}
+
+  __device__ __forceinline__ int64_t in_space(int64_t i) const {
+    const int64_t c = by_runs.divide(i) * N;
+    return patches.at(i, c);
+  }
+};
+
+// V elements of the pixel are accessed at once.
+template <class T, int N, int V>
+struct SpaceToChannel {
+  Exchange<T, N> exchange;
+  const T* x;
+  T* y;
+  bool accumulate;
+  __device__ void operator()(int64_t i) const {
+    const T* from = x + exchange.in_space(i);
+    Pack<T, V> out[4 * N / V];
+    for (int p = 0; p < 4; ++p) {
+      const Pack<T, N> in = Pack<T, N>::load(from + exchange.patches.step(p));
+      for (int j = 0; j < N; ++j) out[(4 * j + p) / V].values[(4 * j + p) % V] = in.values[j];
+    }
+    for (int v = 0; v < 4 * N / V; ++v) put_pack(y + i * 4 * N + v * V, out[v], accumulate);
+  }
+};
+
+template <class T, int N, int V>
+struct ChannelToSpace {
+  Exchange<T, N> exchange;
+  const T* x;
+  T* y;
+  bool accumulate;
+  __device__ void operator()(int64_t i) const {
+    Pack<T, V> in[4 * N / V];
+    for (int v = 0; v < 4 * N / V; ++v) in[v] = Pack<T, V>::load(x + i * 4 * N + v * V);
+    T* to = y + exchange.in_space(i);
+    for (int p = 0; p < 4; ++p) {
+      Pack<T, N> out;
+      for (int j = 0; j < N; ++j) out.values[j] = in[(4 * j + p) / V].values[(4 * j + p) % V];
+      put_pack(to + exchange.patches.step(p), out, accumulate);
+    }
+  }
+};
+
+// x and y, and `space`, the one of them that is the large image.
+template <template <class, int, int> class Move>
+void move(Stream& stream, const Tensor& x, Grad y, const Tensor& space) {
+  const int64_t W = space.dim(2) / 2, C = space.dim(3), n = space.numel() / 4;
+  const bool add = y.mode == GradMode::Accumulate;
+  with_storage(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int N = kPack<T> / 4;
+    const T* from = x.data<T>();
+    T* to = y.tensor.data<T>();
+    if (C % N == 0 && packs_fit<T, 4 * N>(0, from, to))
+      return for_each(stream, n / N, Move<T, N, 4 * N>{Exchange<T, N>(W, C), from, to, add});
+    for_each(stream, n, Move<T, 1, 1>{Exchange<T, 1>(W, C), from, to, add});
+  });
+}
+
+template <class T, int N>
+struct UpsampleFwd {
+  Divisor by_packs;
+  Patches patches;
+  const T* x;
+  T* y;
+  __device__ void operator()(int64_t i) const {
+    const Pack<T, N> in = Pack<T, N>::load(x + i * N);
+    const int64_t c = by_packs.divide(i) * N;
+    T* to = y + patches.at(i, c);
+    for (int p = 0; p < 4; ++p) in.store(to + patches.step(p));
+  }
+};
+
+template <class T, int N>
+struct UpsampleBwd {
+  Divisor by_packs;
+  Patches patches;
+  const T* dy;
+  T* dx;
+  bool accumulate;
+  __device__ void operator()(int64_t i) const {
+    T* to = dx + i * N;
+    const int64_t c = by_packs.divide(i) * N;
+    put_patch_sum<T, N>(to, dy + patches.at(i, c), patches, accumulate);
+  }
+};
+
+}  // namespace
+
+void space_to_channel(Stream& stream, const Tensor& x, Grad y) {
+  move<SpaceToChannel>(stream, x, y, x);
+}
+
+void channel_to_space(Stream& stream, const Tensor& x, Grad y) {
+  move<ChannelToSpace>(stream, x, y, y.tensor);
+}
+
+void upsample_nearest_fwd(Stream& stream, const Tensor& x, Tensor& y) {
+  const int64_t W = x.dim(2), C = x.dim(3), n = x.numel();
+  const Patches patches(W, C);
+  with_storage(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int N = kPack<T>;
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
+    if (packs_fit<T, N>(C, from, to))
+      return for_each(stream, n / N, UpsampleFwd<T, N>{Divisor(C / N), patches, from, to});
+    for_each(stream, n, UpsampleFwd<T, 1>{Divisor(C), patches, from, to});
+  });
+}
+
+void upsample_nearest_bwd(Stream& stream, const Tensor& dy, Grad dx) {
+  const int64_t W = dx.tensor.dim(2), C = dy.dim(3), n = dx.tensor.numel();
+  const Patches patches(W, C);
+  const bool add = dx.mode == GradMode::Accumulate;
+  with_storage(dy.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int N = kPack<T>;
+    const T* from = dy.data<T>();
+    T* to = dx.tensor.data<T>();
+    if (packs_fit<T, N>(C, from, to))
+      return for_each(stream, n / N, UpsampleBwd<T, N>{Divisor(C / N), patches, from, to, add});
+    for_each(stream, n, UpsampleBwd<T, 1>{Divisor(C), patches, from, to, add});
+  });
+}
+
+}  // namespace tessera::TESSERA_CUDA

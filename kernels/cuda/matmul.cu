@@ -1,0 +1,187 @@
+// The matrix product of Linear. The one place where a GPU and the host model go different ways:
+// cuBLAS is loaded at its first use, so that programs start without it, and is not emulated.
+#include "kernels/cuda/matmul.h"
+
+#ifdef TESSERA_GPU
+#include <cublas_v2.h>
+#include <dlfcn.h>
+
+#include <climits>
+#else
+#include <set>
+#endif
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+struct Sizes {
+  int64_t M, N, K;
+  Sizes(const Factor& a, const Factor& b, const Tensor& c)
+      : M(c.dim(0)), N(c.dim(1)), K(a.matrix.dim(a.transposed ? 0 : 1)) {
+    ENSURE(a.matrix.dim(a.transposed ? 1 : 0) == M && b.matrix.dim(b.transposed ? 1 : 0) == K &&
+               b.matrix.dim(b.transposed ? 0 : 1) == N && a.matrix.dtype() == b.matrix.dtype(),
+           "matmul: ", a.matrix.shape(), ", ", b.matrix.shape(), ", ", c.shape());
+  }
+};
+
+#ifdef TESSERA_GPU
+
+// The library that belongs to the headers of this build. It stays loaded.
+void* load_cublas() {
+  const std::string name = concat("libcublas.so.", CUBLAS_VER_MAJOR);
+  for (const std::string& path : {name, concat(TESSERA_CUDA_LIBRARIES, '/', name)})
+    if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) return library;
+  const char* reason = dlerror();
+  throw InputError(concat("device cuda needs cuBLAS, which cannot be loaded: ",
+                          reason ? reason : name.c_str(), " (use --device cpu)"));
+}
+
+// A stream's handle: Stream::state<CuBlas>().
+class CuBlas {
+ public:
+  // cuBLAS's own workspace may depend on what else runs, and its allocation cannot be captured in a
+  // graph. Sizes: cuBLAS documentation, cublasSetWorkspace.
+  explicit CuBlas(Stream& stream)
+      : library_(load_cublas()),
+        workspace_(Tensor::empty(
+            stream, {int64_t{stream.device().info().capability >= 90 ? 32 : 4} << 20}, DType::u8)) {
+    check(function<decltype(cublasCreate_v2)>("cublasCreate_v2")(&handle_), "cublasCreate");
+    check(
+        function<decltype(cublasSetStream_v2)>("cublasSetStream_v2")(handle_, cuda_stream(stream)),
+        "cublasSetStream");
+    check(function<decltype(cublasSetWorkspace_v2)>("cublasSetWorkspace_v2")(
+              handle_, workspace_.raw(), workspace_.bytes()),
+          "cublasSetWorkspace");
+    // No TF32, and partial sums of bf16 products are float.
+    check(function<decltype(cublasSetMathMode)>("cublasSetMathMode")(
+              handle_,
+              cublasMath_t(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
+          "cublasSetMathMode");
+    // Declared twice, with enums and, for C++, with integers.
+    gemm_ = function<Gemm>("cublasGemmEx");
+  }
+  ~CuBlas() {
+    if (handle_) function<decltype(cublasDestroy_v2)>("cublasDestroy_v2")(handle_);
+  }
+  CuBlas(const CuBlas&) = delete;
+  CuBlas& operator=(const CuBlas&) = delete;
+
+  // cuBLAS sees row-major matrices as their transposes: c^T = b^T a^T.
+  void multiply(const Sizes& s, const Factor& a, const Factor& b, Tensor& c, GradMode mode) {
+    const float one = 1, beta = mode == GradMode::Accumulate ? 1 : 0;
+    const auto size = [](int64_t n) {
+      ENSURE(n <= INT_MAX, "matmul: ", n, " is more than cuBLAS takes");
+      return int(n);
+    };
+    const auto pitch = [&](const Tensor& matrix) {
+      return size(std::max<int64_t>(matrix.dim(1), 1));
+    };
+    const auto operation = [](const Factor& f) { return f.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    const auto type = [](const Tensor& t) {
+      return t.dtype() == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    };
+    check(gemm_(handle_, operation(b), operation(a), size(s.N), size(s.M), size(s.K), &one,
+                b.matrix.raw(), type(b.matrix), pitch(b.matrix), a.matrix.raw(), type(a.matrix),
+                pitch(a.matrix), &beta, c.raw(), type(c), pitch(c), CUBLAS_COMPUTE_32F,
+                CUBLAS_GEMM_DEFAULT),
+          "cublasGemmEx");
+  }
+
+ private:
+  // decltype cannot name cublasGemmEx: C++ has an overload of it.
+  using Gemm = cublasStatus_t(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
+                              const void*, const void*, cudaDataType, int, const void*,
+                              cudaDataType, int, const void*, void*, cudaDataType, int,
+                              cublasComputeType_t, cublasGemmAlgo_t);
+
+  template <class Function>
+  Function* function(const char* name) const {
+    void* address = dlsym(library_, name);
+    if (!address) throw InputError(concat("device cuda: cuBLAS has no ", name));
+    return reinterpret_cast<Function*>(address);
+  }
+  static void check(cublasStatus_t status, const char* call) {
+    ENSURE(status == CUBLAS_STATUS_SUCCESS, call, " failed with status ", int(status));
+  }
+
+  void* library_;
+  Tensor workspace_;
+  cublasHandle_t handle_ = nullptr;
+  Gemm* gemm_ = nullptr;
+};
+
+void multiply(Stream& stream, const Sizes& s, const Factor& a, const Factor& b, Tensor& c,
+              GradMode mode) {
+  stream.state<CuBlas>().multiply(s, a, b, c, mode);
+}
+
+#else
+
+struct HostFactor {
+  const std::byte* data;
+  DType dtype;
+  int64_t row, column;  // element (i, j) is number i * row + j * column
+  explicit HostFactor(const Factor& f)
+      : data(f.matrix.raw()),
+        dtype(f.matrix.dtype()),
+        row(f.transposed ? 1 : f.matrix.dim(1)),
+        column(f.transposed ? f.matrix.dim(1) : 1) {}
+  auto operator<=>(const HostFactor&) const = default;
+
+  float at(int64_t i, int64_t j) const {
+    const int64_t number = i * row + j * column;
+    return dtype == DType::bf16 ? to_float(reinterpret_cast<const bf16*>(data)[number])
+                                : reinterpret_cast<const float*>(data)[number];
+  }
+};
+
+struct HostProduct {
+  HostFactor a, b;
+  std::byte* c;
+  DType c_dtype;
+  int64_t M, N, K;
+  GradMode mode;
+  auto operator<=>(const HostProduct&) const = default;
+
+  template <class T>
+  void run() const {
+    T* to = reinterpret_cast<T*>(c);
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t n = 0; n < N; ++n) {
+        float sum = 0;
+        for (int64_t k = 0; k < K; ++k) sum += a.at(m, k) * b.at(k, n);
+        put_at(to + m * N + n, sum, mode == GradMode::Accumulate);
+      }
+  }
+  static void run(void* product) {
+    const auto& p = *static_cast<const HostProduct*>(product);
+    p.c_dtype == DType::bf16 ? p.run<bf16>() : p.run<float>();
+  }
+};
+
+// The products of a stream, each kept once: a captured graph runs them again.
+struct HostProducts {
+  explicit HostProducts(Stream&) {}
+  std::set<HostProduct> all;
+};
+
+void multiply(Stream& stream, const Sizes& s, const Factor& a, const Factor& b, Tensor& c,
+              GradMode mode) {
+  const HostProduct& kept =
+      *stream.state<HostProducts>()
+           .all.insert({HostFactor(a), HostFactor(b), c.raw(), c.dtype(), s.M, s.N, s.K, mode})
+           .first;
+  CUDA_CHECK(
+      cudaLaunchHostFunc(cuda_stream(stream), HostProduct::run, const_cast<HostProduct*>(&kept)));
+}
+
+#endif
+
+}  // namespace
+
+void matmul(Stream& stream, Factor a, Factor b, Tensor& c, GradMode mode) {
+  const Sizes sizes(a, b, c);
+  if (c.numel() > 0) multiply(stream, sizes, a, b, c, mode);
+}
+
+}  // namespace tessera::TESSERA_CUDA

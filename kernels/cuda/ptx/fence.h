@@ -1,0 +1,29 @@
+// fence.proxy.async: bulk copies and wgmma see shared memory by another way than loads and stores;
+// after this fence they see what the thread wrote before it. sm_90 and up. (PTX ISA,
+// "membar/fence", "Async proxy".) __threadfence and its kin are CUDA's own. On the host model there
+// is one way only.
+#pragma once
+
+#include "kernels/cuda/ptx/common.h"
+
+namespace tessera::TESSERA_CUDA::ptx {
+
+#ifdef TESSERA_GPU
+
+__device__ __forceinline__ void fence_proxy_async() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+#else
+
+inline void fence_proxy_async(Where where = Where::current()) {
+  require(90, "fence.proxy.async", where);
+}
+
+#endif
+
+}  // namespace tessera::TESSERA_CUDA::ptx

@@ -1,0 +1,62 @@
+// Reductions of one value per thread over a warp and over a block, in a fixed order. The operator
+// is a struct; it must be commutative bit for bit, so that every thread gets the same result.
+// Blocks are one-dimensional, their size is a multiple of 32, and every thread must come.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cuda/kernel.h"
+
+namespace tessera::TESSERA_CUDA {
+
+struct Sum {
+  template <class T>
+  __device__ __forceinline__ T operator()(const T& a, const T& b) const {
+    return a + b;
+  }
+};
+
+// The value of the lane whose number differs in the bits of `lanes`; structs go word by word.
+template <class T>
+__device__ __forceinline__ T shuffle_xor(const T& value, int lanes) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return __shfl_xor_sync(0xFFFFFFFF, value, lanes);
+  } else {
+    static_assert(sizeof(T) % 4 == 0);
+    unsigned words[sizeof(T) / 4];
+    std::memcpy(words, &value, sizeof(T));
+    for (unsigned& word : words) word = __shfl_xor_sync(0xFFFFFFFF, word, lanes);
+    T result;
+    std::memcpy(&result, words, sizeof(T));
+    return result;
+  }
+}
+
+// Over groups of `Width` neighbouring lanes, 32 unless told; every lane gets its group's result.
+template <int Width = 32, class T, class Op>
+__device__ __forceinline__ T warp_reduce(T value, Op op) {
+  for (int lanes = Width / 2; lanes > 0; lanes /= 2) value = op(value, shuffle_xor(value, lanes));
+  return value;
+}
+
+// What block_reduce needs in shared memory.
+template <class T, int Threads>
+struct BlockScratch {
+  static_assert(Threads % 32 == 0 && Threads <= 1024);
+  T warps[Threads / 32];
+};
+
+// Over a block of `Threads` threads; every thread gets the result, and the scratch is free again.
+template <class T, int Threads, class Op>
+__device__ __forceinline__ T block_reduce(T value, Op op, BlockScratch<T, Threads>& scratch) {
+  value = warp_reduce(value, op);
+  if (threadIdx.x % 32 == 0) scratch.warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  T result = scratch.warps[0];
+  for (int i = 1; i < Threads / 32; ++i) result = op(result, scratch.warps[i]);
+  __syncthreads();
+  return result;
+}
+
+}  // namespace tessera::TESSERA_CUDA

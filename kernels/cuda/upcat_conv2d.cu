@@ -1,0 +1,54 @@
+// conv2d over x = concat(upsample(low), skip). Forward and the filter's gradient read low and skip
+// where they would read x; the data's gradient is made once and then divided between the two.
+#include "kernels/cuda/conv_launch.h"
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+// The convolution over x, for skip [N,H,W,B] and w [K,R,R,A+B].
+conv::Sizes sizes_of(const Shape& skip, const Shape& w) {
+  const int pad = int(w[1] / 2);
+  return conv::Sizes(ConvProblem::of({1, pad, pad}, {skip[0], skip[1], skip[2], w[3]}, w));
+}
+
+// Calls f(image, whether packs of 16 bytes fit it).
+template <class T, class F>
+void with_image(const Tensor& low, const Tensor& skip, const F& f) {
+  const conv::UpcatImage<T> image{low.data<T>(),    skip.data<T>(),  int(skip.dim(1)),
+                                  int(skip.dim(2)), int(low.dim(3)), int(skip.dim(3))};
+  f(image,
+    packs_fit<T, kPack<T>>(image.A, image.low) && packs_fit<T, kPack<T>>(image.B, image.skip));
+}
+
+}  // namespace
+
+void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
+                      const Tensor& b, Tensor& y) {
+  with_storage(low.dtype(), [&](auto zero) {
+    with_image<decltype(zero)>(low, skip, [&](const auto& image, bool packed) {
+      conv::run_fwd(stream, sizes_of(skip.shape(), w.shape()), image, packed, w, b, y);
+    });
+  });
+}
+
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
+                           Grad dskip) {
+  const Shape& skip = dskip.tensor.shape();
+  const int pad = int(w.dim(1) / 2);
+  Tensor dx = Tensor::empty(stream, {skip[0], skip[1], skip[2], w.dim(3)}, dy.dtype());
+  conv2d_bwd_data(stream, {1, pad, pad}, dy, w, {dx});
+  concat_upsample_bwd(stream, dx, dlow, dskip);
+}
+
+void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
+                             const Tensor& dy, Grad dw, Grad db) {
+  with_storage(low.dtype(), [&](auto zero) {
+    with_image<decltype(zero)>(low, skip, [&](const auto& image, bool packed) {
+      conv::run_bwd_weight(stream, sizes_of(skip.shape(), dw.tensor.shape()), image, packed, dy,
+                           dw);
+    });
+  });
+  conv::bias_grad(stream, dy, db);
+}
+
+}  // namespace tessera::TESSERA_CUDA

@@ -1,0 +1,78 @@
+// What the parts of `bench` share: the device and what its figures are compared with.
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <map>
+
+#include "tests/cuda_baselines.h"
+#include "tests/op_cases.h"
+
+namespace tessera {
+
+// How a benchmark computes.
+struct Mode {
+  const char* name;  // "bf16"
+  Arithmetic arithmetic;
+  Precision precision() const {
+    return {arithmetic.storage, arithmetic.math, master_of(arithmetic.storage)};
+  }
+};
+inline constexpr Mode kF32{"f32", {DType::f32, Math::f32}};
+inline constexpr Mode kTf32{"tf32", {DType::f32, Math::tf32}};
+inline constexpr Mode kBf16{"bf16", {DType::bf16, Math::f32}};
+
+// Seconds that "cuDNN" needs for the same; 0: there is no such library or operation.
+struct Rival {
+  const char* name = "";
+  double seconds = 0;
+};
+
+class Session {
+ public:
+  // budget: seconds of measured work of each benchmark. libraries: compare with NVIDIA's.
+  Session(DeviceType type, int threads, double budget, bool libraries);
+
+  Stream& stream() { return *stream_; }
+  std::shared_ptr<Device> device() const { return device_; }
+
+  // What the library that has such an operation needs for it.
+  Rival rival(const OpCase& c, Direction direction, const Arithmetic& arithmetic);
+
+  // Measures `call` (after `before`, which is not measured) and reports its median and rates.
+  void measure(benchmark::State& state, const Cost& cost, const Mode& mode,
+               const std::function<void()>& call, const std::function<void()>& before = nullptr,
+               const Rival& rival = {});
+
+  // Measures what the GPU can do at best and tells it to Google Benchmark; nothing elsewhere, or
+  // without a budget.
+  void measure_peaks();
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Timer> timer_;
+  double budget_;
+  std::unique_ptr<CudnnLibrary> cudnn_;
+  std::unique_ptr<CublasLibrary> cublas_;
+  double copy_bandwidth_ = 0;             // bytes/s, reads and writes; 0: not measured
+  std::map<std::string, double> matmul_;  // flop/s of a large product, by Mode::name
+};
+
+// Which directions of a case are timed one by one.
+std::vector<Direction> directions(const OpCase& c);
+const char* name_of(Direction direction);
+void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
+              const Mode& mode);
+
+// A function of the catalogue that is not an op of the tape.
+struct KernelCase {
+  std::string name;
+  // Makes its arguments; the result computes it once.
+  std::function<std::function<void()>(Stream&)> prepare;
+  Cost cost;
+};
+// At the sizes of the preset lesson, or at tiny ones.
+std::vector<KernelCase> kernel_cases(bool tiny);
+
+}  // namespace tessera

@@ -1,0 +1,108 @@
+// Times one op of the case table in one direction: the way back alone, too, for inputs of one role.
+#include <algorithm>
+#include <optional>
+
+#include "tests/bench.h"
+
+namespace tessera {
+namespace {
+
+Role role_of(const OpCase& c, size_t input) {
+  return input < c.roles.size() ? c.roles[input] : Role::Activation;
+}
+
+// Whether the gradient of an input is computed in this direction.
+bool wanted(const OpCase& c, Direction direction, size_t input) {
+  if (input >= c.inputs.size() - size_t(c.constants)) return false;
+  switch (direction) {
+    case Direction::Forward:
+      return false;
+    case Direction::Backward:
+      return true;
+    case Direction::DataGradient:
+      return role_of(c, input) == Role::Activation;
+    case Direction::WeightGradient:
+      return role_of(c, input) != Role::Activation;
+  }
+  return false;
+}
+
+double bytes_of(const Shape& shape, DType dtype) {
+  return double(shape.numel()) * double(size_of(dtype));
+}
+
+// A gradient of a product costs as many operations as the product, and moves dy, the other factor
+// and itself. The table's bytes are those of f32.
+Cost cost_of(const OpCase& c, Direction direction, DType storage, const Shape& y) {
+  if (direction == Direction::Forward || direction == Direction::Backward) {
+    Cost cost = direction == Direction::Forward ? c.forward : c.backward;
+    cost.bytes *= double(size_of(storage)) / 4;
+    return cost;
+  }
+  Cost cost{c.forward.flops, bytes_of(y, storage)};
+  for (size_t i = 0; i < c.inputs.size(); ++i)
+    cost.bytes += bytes_of(c.inputs[i], wanted(c, direction, i) ? gradient_dtype(c, i, storage)
+                                                                : value_dtype(c, i, storage));
+  return cost;
+}
+
+}  // namespace
+
+const char* name_of(Direction direction) {
+  switch (direction) {
+    case Direction::Forward:
+      return "forward";
+    case Direction::Backward:
+      return "backward";
+    case Direction::DataGradient:
+      return "dgrad";
+    case Direction::WeightGradient:
+      return "wgrad";
+  }
+  return "?";
+}
+
+std::vector<Direction> directions(const OpCase& c) {
+  if (std::ranges::count(c.roles, Role::Weight) != 1)
+    return {Direction::Forward, Direction::Backward};
+  return {Direction::Forward, Direction::DataGradient, Direction::WeightGradient};
+}
+
+void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
+              const Mode& mode) {
+  Stream& stream = session.stream();
+  stream.math = mode.arithmetic.math;
+  const DType storage = mode.arithmetic.storage;
+  {
+    std::vector<Var> inputs;
+    for (size_t i = 0; i < c.inputs.size(); ++i) {
+      Var input = Var::leaf(random_tensor(stream, c.inputs[i], value_dtype(c, i, storage)),
+                            wanted(c, direction, i));
+      input.slot->dtype = gradient_dtype(c, i, storage);
+      inputs.push_back(std::move(input));
+    }
+    const bool backward = direction != Direction::Forward;
+    std::optional<Tape> tape;
+    Var y;
+    const auto forward = [&] {
+      for (Var& input : inputs) input.slot->written = false;
+      tape.emplace(stream, backward ? Tape::Mode::Train : Tape::Mode::Inference);
+      y = c.apply(*tape, inputs);
+    };
+    forward();
+    const Cost cost = cost_of(c, direction, storage, y.shape());
+    if (backward) {
+      const Tensor dy = random_tensor(stream, y.shape(), y.value.dtype());
+      session.measure(
+          state, cost, mode, [&] { tape->backward_from(y, dy); }, forward,
+          session.rival(c, direction, mode.arithmetic));
+    } else {
+      session.measure(state, cost, mode, forward, nullptr,
+                      session.rival(c, direction, mode.arithmetic));
+    }
+  }
+  stream.synchronize();
+  session.device()->pool()->trim();
+}
+
+}  // namespace tessera

@@ -1,0 +1,74 @@
+// check_primitives: runs every primitive (primitives.h) on random inputs on this machine's GPU and
+// on the host model, and compares: bit by bit where bits are moved, mma exactly on small integers
+// and otherwise within the error of tensor cores. Prints a line for each; exits with status 1 when
+// one differs, with 3 when there is no GPU to check.
+#include <cstdio>
+
+#include "core/check.h"
+#include "core/device.h"
+#include "core/simt/options.h"
+#include "tests/cuda/primitives.h"
+
+using namespace tessera;
+
+namespace {
+
+constexpr int kRounds = 8, kNoGpu = 3;
+
+#ifdef TESSERA_HAS_CUDA
+
+const PrimitiveKernel& find(const std::vector<PrimitiveKernel>& kernels, const std::string& name) {
+  for (const PrimitiveKernel& kernel : kernels)
+    if (kernel.name == name) return kernel;
+  throw_error("find", __FILE__, __LINE__, concat("no kernel for ", name));
+}
+
+// "" or the first difference.
+std::string check(const PrimitiveDefinition& definition) {
+  const PrimitiveKernel& device = find(gpu::primitive_kernels(), definition.name);
+  const PrimitiveKernel& host = find(simt::primitive_kernels(), definition.name);
+  const size_t words = size_t(kPrimitiveBlocks) * definition.out;
+  for (int round = 0; round < kRounds; ++round) {
+    const std::vector<uint32_t> in = draw_inputs(definition, round);
+    std::vector<uint32_t> got(words), expected(words);
+    device.run(kPrimitiveBlocks, in.data(), got.data());
+    host.run(kPrimitiveBlocks, in.data(), expected.data());
+    const std::string difference = compare(definition, in, got, expected);
+    if (!difference.empty()) return concat("round ", round, ", ", difference);
+  }
+  return "";
+}
+
+int check_all(int capability) {
+  int failed = 0;
+  for (const PrimitiveDefinition& definition : primitive_definitions()) {
+    if (definition.capability > capability) {
+      std::printf("%-20s not checked: needs sm_%d, this is sm_%d\n", definition.name.c_str(),
+                  definition.capability, capability);
+      continue;
+    }
+    const std::string difference = check(definition);
+    failed += !difference.empty();
+    std::printf("%-20s %s\n", definition.name.c_str(),
+                difference.empty() ? "ok" : concat("DIFFERS: ", difference).c_str());
+  }
+  std::printf("check_primitives: %d differ\n", failed);
+  return failed ? 1 : 0;
+}
+
+#endif
+
+int run() {
+#ifdef TESSERA_HAS_CUDA
+  if (has_gpu()) return check_all(Device::open(DeviceType::cuda)->info().capability);
+#endif
+  std::puts("check_primitives: no GPU here, nothing was checked");
+  return kNoGpu;
+}
+
+}  // namespace
+
+int main() try { return run(); } catch (const std::exception& error) {
+  std::fprintf(stderr, "check_primitives: error: %s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,416 @@
+// One tiny kernel per primitive: primitives.h.
+#include "tests/cuda/primitives.h"
+
+#include "kernels/cuda/ptx/convert.h"
+#include "kernels/cuda/ptx/cp_async.h"
+#include "kernels/cuda/ptx/fence.h"
+#include "kernels/cuda/ptx/ldmatrix.h"
+#include "kernels/cuda/ptx/mbarrier.h"
+#include "kernels/cuda/ptx/mma.h"
+#include "kernels/cuda/ptx/named_barrier.h"
+
+namespace tessera::TESSERA_CUDA {
+namespace {
+
+// A primitive is a struct with the words that a block reads and writes, its threads, and what one
+// thread does.
+template <class P>
+__global__ void primitive_kernel(const uint32_t* in, uint32_t* out) {
+  P::apply(in + blockIdx.x * P::in, out + blockIdx.x * P::out, int(threadIdx.x));
+}
+
+// in: A [16,8] pairs by rows, B [8,8] pairs by columns, D [16,8]; out: D.
+template <class T>
+struct Mma16bit {
+  static constexpr int in = 128 + 64 + 128, out = 128, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    const int g = lane / 4, t = lane % 4;
+    const uint32_t *A = in, *B = in + 128, *D = in + 192;
+    const uint32_t a[4] = {A[g * 8 + t], A[(g + 8) * 8 + t], A[g * 8 + t + 4],
+                           A[(g + 8) * 8 + t + 4]};
+    const uint32_t b[2] = {B[g * 8 + t], B[g * 8 + t + 4]};
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(D[(g + i / 2 * 8) * 8 + t * 2 + i % 2]);
+    ptx::mma_m16n8k16<T>(d, a, b);
+    for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = __float_as_uint(d[i]);
+  }
+};
+
+// in: A [16,8] by rows, B [8,8] by columns, D [16,8]; out: D.
+struct MmaTf32 {
+  static constexpr int in = 128 + 64 + 128, out = 128, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    const int g = lane / 4, t = lane % 4;
+    const uint32_t *A = in, *B = in + 128, *D = in + 192;
+    const uint32_t a[4] = {A[g * 8 + t], A[(g + 8) * 8 + t], A[g * 8 + t + 4],
+                           A[(g + 8) * 8 + t + 4]};
+    const uint32_t b[2] = {B[g * 8 + t], B[g * 8 + t + 4]};
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(D[(g + i / 2 * 8) * 8 + t * 2 + i % 2]);
+    ptx::mma_m16n8k8_tf32(d, a, b);
+    for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = __float_as_uint(d[i]);
+  }
+};
+
+struct ToTf32 {
+  static constexpr int in = 32, out = 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    out[lane] = ptx::to_tf32(__uint_as_float(in[lane]));
+  }
+};
+struct ToBf16 {
+  static constexpr int in = 32, out = 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    out[lane] = ptx::convert_bf16(__uint_as_float(in[lane])).bits;
+  }
+};
+struct ToBf16x2 {
+  static constexpr int in = 64, out = 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    out[lane] = ptx::convert_bf16x2(__uint_as_float(in[lane]), __uint_as_float(in[lane + 32]));
+  }
+};
+
+struct Rows {
+  alignas(16) uint32_t words[32][4];
+};
+
+// in: row r of matrix i, given by lane 8 i + r, at in[4 (8 i + r)]; the last row lies first in
+// shared memory. out: [n,32] registers.
+template <int n, bool transposed>
+struct LoadMatrix {
+  static constexpr int in = 128, out = 32 * n, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    Rows& rows = shared_memory<Rows>();
+    uint32_t* mine = rows.words[31 - lane];
+    for (int i = 0; i < 4; ++i) mine[i] = in[lane * 4 + i];
+    __syncthreads();
+    uint32_t r[n];
+    if constexpr (n == 1) transposed ? ptx::ldmatrix_x1_trans(r, mine) : ptx::ldmatrix_x1(r, mine);
+    if constexpr (n == 2) transposed ? ptx::ldmatrix_x2_trans(r, mine) : ptx::ldmatrix_x2(r, mine);
+    if constexpr (n == 4) transposed ? ptx::ldmatrix_x4_trans(r, mine) : ptx::ldmatrix_x4(r, mine);
+    for (int i = 0; i < n; ++i) out[i * 32 + lane] = r[i];
+  }
+};
+
+// in: [n,32] registers; out: the rows of all lanes, zeros where nothing was stored.
+template <int n, bool transposed>
+struct StoreMatrix {
+  static constexpr int in = 32 * n, out = 128, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    Rows& rows = shared_memory<Rows>();
+    uint32_t* mine = rows.words[31 - lane];
+    for (int i = 0; i < 4; ++i) mine[i] = 0;
+    __syncthreads();
+    uint32_t r[n];
+    for (int i = 0; i < n; ++i) r[i] = in[i * 32 + lane];
+    if constexpr (n == 1) transposed ? ptx::stmatrix_x1_trans(mine, r) : ptx::stmatrix_x1(mine, r);
+    if constexpr (n == 2) transposed ? ptx::stmatrix_x2_trans(mine, r) : ptx::stmatrix_x2(mine, r);
+    if constexpr (n == 4) transposed ? ptx::stmatrix_x4_trans(mine, r) : ptx::stmatrix_x4(mine, r);
+    __syncthreads();
+    for (int i = 0; i < 4; ++i) out[lane * 4 + i] = mine[i];
+  }
+};
+
+// Lane l copies l % (size + 1) bytes and zeros behind them. out: what each lane got.
+template <int size>
+struct CopyAsync {
+  static constexpr int in = 128, out = 32 * size / 4, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    Rows& rows = shared_memory<Rows>();
+    uint32_t* mine = rows.words[lane];
+    const int bytes = lane % (size + 1);
+    if constexpr (size == 4) ptx::cp_async4(mine, in + lane * 4, bytes);
+    if constexpr (size == 8) ptx::cp_async8(mine, in + lane * 4, bytes);
+    if constexpr (size == 16) ptx::cp_async16(mine, in + lane * 4, bytes);
+    ptx::cp_async_wait_all();
+    __syncthreads();
+    for (int i = 0; i < size / 4; ++i) out[lane * (size / 4) + i] = mine[i];
+  }
+};
+
+// A pipeline of three stages, through which eight rounds of 32 words pass; out: their running sums,
+// made by another lane than the one that copied.
+struct CopyGroups {
+  static constexpr int in = 256, out = 256, threads = 32;
+  struct Shared {
+    uint32_t stages[3][32];
+  };
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    Shared& shared = shared_memory<Shared>();
+    for (int round = 0; round < 2; ++round) {
+      ptx::cp_async4(&shared.stages[round][lane], in + round * 32 + lane);
+      ptx::cp_async_commit();
+    }
+    uint32_t sum = 0;
+    for (int round = 0; round < 8; ++round) {
+      ptx::cp_async_wait<1>();
+      __syncthreads();
+      if (round + 2 < 8)
+        ptx::cp_async4(&shared.stages[(round + 2) % 3][lane], in + (round + 2) * 32 + lane);
+      ptx::cp_async_commit();
+      sum += shared.stages[round % 3][31 - lane];
+      out[round * 32 + lane] = sum;
+    }
+  }
+};
+
+// The first warp writes, the second reads what the first wrote, for four phases. Bytes: the first
+// thread announces them, others deliver them.
+template <bool bytes>
+struct Barrier {
+  static constexpr int in = 128, out = 128, threads = 64;
+  struct Shared {
+    ptx::Mbarrier full, empty;
+    uint32_t words[32];
+  };
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
+    Shared& shared = shared_memory<Shared>();
+    if (thread == 0) {
+      ptx::mbarrier_init(&shared.full, bytes ? 33 : 32);
+      ptx::mbarrier_init(&shared.empty, 32);
+    }
+    __syncthreads();
+    for (int phase = 0; phase < 4; ++phase)
+      if (thread < 32)
+        write(shared, in[phase * 32 + thread], phase, thread);
+      else
+        out[phase * 32 + thread - 32] = read(shared, phase, thread - 32);
+    __syncthreads();
+    if (thread < 2) ptx::mbarrier_invalidate(thread ? &shared.full : &shared.empty);
+  }
+  __device__ static void write(Shared& shared, uint32_t word, int phase, int lane) {
+    ptx::mbarrier_wait(&shared.empty, (phase + 1) % 2);
+    shared.words[lane] = word;
+    if constexpr (bytes) {
+      if (lane == 0) ptx::mbarrier_arrive_expect_tx(&shared.full, 128);
+      ptx::mbarrier_arrive(&shared.full);
+      ptx::mbarrier_complete_tx(&shared.full, 4);
+    } else {
+      ptx::mbarrier_arrive(&shared.full);
+    }
+  }
+  __device__ static uint32_t read(Shared& shared, int phase, int lane) {
+    if constexpr (bytes)
+      while (!ptx::mbarrier_try_wait(&shared.full, phase % 2)) {
+      }
+    else
+      while (!ptx::mbarrier_test_wait(&shared.full, phase % 2)) {
+      }
+    const uint32_t word = shared.words[31 - lane];
+    ptx::mbarrier_arrive(&shared.empty);
+    return word;
+  }
+};
+
+// The first warp makes, the other two take: two named barriers, at which the makers wait for room
+// and the takers for words.
+struct NamedBarriers {
+  static constexpr int in = 128, out = 256, threads = 96;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
+    Rows& rows = shared_memory<Rows>();
+    const int lane = thread % 32, warp = thread / 32;
+    for (int round = 0; round < 4; ++round)
+      if (warp == 0) {
+        rows.words[lane][0] = in[round * 32 + lane];
+        ptx::named_barrier_arrive(1, 96);
+        ptx::named_barrier_sync(2, 96);
+      } else {
+        ptx::named_barrier_sync(1, 96);
+        out[round * 64 + thread - 32] = rows.words[31 - lane][0];
+        ptx::named_barrier_sync(2, 96);
+      }
+  }
+};
+
+// Fences do not change what one thread sees.
+struct Fences {
+  static constexpr int in = 32, out = 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    Rows& rows = shared_memory<Rows>();
+    rows.words[lane][0] = in[lane];
+    __threadfence_block();
+    __threadfence();
+    ptx::fence_proxy_async();
+    out[lane] = rows.words[lane][0];
+  }
+};
+
+// out: for widths 32, 8 and 1, what the four shuffles give with a source or distance from `in`.
+struct Shuffles {
+  static constexpr int in = 64, out = 12 * 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    const unsigned all = 0xFFFFFFFF;
+    const uint32_t value = in[lane];
+    const int by = int(in[32] % 8);  // of xor, up and down: the same for all
+    int row = 0;
+    for (int width = 32; width >= 1; width = width == 32 ? 8 : width == 8 ? 1 : 0) {
+      out[row++ * 32 + lane] = __shfl_sync(all, value, int(in[32 + lane] % 32), width);
+      out[row++ * 32 + lane] = __shfl_xor_sync(all, value, by, width);
+      out[row++ * 32 + lane] = __shfl_up_sync(all, value, unsigned(by), width);
+      out[row++ * 32 + lane] = __shfl_down_sync(all, value, unsigned(by), width);
+    }
+  }
+};
+
+// The lanes whose first word is even meet, and the others do; out: ballot, any, all of the second.
+struct Votes {
+  static constexpr int in = 64, out = 96, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    const bool odd = in[lane] % 2;
+    const unsigned mask = __ballot_sync(0xFFFFFFFF, odd);
+    const int vote = int(in[32 + lane] % 4 == 0);
+    if (odd) {
+      out[lane] = __ballot_sync(mask, vote);
+      out[32 + lane] = uint32_t(__any_sync(mask, vote) != 0);
+      out[64 + lane] = uint32_t(__all_sync(mask, vote) != 0);
+    } else {
+      out[lane] = __ballot_sync(~mask, vote);
+      out[32 + lane] = uint32_t(__any_sync(~mask, vote) != 0);
+      out[64 + lane] = uint32_t(__all_sync(~mask, vote) != 0);
+    }
+  }
+};
+
+// The lanes whose first word is even meet, and the others do; out: lanes with the same second word
+// modulo 4, lanes if all have the same modulo 2 and whether they do.
+struct Matches {
+  static constexpr int in = 64, out = 96, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    const bool odd = in[lane] % 2;
+    const unsigned mask = __ballot_sync(0xFFFFFFFF, odd);
+    const uint32_t word = in[32 + lane] % 64 ? in[32 + lane] % 4 : 2;
+    int same;
+    if (odd) {
+      out[lane] = __match_any_sync(mask, word);
+      out[32 + lane] = __match_all_sync(mask, in[0] % 2 ? word : 7, &same);
+    } else {
+      out[lane] = __match_any_sync(~mask, word);
+      out[32 + lane] = __match_all_sync(~mask, in[0] % 2 ? word : 7, &same);
+    }
+    out[64 + lane] = uint32_t(same != 0);
+  }
+};
+
+// out: sum, minimum, maximum (unsigned, then signed), and, or, xor.
+struct Reductions {
+  static constexpr int in = 32, out = 8 * 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    const unsigned all = 0xFFFFFFFF, word = in[lane];
+    out[lane] = __reduce_add_sync(all, word);
+    out[32 + lane] = __reduce_min_sync(all, word);
+    out[64 + lane] = __reduce_max_sync(all, word);
+    out[96 + lane] = uint32_t(__reduce_min_sync(all, int(word)));
+    out[128 + lane] = uint32_t(__reduce_max_sync(all, int(word)));
+    out[160 + lane] = __reduce_and_sync(all, word | in[0]);
+    out[192 + lane] = __reduce_or_sync(all, word & in[0]);
+    out[224 + lane] = __reduce_xor_sync(all, word);
+  }
+};
+
+// What all threads' atomics leave behind, which does not depend on their order.
+struct Atomics {
+  static constexpr int in = 96, out = 12, threads = 96;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
+    Rows& rows = shared_memory<Rows>();
+    uint32_t* const result = rows.words[0];
+    if (thread < 12) result[thread] = in[thread];
+    __syncthreads();
+    const uint32_t word = in[thread];
+    atomicAdd(&result[0], word);
+    atomicSub(&result[1], word);
+    atomicMin(&result[2], word);
+    atomicMax(&result[3], word);
+    atomicMin(reinterpret_cast<int*>(&result[4]), int(word));
+    atomicMax(reinterpret_cast<int*>(&result[5]), int(word));
+    atomicAnd(&result[6], word | in[0]);
+    atomicOr(&result[7], word & in[0]);
+    atomicXor(&result[8], word);
+    atomicInc(&result[9], 76);
+    if (thread == 5) atomicExch(&result[10], word);
+    uint32_t old = result[11];  // += word, by hand
+    for (uint32_t seen; (seen = atomicCAS(&result[11], old, old + word)) != old;) old = seen;
+    __syncthreads();
+    if (thread < 12) out[thread] = result[thread];
+  }
+};
+
+// out: count, and, or of the predicates of all 96 threads, as each thread sees them.
+struct BlockVotes {
+  static constexpr int in = 96, out = 288, threads = 96;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
+    const int count = __syncthreads_count(int(in[thread] % 2));
+    const int every = __syncthreads_and(int(in[thread] % 64));
+    const int any = __syncthreads_or(int(in[thread] % 128 == 0));
+    out[thread] = uint32_t(count);
+    out[96 + thread] = uint32_t(every != 0);
+    out[192 + thread] = uint32_t(any != 0);
+  }
+};
+
+template <class P>
+void run_primitive(int blocks, const uint32_t* in, uint32_t* out) {
+  const size_t in_bytes = size_t(blocks) * P::in * 4, out_bytes = size_t(blocks) * P::out * 4;
+  cudaStream_t stream;
+  void *from, *to;
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaMalloc(&from, in_bytes));
+  CUDA_CHECK(cudaMalloc(&to, out_bytes));
+  CUDA_CHECK(cudaMemcpyAsync(from, in, in_bytes, cudaMemcpyHostToDevice, stream));
+  CUDA_CHECK(cudaMemsetAsync(to, 0xA5, out_bytes, stream));
+  launch<primitive_kernel<P>>(
+      {stream, dim3(unsigned(blocks)), dim3(unsigned(P::threads)), sizeof(Rows)},
+      static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to));
+  CUDA_CHECK(cudaMemcpyAsync(out, to, out_bytes, cudaMemcpyDeviceToHost, stream));
+  CUDA_CHECK(cudaStreamSynchronize(stream));
+  CUDA_CHECK(cudaFree(from));
+  CUDA_CHECK(cudaFree(to));
+  CUDA_CHECK(cudaStreamDestroy(stream));
+}
+
+template <class P>
+PrimitiveKernel kernel(const char* name) {
+  return {name, P::in, P::out, run_primitive<P>};
+}
+
+}  // namespace
+
+const std::vector<PrimitiveKernel>& primitive_kernels() {
+  static const std::vector<PrimitiveKernel> all = {
+      kernel<Mma16bit<bf16>>("mma.m16n8k16.bf16"),
+      kernel<Mma16bit<ptx::f16>>("mma.m16n8k16.f16"),
+      kernel<MmaTf32>("mma.m16n8k8.tf32"),
+      kernel<ToTf32>("cvt.rna.tf32"),
+      kernel<ToBf16>("cvt.rn.bf16"),
+      kernel<ToBf16x2>("cvt.rn.bf16x2"),
+      kernel<LoadMatrix<1, false>>("ldmatrix.x1"),
+      kernel<LoadMatrix<2, false>>("ldmatrix.x2"),
+      kernel<LoadMatrix<4, false>>("ldmatrix.x4"),
+      kernel<LoadMatrix<1, true>>("ldmatrix.x1.trans"),
+      kernel<LoadMatrix<2, true>>("ldmatrix.x2.trans"),
+      kernel<LoadMatrix<4, true>>("ldmatrix.x4.trans"),
+      kernel<StoreMatrix<1, false>>("stmatrix.x1"),
+      kernel<StoreMatrix<2, false>>("stmatrix.x2"),
+      kernel<StoreMatrix<4, false>>("stmatrix.x4"),
+      kernel<StoreMatrix<1, true>>("stmatrix.x1.trans"),
+      kernel<StoreMatrix<2, true>>("stmatrix.x2.trans"),
+      kernel<StoreMatrix<4, true>>("stmatrix.x4.trans"),
+      kernel<CopyAsync<4>>("cp.async.4"),
+      kernel<CopyAsync<8>>("cp.async.8"),
+      kernel<CopyAsync<16>>("cp.async.16"),
+      kernel<CopyGroups>("cp.async groups"),
+      kernel<Barrier<false>>("mbarrier"),
+      kernel<Barrier<true>>("mbarrier bytes"),
+      kernel<Fences>("fences"),
+      kernel<Shuffles>("shfl.sync"),
+      kernel<Votes>("vote.sync"),
+      kernel<Matches>("match.sync"),
+      kernel<Reductions>("redux.sync"),
+      kernel<Atomics>("atom"),
+      kernel<BlockVotes>("barrier.red"),
+      kernel<NamedBarriers>("bar.sync"),
+  };
+  return all;
+}
+
+}  // namespace tessera::TESSERA_CUDA

@@ -1,0 +1,54 @@
+// The check of the primitives: a tiny kernel for each instruction of kernels/cuda/ptx and for each
+// warp and block operation of CUDA's that core/simt emulates. On the host model they are compared
+// with their definitions in plain loops (tests/test_ptx_primitives.cpp), on a GPU with the host
+// model (check_primitives.cpp).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace tessera {
+
+// Compiled from primitives.cu, once for GPUs and once for the host model.
+struct PrimitiveKernel {
+  std::string name;
+  int in, out;  // 32-bit words of one block
+  // in [blocks,in] and out [blocks,out] are host memory. Throws Error.
+  void (*run)(int blocks, const uint32_t* in, uint32_t* out);
+};
+namespace gpu {
+const std::vector<PrimitiveKernel>& primitive_kernels();
+}
+namespace simt {
+const std::vector<PrimitiveKernel>& primitive_kernels();
+}
+
+using Random = std::mt19937;
+
+// What a primitive's kernel computes, said without it.
+struct PrimitiveDefinition {
+  std::string name;
+  int capability;  // that it needs, 10 * major + minor
+  int in, out;     // 32-bit words of one block
+  // Inputs of one block; `round` 0, 1, ... varies their nature.
+  std::function<void(Random&, int round, uint32_t* in)> draw;
+  // Outputs of one block. Where error[i] >= 0, out[i] is a float that may be off by as much;
+  // elsewhere it is bits.
+  std::function<void(const uint32_t* in, uint32_t* out, double* error)> expected;
+};
+std::vector<PrimitiveDefinition> primitive_definitions();
+std::vector<PrimitiveDefinition> mma_definitions();  // part of them
+
+inline constexpr int kPrimitiveBlocks = 64;
+
+// Inputs of kPrimitiveBlocks blocks in a round, the same on every machine.
+std::vector<uint32_t> draw_inputs(const PrimitiveDefinition& definition, int round);
+// "" if outputs of kPrimitiveBlocks blocks agree as well as the definition demands, else the first
+// that does not.
+std::string compare(const PrimitiveDefinition& definition, const std::vector<uint32_t>& in,
+                    const std::vector<uint32_t>& got, const std::vector<uint32_t>& expected);
+
+}  // namespace tessera

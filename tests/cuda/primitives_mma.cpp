@@ -1,0 +1,109 @@
+// What mma.sync computes, in plain loops: primitives.h.
+#include <cmath>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "tests/cuda/primitives.h"
+
+namespace tessera {
+namespace {
+
+// IEEE binary16, finite.
+float half_to_float(uint32_t bits) {
+  const int exponent = int(bits >> 10 & 31), mantissa = int(bits & 1023);
+  const float size = exponent ? std::ldexp(1 + float(mantissa) / 1024, exponent - 15)
+                              : std::ldexp(float(mantissa), -24);
+  return bits >> 15 & 1 ? -size : size;
+}
+
+// An integer of at most 11 bits; such are exact.
+uint32_t integer_to_half(int x) {
+  if (x == 0) return 0;
+  const int size = std::abs(x), exponent = std::ilogb(float(size));
+  return (x < 0 ? 0x8000u : 0u) | uint32_t(exponent + 15) << 10 |
+         uint32_t((size << 10 >> exponent) & 1023);
+}
+
+// An element type of A and B: how many make a word, and how they are read and written.
+struct Elements {
+  const char* name;
+  int in_word;
+  float (*value)(uint32_t bits);
+  uint32_t (*of_integer)(int x);
+  uint32_t (*random)(Random& random);
+};
+
+float normal(Random& random) { return std::normal_distribution<float>()(random); }
+
+const Elements kBf16{"mma.m16n8k16.bf16", 2,
+                     [](uint32_t bits) { return to_float(bf16{uint16_t(bits)}); },
+                     [](int x) { return uint32_t{to_bf16(float(x)).bits}; },
+                     [](Random& random) { return uint32_t{to_bf16(normal(random)).bits}; }};
+// Half of the numbers have exponents from the whole range, denormals among them.
+const Elements kF16{"mma.m16n8k16.f16", 2, half_to_float, integer_to_half, [](Random& random) {
+                      const uint32_t bits = uint32_t(random()) & 0xFFFF;
+                      return random() % 2 ? bits & 0xBFFF : (bits & 0x83FF) | 0x3C00;
+                    }};
+// The lower 13 bits are there, and are ignored.
+const Elements kTf32{"mma.m16n8k8.tf32", 1,
+                     [](uint32_t bits) { return std::bit_cast<float>(bits & 0xFFFFE000); },
+                     [](int x) { return std::bit_cast<uint32_t>(float(x)); },
+                     [](Random& random) { return std::bit_cast<uint32_t>(normal(random)); }};
+
+// A tile has eight words per row of A [16] and column of B [8], then D [16,8].
+constexpr int kWordsOfA = 16 * 8, kWordsOfB = 8 * 8, kTile = 16 * 8;
+
+// Even rounds draw integers of -4 .. 4, whose sums of products are exact; round 2 has D large.
+void draw_tile(const Elements& elements, Random& random, int round, uint32_t* in) {
+  const bool integers = round % 2 == 0;
+  const auto integer = [&] { return int(random() % 9) - 4; };
+  for (int i = 0; i < kWordsOfA + kWordsOfB; ++i) {
+    in[i] = 0;
+    for (int j = 0; j < elements.in_word; ++j)
+      in[i] |= (integers ? elements.of_integer(integer()) : elements.random(random)) << 16 * j;
+  }
+  for (int i = 0; i < kTile; ++i) {
+    const float size = round == 2 ? 4096 : round == 3 ? 1e6f : 1;
+    in[kWordsOfA + kWordsOfB + i] =
+        std::bit_cast<uint32_t>(size * (integers ? float(integer()) : normal(random)));
+  }
+}
+
+// The error that tensor cores may make: 32 * 2^-23 * max(|d|, |a b|); none with integers.
+void multiply_tile(const Elements& elements, const uint32_t* in, uint32_t* out, double* error) {
+  const auto value = [&](const uint32_t* words, int line, int k) {
+    const uint32_t word = words[line * 8 + k / elements.in_word];
+    return double(elements.value(elements.in_word == 2 ? word >> k % 2 * 16 & 0xFFFF : word));
+  };
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      const int at = row * 8 + column;
+      double sum = std::bit_cast<float>(in[kWordsOfA + kWordsOfB + at]);
+      double largest = std::fabs(sum);
+      bool integers = sum == std::rint(sum) && largest < (1 << 20);
+      for (int k = 0; k < 8 * elements.in_word; ++k) {
+        const double a = value(in, row, k), b = value(in + kWordsOfA, column, k);
+        sum += a * b;
+        largest = std::max(largest, std::fabs(a * b));
+        integers &= a == std::rint(a) && b == std::rint(b) && std::fabs(a * b) <= 16;
+      }
+      out[at] = std::bit_cast<uint32_t>(float(sum));
+      error[at] = integers ? 0 : std::ldexp(32 * largest, -23);
+    }
+}
+
+}  // namespace
+
+std::vector<PrimitiveDefinition> mma_definitions() {
+  std::vector<PrimitiveDefinition> all;
+  for (const Elements* one : {&kBf16, &kF16, &kTf32})
+    all.push_back(
+        {one->name, 80, kWordsOfA + kWordsOfB + kTile, kTile,
+         [one](Random& random, int round, uint32_t* in) { draw_tile(*one, random, round, in); },
+         [one](const uint32_t* in, uint32_t* out, double* error) {
+           multiply_tile(*one, in, out, error);
+         }});
+  return all;
+}
+
+}  // namespace tessera

@@ -1,0 +1,355 @@
+#!/usr/bin/env python3
+"""What there is to learn from a machine with a GPU, in parts that can be done one at a time.
+
+    ./run gpu-check [build|tests|primitives|sanitize|bench|torch|train] [--again]
+
+Without a part: all, correctness first. A part is a list of steps and takes less than 8 minutes;
+steps that did not fit are done by the next call, and finished parts are skipped unless --again.
+Results are of one commit: another one starts over. Written after every step:
+build/gpu-check/gpu-report.json with everything and gpu-report.md, to be read.
+Status: 0 all done, 1 something failed, 3 no GPU, 4 not finished: call again.
+"""
+import argparse
+import concurrent.futures
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import gpu_report
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIMIT = 465  # seconds of a part
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+class Step:
+    """A command; figures(output) may return what it found out. One process at a time, or several
+    beside each other where `together` is set."""
+
+    def __init__(self, name, command, figures=None, environment=None, together=False):
+        self.name, self.command, self.figures = name, [str(word) for word in command], figures
+        self.environment, self.together = environment or {}, together
+
+
+class Missing(Exception):
+    """The machine lacks what a part needs."""
+
+
+class Check:
+    def __init__(self, args, gpu):
+        self.args = args
+        self.build, self.bin = args.build, args.build / "bin"
+        self.out = ROOT / "build" / "gpu-check"
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.report = self.load(gpu)
+
+    def load(self, gpu):
+        fresh = {"commit": commit(), "gpu": gpu["name"], "driver": gpu["driver"],
+                 "capability": gpu["capability"], "date": now(), "parts": {}}
+        file = self.out / "gpu-report.json"
+        if not file.is_file():
+            return fresh
+        old = json.loads(file.read_text())
+        if all(old.get(key) == fresh[key] for key in ("commit", "gpu", "driver")):
+            return old
+        name = f"gpu-report-{old['date'].replace(':', '')}"
+        for suffix in (".json", ".md"):
+            (self.out / f"gpu-report{suffix}").rename(self.out / f"{name}{suffix}")
+        say(f"another commit, GPU or driver than before: starting over (before: {name}.json)")
+        return fresh
+
+    def save(self):
+        self.report["date"] = now()
+        for name, text in (("gpu-report.json", json.dumps(self.report, indent=1) + "\n"),
+                           ("gpu-report.md", gpu_report.markdown(self.report))):
+            partial = self.out / (name + ".partial")
+            partial.write_text(text)
+            partial.replace(self.out / name)
+
+    # ---- the parts: lists of steps
+
+    def steps_of_build(self):
+        offline = ["--offline", self.args.offline] if self.args.offline else []
+        def figures(_):
+            cache = (self.build / "CMakeCache.txt").read_text()
+            compiler = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.+)$", cache, re.M)
+            if not compiler:
+                raise RuntimeError("built without CUDA: there is no CUDA toolkit here")
+            version = subprocess.run([compiler[1], "--version"], capture_output=True, text=True,
+                                     check=True).stdout
+            return {"nvcc": re.search(r"release \S+, (\S+)", version)[1]}
+        return [Step("build", [ROOT / "run", *offline, "build"], figures)]
+
+    def steps_of_tests(self):
+        """One step per test; those of the CUDA kernels, which run on the GPU too, come first. What
+        CTest does around tests (fixtures) is a step as well, before or behind all of them."""
+        shown = output_of(["ctest", "--test-dir", self.build, "--show-only=json-v1"])
+        listed = output_of([self.bin / "tessera_tests", "--list-test-names-only", "[cuda]"],
+                           fails=True)
+        on_gpu = {line.strip() for line in listed.splitlines()}
+        def rank(test):
+            has = {value["name"] for value in test.get("properties", [])}
+            return (0 if "FIXTURES_SETUP" in has else 3 if "FIXTURES_CLEANUP" in has else
+                    4 if "DEPENDS" in has else 1 if test["name"] in on_gpu else 2)
+        tests = sorted(enumerate(json.loads(shown)["tests"], 1), key=lambda test: rank(test[1]))
+        environment = {"OMP_NUM_THREADS": str(max(1, cores() // self.workers()))}
+        return [Step(test["name"], ["ctest", "--test-dir", self.build, "--output-on-failure",
+                                    "--no-tests=error", "-FA", ".*", "-I", f"{number},{number}"],
+                     environment=environment, together=rank(test) in (1, 2))
+                for number, test in tests]
+
+    def steps_of_primitives(self):
+        program = self.bin / "check_primitives"
+        if not program.is_file():
+            raise Missing("there is no check_primitives in this build")
+        return [Step("check_primitives", [program], lambda output: {"output": output[-4000:]})]
+
+    def steps_of_sanitize(self):
+        sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        if not os.access(sanitizer, os.X_OK):
+            raise Missing("this machine has no compute-sanitizer")
+        small = [self.bin / "bench", "--device", "cuda", "--cases", "tests", "--no-libraries",
+                 "--seconds", "0"]
+        ops = sorted({name.split("/")[0] for name in self.listed(small)})
+        return [Step(f"{tool} {op}",
+                     [sanitizer, "--tool", tool, "--error-exitcode", "9", *small,
+                      f"--benchmark_filter=^{re.escape(op)}/"],
+                     lambda output: {"summary": last_line(output, "ERROR SUMMARY|RACECHECK SUMMARY")},
+                     together=True)
+                for tool in TOOLS for op in ops]
+
+    def steps_of_bench(self):
+        """Benchmarks by op, direction and precision: training steps, the lesson's products, the
+        rest."""
+        bench = [self.bin / "bench", "--device", "cuda", "--seconds", "0.05"]
+        groups = {}
+        for name in self.listed(bench):
+            words = name.split("/")
+            size = "sweep" if "sweep" in name else "models"
+            group = "/".join(words[:2 if words[0] in ("kernel", "training_step") else 3])
+            groups.setdefault((size, group), []).append(name)
+        order = ("training_step", "conv2d", "upcat_conv2d", "group_norm_gelu", "linear")
+        def rank(key):
+            op = key[1].split("/")[0]
+            return key[0] == "sweep", order.index(op) if op in order else len(order), key[1]
+        steps = []
+        for size, group in sorted(groups, key=rank):
+            file = self.out / f"bench-{size}-{group.replace('/', '-')}.json"
+            shapes = ("" if group.count("/") < 2 else
+                      "([a-z]+_)?" + ("sweep_" if size == "sweep" else "(lesson|quick)_"))
+            steps.append(Step(f"{size} {group}",
+                              [*bench, f"--benchmark_filter=^{group}/{shapes}",
+                               f"--benchmark_out={file}", "--benchmark_out_format=json"],
+                              lambda _, file=file: gpu_report.benchmarks(file)))
+        return steps
+
+    def steps_of_torch(self):
+        script = ROOT / "apps" / "bench_pytorch.py"
+        python = next((python for python in (sys.executable, "/usr/bin/python3") if subprocess.run(
+            [python, "-c", "import torch"], capture_output=True, check=False).returncode == 0), None)
+        if not python:
+            raise Missing("this machine has no PyTorch")
+        # What torch.compile makes is kept: a step that did not fit is quicker the next time.
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor")}
+        steps = []
+        for compiled in ("no", "default", "max-autotune"):
+            for case in ("lesson", "lesson-128"):
+                for precision in ("f32", "tf32", "bf16", "bf16-norm"):
+                    name = f"{case} {compiled} {precision}"
+                    file = self.out / f"torch-{name.replace(' ', '-')}.json"
+                    steps.append(Step(
+                        name, [python, script, "--device", "cuda", "--case", case, "--compile",
+                               compiled, "--precision", precision, "--json", file],
+                        lambda _, file=file: json.loads(file.read_text()), cache))
+        return steps
+
+    def steps_of_train(self):
+        folder = self.out / "train"
+        if (folder / "checkpoint.safetensors").is_file() and not self.args.again:
+            what = ["--resume", folder]
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            what = ["--device", "cuda", "--preset", "lesson", "--epochs", "2", "--out", folder]
+            what += ["--data", self.args.data] if self.args.data else []
+        return [Step("lesson, 2 epochs", [self.bin / "train", *what],
+                     lambda _: gpu_report.training(folder / "metrics.jsonl"))]
+
+    # ---- running them
+
+    def listed(self, bench):
+        return output_of([*bench, "--benchmark_list_tests"]).split()
+
+    def workers(self):
+        return max(1, cores() // 8)
+
+    def run_part(self, name):
+        """Runs the steps of a part that are not done. Returns its status."""
+        parts = self.report["parts"]
+        if self.args.again:
+            parts.pop(name, None)
+        part = parts.setdefault(name, {"status": "unfinished", "seconds": 0, "steps": {}})
+        if part["status"] in ("done", "failed", "skipped"):
+            say(f"{name}: {part['status']} before (--again repeats it)")
+            return part["status"]
+        say(f"{name} ...")
+        start = time.monotonic()
+        try:
+            steps = getattr(self, "steps_of_" + name)()
+            self.run_steps(part, steps, start + self.args.limit)
+            states = [part["steps"].get(step.name, {}).get("status") for step in steps]
+            part["status"] = ("unfinished" if None in states else
+                              "failed" if "failed" in states else "done")
+        except Missing as reason:
+            part.update(status="skipped", reason=str(reason))
+        except (subprocess.CalledProcessError, OSError) as error:
+            part["reason"] = str(error)
+        part["seconds"] += round(time.monotonic() - start, 1)
+        self.save()
+        done = sum(step["status"] == "done" for step in part["steps"].values())
+        say(f"{name}: {part['status']}, {done} steps, {part['seconds']:.0f} s"
+            + (f" ({part['reason']})" if "reason" in part else ""))
+        return part["status"]
+
+    def run_steps(self, part, steps, deadline):
+        begun = time.monotonic()
+        def run(step):
+            return step, self.run_step(step, begun, deadline)
+        todo = [step for step in steps if step.name not in part["steps"]]
+        with concurrent.futures.ThreadPoolExecutor(self.workers()) as pool:
+            for together, group in itertools.groupby(todo, lambda step: step.together):
+                for step, result in (pool.map if together else map)(run, list(group)):
+                    self.note(part, step, result)
+
+    def note(self, part, step, result):
+        if result:
+            part["steps"][step.name] = result
+            self.save()
+            if result["status"] == "failed":
+                say(f"  {step.name}: failed: {result['reason']}")
+
+    def run_step(self, step, begun, deadline):
+        """None when there is no time left for it."""
+        start = time.monotonic()
+        if deadline - start < 1:
+            return None
+        log = self.out / "logs" / (re.sub(r"[^\w.-]+", "_", step.name)[:120] + ".log")
+        log.parent.mkdir(exist_ok=True)
+        result = {"status": "done"}
+        try:
+            with log.open("w") as file:
+                run_all(step.command, {**os.environ, **step.environment}, file, deadline - start)
+            if step.figures:
+                result["figures"] = step.figures(log.read_text(errors="replace"))
+        except subprocess.TimeoutExpired:
+            if start - begun > 0.1 * (deadline - begun):
+                return None  # it started late: once more in the next call
+            result.update(status="failed", reason=f"not done after {deadline - start:.0f} s")
+        except subprocess.CalledProcessError as error:
+            result.update(status="failed", reason=f"status {error.returncode}, see {log}")
+        except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+            result.update(status="failed", reason=f"{error}, see {log}")
+        result["seconds"] = round(time.monotonic() - start, 2)
+        return result
+
+
+PARTS = [name[len("steps_of_"):] for name in vars(Check) if name.startswith("steps_of_")]
+
+
+def say(text):
+    print("gpu-check:", text, file=sys.stderr, flush=True)
+
+
+def now():
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def cores():
+    return len(os.sched_getaffinity(0))
+
+
+def run_all(command, environment, log, seconds):
+    """Runs a command; it and what it started end when the time is over. Raises as subprocess.run."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                               stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    try:
+        if process.wait(seconds):
+            raise subprocess.CalledProcessError(process.returncode, command)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def output_of(command, fails=False):
+    """Standard output. fails: the status says something else (Catch2 lists with a count)."""
+    return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True,
+                          check=not fails).stdout
+
+
+def last_line(output, pattern):
+    lines = [line.strip("= ") for line in output.splitlines() if re.search(pattern, line)]
+    return lines[-1] if lines else ""
+
+
+def commit():
+    """The commit, and whether files differ from it; "unknown" outside of a clone."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
+                              check=True).stdout.strip()
+    try:
+        changes = git("status", "--porcelain") and git("diff", "HEAD")
+        return git("rev-parse", "HEAD") + (
+            f" and changes {hashlib.sha1(changes.encode()).hexdigest()[:8]}" if changes else "")
+    except (subprocess.CalledProcessError, OSError):
+        return "unknown"
+
+
+def find_gpu():
+    """Name, driver and compute capability of the first GPU, or None."""
+    try:
+        line = output_of(["nvidia-smi", "--query-gpu=name,driver_version,compute_cap",
+                          "--format=csv,noheader"]).splitlines()[0]
+        return dict(zip(("name", "driver", "capability"), map(str.strip, line.split(","))))
+    except (subprocess.CalledProcessError, OSError, IndexError):
+        return None
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="./run gpu-check [PART] [--again]")
+    parser.add_argument("part", nargs="?", choices=PARTS)
+    parser.add_argument("--again", action="store_true", help="also what was done before")
+    parser.add_argument("--limit", type=float, default=LIMIT, help=argparse.SUPPRESS)
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "release",
+                        help=argparse.SUPPRESS)
+    parser.add_argument("--offline", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    gpu = find_gpu()
+    if not gpu:
+        say("this machine has no GPU (nvidia-smi finds none): nothing to check")
+        return 3
+    check = Check(args, gpu)
+    results = []
+    for name in [args.part] if args.part else PARTS:
+        results.append(check.run_part(name))
+        if name == "build" and results[-1] != "done":
+            break  # the other parts run what it makes
+    say(f"report: {check.out / 'gpu-report.md'}")
+    return 1 if "failed" in results else 4 if "unfinished" in results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

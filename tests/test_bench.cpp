@@ -1,0 +1,68 @@
+// `bench`, run as a user would: every figure that it reports comes from a call that was made.
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "tests/run_program.h"
+
+using namespace tessera;
+
+TEST_CASE("bench times a kernel on the host model in every direction and precision", "[bench]") {
+  const Finished run = run_program(
+      "bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
+                "--benchmark_filter=^(gelu/.*/exact_.2,5,7,3.|linear/.*/.3,7.)"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(run.out);
+  CHECK(report["context"]["device"].get<std::string>().find("host model") == 0);
+  std::vector<std::string> names;
+  for (const auto& benchmark : report["benchmarks"]) {
+    const std::string name = benchmark["name"];
+    INFO(name);
+    names.push_back(name.substr(0, name.rfind("/iterations")));
+    CHECK(!benchmark.contains("error_occurred"));
+    CHECK(benchmark["real_time"].get<double>() > 0);
+    CHECK(benchmark["GFLOP/s"].get<double>() > 0);
+    CHECK(benchmark["GB/s"].get<double>() > 0);
+  }
+  std::vector<std::string> expected;
+  for (const char* direction : {"forward", "backward"})
+    for (const char* mode : {"f32", "bf16"})
+      expected.push_back(concat("gelu/", direction, '/', mode, "/exact_[2,5,7,3]"));
+  for (const char* direction : {"forward", "dgrad", "wgrad"})
+    for (const char* mode : {"f32", "tf32", "bf16"})
+      expected.push_back(concat("linear/", direction, '/', mode, "/[3,7]_->_5"));
+  CHECK_THAT(names, Catch::UnorderedEquals(expected));
+}
+
+TEST_CASE("bench times a training step on the host model", "[bench]") {
+  const Finished run =
+      run_program("bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
+                            "--benchmark_filter=^training_step/f32"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(run.out);
+  REQUIRE(report["benchmarks"].size() == 1);
+  CHECK(report["benchmarks"][0]["images/s"].get<double>() > 0);
+  CHECK(report["benchmarks"][0]["peak MB"].get<double>() > 0);
+}
+
+TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
+  const Finished run = run_program("bench", {"--device", "cuda", "--benchmark_list_tests"});
+  REQUIRE(run.status == 0);
+  for (const char* name : {"conv2d/forward/bf16/lesson_64x64x64_3x3", "conv2d/dgrad/tf32/sweep_8x8",
+                           "conv2d/wgrad/f32/lesson_batch_128_8x8x512_3x3", "group_norm/backward/",
+                           "linear/dgrad/bf16/", "residual_block/forward/bf16/", "kernel/adam_step",
+                           "training_step/bf16/lesson/"})
+    CHECK(run.out.find(name) != std::string::npos);
+}
+
+TEST_CASE("bench refuses what it does not know", "[bench]") {
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"--nonsense"},
+        {"--device", "tpu"},
+        {"--device", "simt", "--benchmark_filter=no_such_benchmark"}}) {
+    const Finished run = run_program("bench", arguments);
+    CHECK(run.status == 2);
+    CHECK(run.err.find("bench: error: ") != std::string::npos);
+  }
+}

@@ -1,0 +1,167 @@
+// The convolutions' CUDA kernels on every profile of the host model, at shapes that their tiles do
+// not divide and at shapes that select each tile. Sums of products of small integers are exact
+// whatever their order, so results must equal the oracle's, rounded once to the storage's type;
+// those of random numbers must have the same bits in any order of blocks and threads.
+#include <catch2/catch.hpp>
+
+#include "core/simt/options.h"
+#include "kernels/kernels.h"
+#include "tests/op_runner.h"
+
+using namespace tessera;
+
+namespace {
+
+struct Mode {
+  const char* name;
+  DType storage;
+  Math math;
+};
+constexpr Mode kModes[] = {{"f32", DType::f32, Math::f32},
+                           {"tf32", DType::f32, Math::tf32},
+                           {"bf16", DType::bf16, Math::f32}};
+
+struct ConvCase {
+  ConvSpec spec;
+  Shape x, w;
+  int64_t A = 0;  // channels of x that come from a map of half its size: upcat_conv2d
+
+  Shape y() const { return ConvProblem::of(spec, x, w).y(); }
+};
+
+Values part(const Values& x, int64_t first, int64_t channels) {
+  const Shape& s = x.shape;
+  Values y{{s[0], s[1], s[2], channels}, {}};
+  for (int64_t i = 0; i < int64_t(x.data.size()); ++i)
+    if (i % s[3] >= first && i % s[3] < first + channels) y.data.push_back(x.data[size_t(i)]);
+  return y;
+}
+
+// y, dx (or dlow and dskip), dw, db.
+std::vector<Values> run(Stream& stream, const ConvCase& c, DType storage, Numbers numbers,
+                        DType rounded) {
+  const DType master = storage == DType::f64 ? DType::f64 : DType::f32;
+  const auto input = [&](const char* name, const Shape& shape) {
+    Values values = draw(numbers, name, 0, shape);
+    if (rounded == DType::bf16)
+      for (double& x : values.data) x = to_float(to_bf16(float(x)));
+    return values;
+  };
+  const Values all_x = input("x", c.x);
+  const Tensor w = tensor_of(stream, input("w", c.w), storage),
+               dy = tensor_of(stream, input("dy", c.y()), storage),
+               b = tensor_of(stream, draw(numbers, "b", 0, {c.w[0]}), master);
+  Tensor y = Tensor::empty(stream, c.y(), storage), dw = Tensor::empty(stream, c.w, master),
+         db = Tensor::empty(stream, {c.w[0]}, master);
+  std::vector<Values> results;
+  if (c.A == 0) {
+    const Tensor x = tensor_of(stream, all_x, storage);
+    Tensor dx = Tensor::empty(stream, c.x, storage);
+    conv2d_fwd(stream, c.spec, x, w, b, y);
+    conv2d_bwd_data(stream, c.spec, dy, w, {dx});
+    conv2d_bwd_weight(stream, c.spec, x, dy, {dw}, {db});
+    results = {values_of(stream, dx)};
+  } else {
+    const Shape half{c.x[0], c.x[1] / 2, c.x[2] / 2, c.A};
+    const Tensor low = tensor_of(stream, input("low", half), storage),
+                 skip = tensor_of(stream, part(all_x, c.A, c.x[3] - c.A), storage);
+    upcat_conv2d_fwd(stream, low, skip, w, b, y);
+    upcat_conv2d_bwd_weight(stream, low, skip, dy, {dw}, {db});
+  }
+  for (const Tensor& tensor : {y, dw, db}) results.push_back(values_of(stream, tensor));
+  return results;
+}
+
+// What the results of `run` are, by the oracle: activations rounded once.
+std::vector<Values> expected(Stream& oracle, const ConvCase& c, const Mode& mode) {
+  std::vector<Values> results = run(oracle, c, DType::f64, Numbers::Integers, mode.storage);
+  if (mode.storage == DType::bf16)
+    for (size_t i = 0; i + 2 < results.size(); ++i)
+      for (double& x : results[i].data) x = to_float(to_bf16(float(x)));
+  return results;
+}
+
+std::vector<Values> on_simt(const ConvCase& c, const Mode& mode, Numbers numbers, int capability,
+                            uint64_t seed, simt::Landing landing) {
+  simt::Options options;
+  options.profile = simt::profile_of(capability);
+  options.order = simt::Order::Random;
+  options.seed = seed;
+  options.landing = landing;
+  options.trap_uninitialised = true;
+  const simt::ScopedOptions scope(options);
+  Stream stream(poisoned(DeviceType::simt));
+  stream.math = mode.math;
+  return run(stream, c, mode.storage, numbers, mode.storage);
+}
+
+void check_exact(const ConvCase& c, std::initializer_list<int> capabilities) {
+  Stream oracle(poisoned_cpu());
+  for (const Mode& mode : kModes) {
+    const std::vector<Values> right = expected(oracle, c, mode);
+    for (int capability : capabilities) {
+      INFO(mode.name << " on " << capability << ": x " << c.x << ", w " << c.w << ", stride "
+                     << c.spec.stride << ", A " << c.A);
+      const auto got = on_simt(c, mode, Numbers::Integers, capability, 1, simt::Landing::Latest);
+      for (size_t i = 0; i < right.size(); ++i) CHECK(difference(got[i], right[i], 0) == "");
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("convolutions on every profile, at channels that tiles do not divide", "[cuda]") {
+  struct Channels {
+    int64_t C, K;
+  };
+  for (const auto& [C, K] : {Channels{31, 33},
+                             {32, 64},
+                             {33, 31},
+                             {63, 65},
+                             {64, 128},
+                             {65, 63},
+                             {127, 1},
+                             {128, 32},
+                             {129, 3},
+                             {1, 128},
+                             {3, 129},
+                             {7, 127},
+                             {20, 7}})
+    check_exact({{1, 1, 1}, {1, 5, 7, C}, {K, 3, 3, C}}, {75, 80, 89, 90});
+}
+
+TEST_CASE("convolutions on every profile, with strides and padding", "[cuda]") {
+  for (const ConvCase& c : {ConvCase{{2, 0, 0}, {2, 9, 7, 64}, {72, 2, 2, 64}},
+                            {{2, 1, 1}, {1, 8, 9, 24}, {40, 3, 3, 24}},
+                            {{3, 0, 2}, {1, 11, 8, 20}, {8, 2, 5, 20}},
+                            {{1, 3, 3}, {2, 3, 4, 8}, {16, 7, 7, 8}},
+                            {{4, 0, 0}, {1, 10, 10, 16}, {8, 1, 1, 16}}})
+    check_exact(c, {75, 80, 89, 90});
+}
+
+TEST_CASE("every tile of the convolutions", "[cuda]") {
+  // Many pixels and few channels on the other side: the largest tile with 128 channels, the next
+  // with 64 (PixelTiles), for y and for dx.
+  for (int64_t channels : {64, 128}) {
+    check_exact({{}, {1, 182, 182, 8}, {channels, 1, 1, 8}}, {75, 80});
+    check_exact({{}, {1, 182, 182, channels}, {8, 1, 1, channels}}, {75, 80});
+    check_exact({{}, {1, 182, 182, 16}, {channels, 1, 1, 16}, 8}, {75, 80});
+  }
+  // The filters' tiles: more than 64 rows k and columns c.
+  for (int64_t K : {32, 64, 96})
+    for (int64_t A : {0, 64}) check_exact({{1, 1, 1}, {2, 16, 18, 96}, {K, 3, 3, 96}, A}, {75, 90});
+}
+
+TEST_CASE("convolutions have the same bits in any order", "[cuda]") {
+  for (const ConvCase& c : {ConvCase{{1, 1, 1}, {2, 17, 33, 24}, {40, 3, 3, 24}},
+                            {{1, 1, 1}, {1, 31, 33, 3}, {7, 3, 3, 3}},
+                            {{2, 1, 1}, {2, 33, 31, 20}, {33, 3, 3, 20}},
+                            {{}, {2, 30, 32, 24}, {72, 1, 1, 24}, 8}})
+    for (const Mode& mode : kModes)
+      for (int capability : {75, 80}) {
+        INFO(mode.name << " on " << capability << ": x " << c.x);
+        const auto one = on_simt(c, mode, Numbers::Normal, capability, 1, simt::Landing::Earliest),
+                   two = on_simt(c, mode, Numbers::Normal, capability, 2, simt::Landing::Random);
+        for (size_t i = 0; i < one.size(); ++i) CHECK(one[i].data == two[i].data);
+      }
+}

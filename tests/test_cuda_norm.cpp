@@ -1,0 +1,272 @@
+// The CUDA kernels that sum over pixels or elements, beyond the case table: large means, outliers,
+// several tiles of an image, channels that do not fill a pack, gradients in place, and the same
+// bits in whatever order blocks run.
+#include <catch2/catch.hpp>
+#include <cmath>
+
+#include "core/simt/options.h"
+#include "tests/op_runner.h"
+
+using namespace tessera;
+
+namespace {
+
+std::vector<DeviceType> devices() {
+  std::vector<DeviceType> result{DeviceType::simt};
+  if (has_gpu()) result.push_back(DeviceType::cuda);
+  return result;
+}
+
+simt::Options host_model(int capability, simt::Order order = simt::Order::Random,
+                         uint64_t seed = 1) {
+  simt::Options options;
+  options.profile = simt::profile_of(capability);
+  options.order = order;
+  options.seed = seed;
+  options.trap_uninitialised = true;
+  return options;
+}
+
+struct NormCase {
+  Shape x;
+  int groups;
+  bool gelu = true;        // the fused op, with t and residual
+  float mean = 0;          // of x
+  float first = 0;         // added to the first pixel: an outlier
+  bool in_place = false;   // dx is dy
+  bool unaligned = false;  // x lies between two packs
+};
+
+std::string text_of(const NormCase& c) {
+  return concat(c.x, " in ", c.groups, " groups", c.gelu ? ", gelu" : "", ", mean ", c.mean,
+                ", first pixel + ", c.first, c.in_place ? ", in place" : "",
+                c.unaligned ? ", unaligned" : "");
+}
+
+// The tensors of a case: activations in `storage`, their numbers rounded to what `rounded` holds.
+class NormInputs {
+ public:
+  NormInputs(Stream& stream, const NormCase& c, DType storage, DType rounded)
+      : stream_(stream), storage_(storage), rounded_(rounded), name_(text_of(c)) {
+    Values values = draw(Numbers::Normal, name_, 0, c.x);
+    for (double& v : values.data) v += c.mean;
+    for (int64_t i = 0; i < std::min(c.x[3], c.x.numel()); ++i) values.data[size_t(i)] += c.first;
+    if (c.unaligned) {
+      values.data.insert(values.data.begin(), 0.0);
+      values.shape = {c.x.numel() + 1};
+    }
+    x = put(values, rounded);
+    if (c.unaligned) x = x.slice(1, c.x);
+  }
+
+  Tensor activation(uint32_t number, const Shape& shape) {
+    return put(draw(Numbers::Normal, name_, number, shape), rounded_);
+  }
+  Tensor vector(uint32_t number, int64_t size) {
+    return tensor_of(stream_, draw(Numbers::Normal, name_, number, {size}), master_of(storage_));
+  }
+
+  Tensor x;
+
+ private:
+  Tensor put(Values values, DType rounded) {
+    for (double& v : values.data)
+      v = rounded == DType::bf16 ? to_float(to_bf16(float(v))) : float(v);
+    return tensor_of(stream_, values, storage_);
+  }
+
+  Stream& stream_;
+  DType storage_, rounded_;
+  std::string name_;
+};
+
+// y, moments, dx, dgamma, dbeta, and dt of the fused op.
+using Results = std::vector<Values>;
+constexpr const char* kResultNames[] = {"y", "moments", "dx", "dgamma", "dbeta", "dt"};
+
+Results run_norm(Stream& stream, const NormCase& c, DType storage, DType rounded) {
+  const int64_t N = c.x[0], C = c.x[3];
+  const DType master = master_of(storage);
+  NormInputs in(stream, c, storage, rounded);
+  const Tensor gamma = in.vector(1, C), beta = in.vector(2, C);
+  const Tensor t = in.activation(3, {N, C}), residual = in.activation(4, c.x);
+  Tensor dy = in.activation(5, c.x);
+  Tensor y = Tensor::empty(stream, c.x, storage);
+  Tensor moments = Tensor::empty(stream, {N, c.groups, 2}, master);
+  Tensor dx = c.in_place ? dy : Tensor::empty(stream, c.x, storage);
+  Tensor dgamma = Tensor::empty(stream, {C}, master), dbeta = Tensor::empty(stream, {C}, master);
+  Tensor dt = Tensor::empty(stream, {N, C}, storage);
+  const GroupNormSpec spec{c.groups};
+  if (c.gelu) {
+    group_norm_gelu_fwd(stream, {spec}, in.x, gamma, beta, t, residual, y, moments);
+    group_norm_gelu_bwd(stream, {spec}, in.x, moments, gamma, beta, t, dy, {dx}, {dgamma}, {dbeta},
+                        {dt});
+  } else {
+    group_norm_fwd(stream, spec, in.x, gamma, beta, y, moments);
+    group_norm_bwd(stream, spec, in.x, moments, gamma, dy, {dx}, {dgamma}, {dbeta});
+  }
+  Results results;
+  for (const Tensor& tensor : {y, moments, dx, dgamma, dbeta})
+    results.push_back(values_of(stream, tensor));
+  if (c.gelu) results.push_back(values_of(stream, dt));
+  return results;
+}
+
+// A mean may be off in proportion to itself and to the deviation, rstd in proportion to itself.
+void check_moments(const Values& got, const Values& expected, double of_mean, double tolerance) {
+  for (size_t i = 0; i < got.data.size(); i += 2) {
+    INFO("group " << i / 2);
+    const double mean = expected.data[i], rstd = expected.data[i + 1];
+    CHECK(std::abs(got.data[i] - mean) <= of_mean * std::abs(mean) + tolerance / rstd);
+    CHECK(std::abs(got.data[i + 1] - rstd) <= tolerance * rstd);
+  }
+}
+
+void equals_oracle(const NormCase& c, DType storage, double tolerance) {
+  Stream oracle(poisoned_cpu());
+  const Results expected = run_norm(oracle, c, DType::f64, storage);
+  for (DeviceType type : devices()) {
+    INFO(name_of(type) << ' ' << name_of(storage) << ' ' << text_of(c));
+    Stream stream(poisoned(type));
+    const Results got = run_norm(stream, c, storage, storage);
+    REQUIRE(got.size() == expected.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      INFO(kResultNames[i]);
+      if (i == 1)
+        check_moments(got[i], expected[i], 1e-7, 4e-6);
+      else
+        CHECK(difference(got[i], expected[i], tolerance) == "");
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Group norm on CUDA: tiles, packs and groups of all kinds", "[cuda]") {
+  for (int capability : {75, 90}) {
+    const simt::ScopedOptions scope(host_model(capability));
+    for (DType storage : {DType::f32, DType::bf16})
+      for (const NormCase& c :
+           {NormCase{{1, 33, 31, 8}, 2},           // several tiles of an image
+            {{2, 9, 7, 8}, 8},                     // a channel to a group, several to a pack
+            {{2, 9, 7, 130}, 2, false},            // 65 to a group
+            {{1, 3, 4, 325}, 5},                   // and groups across the blocks of a tile
+            {{3, 1, 1, 64}, 8},                    // images of one pixel
+            {{5, 1, 1, 65}, 1, false},             //
+            {{134, 17, 41, 3}, 1, false},          // as many pixels to a thread as there can be
+            {{2, 6, 5, 24}, 3, true, 0, 0, true},  // dx in the place of dy
+            {{2, 6, 5, 32}, 4, true, 0, 0, false, true},
+            {{2, 6, 5, 32}, 4, false, 0, 0, false, true}})
+        equals_oracle(c, storage, storage == DType::bf16 ? 1e-2 : 1e-5);
+  }
+}
+
+TEST_CASE("Group norm on CUDA keeps its precision beside a large mean", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(80));
+  const NormCase cases[] = {{{1, 33, 31, 8}, 2, false, 1000},
+                            {{2, 9, 7, 65}, 1, true, 1000},
+                            {{2, 16, 16, 16}, 16, true, -1000},
+                            {{2, 20, 20, 8}, 2, false, 0, 3000}};
+  for (const NormCase& c : cases) {
+    // The moments hold the mean as a float, off by half a unit of its last place: so much is x, of
+    // deviation 1, off in the output, and up to a few times that where gamma or dy is large.
+    const double ulp = c.mean == 0 ? 0 : std::ldexp(1.0, std::ilogb(c.mean) - 23);
+    equals_oracle(c, DType::f32, 1e-5 + 4 * ulp);
+    equals_oracle(c, DType::bf16, 1e-2);
+  }
+}
+
+TEST_CASE("Group norm on CUDA gives the same bits in whatever order blocks run", "[cuda]") {
+  for (const NormCase& c : {NormCase{{2, 33, 31, 8}, 2}, {{3, 5, 3, 21}, 7, false}})
+    for (int capability : {75, 90}) {
+      Results first;
+      for (simt::Order order :
+           {simt::Order::Ascending, simt::Order::Descending, simt::Order::Random})
+        for (uint64_t seed : {1, 2}) {
+          const simt::ScopedOptions scope(host_model(capability, order, seed));
+          Stream stream(poisoned(DeviceType::simt));
+          const Results again = run_norm(stream, c, DType::f32, DType::f32);
+          if (first.empty()) first = again;
+          for (size_t i = 0; i < first.size(); ++i) {
+            INFO(text_of(c) << ' ' << kResultNames[i] << " on " << capability);
+            CHECK(again[i].data == first[i].data);
+          }
+        }
+    }
+}
+
+TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(90));
+  const NormCase c{{2, 5, 4, 12}, 3};
+  for (DeviceType type : devices()) {
+    Stream stream(poisoned(type));
+    const Results all = run_norm(stream, c, DType::f32, DType::f32);
+    NormInputs in(stream, c, DType::f32, DType::f32);
+    const Tensor gamma = in.vector(1, 12), beta = in.vector(2, 12), t = in.activation(3, {2, 12}),
+                 dy = in.activation(5, c.x), moments = tensor_of(stream, all[1], DType::f32);
+    for (size_t wanted = 2; wanted < 6; ++wanted) {
+      Grad grads[6];
+      grads[wanted].tensor = Tensor::empty(stream, all[wanted].shape);
+      group_norm_gelu_bwd(stream, {{c.groups}}, in.x, moments, gamma, beta, t, dy, grads[2],
+                          grads[3], grads[4], grads[5]);
+      INFO(kResultNames[wanted]);
+      CHECK(values_of(stream, grads[wanted].tensor).data == all[wanted].data);
+    }
+  }
+}
+
+TEST_CASE("Sums without elements are zero on CUDA", "[cuda]") {
+  for (DeviceType type : devices()) {
+    Stream stream(poisoned(type));
+    const Tensor none = Tensor::empty(stream, {0, 4, 4, 8}), gamma = Tensor::zeros(stream, {8});
+    const Tensor moments = Tensor::empty(stream, {0, 2, 2});
+    Tensor fresh = Tensor::empty(stream, {8}),
+           kept = tensor_of(stream, {{8}, {1, 2, 3, 4, 5, 6, 7, 8}}, DType::f32);
+    group_norm_bwd(stream, {2}, none, moments, gamma, none, {}, {fresh},
+                   {kept, GradMode::Accumulate});
+    CHECK(fresh.to_vector<float>(stream) == std::vector<float>(8, 0.0f));
+    CHECK(kept.to_vector<float>(stream) == std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8});
+    const Tensor no_pixels = Tensor::empty(stream, {2, 0, 4, 3});
+    Tensor dt = Tensor::empty(stream, {2, 3});
+    add_broadcast_bwd_t(stream, no_pixels, {dt});
+    CHECK(dt.to_vector<float>(stream) == std::vector<float>(6, 0.0f));
+  }
+}
+
+TEST_CASE("The mean squared error on CUDA adds many elements without losing digits", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(80));
+  for (int64_t n : {int64_t{1} << 20, int64_t{70001}})
+    for (DType storage : {DType::f32, DType::bf16})
+      for (DeviceType type : devices()) {
+        INFO(name_of(type) << ' ' << name_of(storage) << ' ' << n);
+        Stream stream(poisoned(type));
+        const std::vector<double> zeros(size_t(n), 0.0);
+        std::vector<double> errors(size_t(n), 0.1f);
+        errors[0] = 1000;  // beside which the others' squares are far apart in size
+        Tensor loss = Tensor::empty(stream, {1});
+        mse_fwd(stream, tensor_of(stream, {{n}, zeros}, storage),
+                tensor_of(stream, {{n}, errors}, DType::f32), loss);
+        const double expected = (1e6 + double(n - 1) * double(0.1f) * double(0.1f)) / double(n);
+        CHECK(values_of(stream, loss).data[0] == Approx(expected).epsilon(1e-7));
+      }
+}
+
+TEST_CASE("The timestep embedding on CUDA equals the f64 oracle", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(75));
+  std::vector<int32_t> steps;
+  for (int32_t step = 0; step < 1000; step += 37) steps.push_back(step);
+  steps.push_back(999);
+  const int64_t N = int64_t(steps.size());
+  for (int64_t dim : {0, 2, 6, 128})
+    for (DType storage : {DType::f32, DType::bf16})
+      for (DeviceType type : devices()) {
+        INFO(name_of(type) << ' ' << name_of(storage) << ' ' << dim);
+        Stream stream(poisoned(type)), oracle(poisoned_cpu());
+        Tensor y = Tensor::empty(stream, {N, dim}, storage),
+               expected = Tensor::empty(oracle, {N, dim}, DType::f64);
+        timestep_embedding_fwd(stream, Tensor::from<int32_t>(stream, {N}, steps), y);
+        timestep_embedding_fwd(oracle, Tensor::from<int32_t>(oracle, {N}, steps), expected);
+        CHECK(difference(values_of(stream, y), values_of(oracle, expected),
+                         storage == DType::bf16 ? 1e-2 : 1e-6) == "");
+      }
+}
