@@ -48,13 +48,17 @@ void Denoiser::prepare(const Shape& shape) {
   device_->pool()->trim();
 }
 
-Tensor Denoiser::operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const {
+Tensor Denoiser::operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const
+    try {
   Tape tape(*stream_, Tape::Mode::Inference);
   Tensor output = model_.forward(tape, model_.input(*stream_, noisy), t).value;
   if (find_non_finite(*stream_, output) >= 0)
     throw InputError(concat(origin, ": the network of ", weights_,
                             " gives NaN or infinity for it: its weights are broken"));
   return output;
+} catch (const OutOfMemory& error) {
+  throw OutOfMemory(concat(origin, ": ", error.what(), ", for ", noisy.dim(2), "x", noisy.dim(1),
+                           " pixels: try a smaller --image-size, or --device cpu"));
 }
 
 }  // namespace tessera

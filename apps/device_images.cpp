@@ -28,7 +28,12 @@ Tensor images_on_device(Stream& stream, const Dataset& data, int64_t size, int64
   if (device.type() == DeviceType::cpu) return {};
   if (size_t(count) * size_t(bytes) > device.runtime().free_bytes() / 2) return {};
   device.use_threads();
-  Tensor images = Tensor::empty(stream, {count, size, size, channels}, DType::u8);
+  Tensor images;
+  try {
+    images = Tensor::empty(stream, {count, size, size, channels}, DType::u8);
+  } catch (const OutOfMemory&) {  // others use the GPU, too
+    return {};
+  }
   std::vector<uint8_t> chunk(size_t(std::min(kChunk, count) * bytes));
   for (int64_t first = 0; first < count; first += kChunk) {
     const int64_t n = std::min(kChunk, count - first);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "apps/batch_hint.h"
+
 namespace tessera {
 namespace {
 
@@ -64,8 +66,10 @@ std::optional<std::vector<EvalPoint>> evaluate(Stream& stream, const UNet& model
     for (int64_t first = 0; first < count; first += options.batch) {
       if (cancelled()) return std::nullopt;
       read_batch(data, first, std::min(options.batch, count - first), size_t(values), images);
-      const Denoised batch = denoise_batch(stream, model, options.noise, images.pixels,
-                                           images.samples, options.image_size, t);
+      const Denoised batch = with_batch_hint(images.samples.size(), [&] {
+        return denoise_batch(stream, model, options.noise, images.pixels, images.samples,
+                             options.image_size, t);
+      });
       noisy += squared_error(stream, batch.noisy, batch.clean);
       denoised += squared_error(stream, batch.denoised, batch.clean);
     }

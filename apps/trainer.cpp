@@ -1,7 +1,10 @@
 #include "apps/trainer.h"
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
+
+#include "apps/batch_hint.h"
 
 namespace tessera {
 namespace {
@@ -39,19 +42,16 @@ double Trainer::step(const Batch& batch) {
   return wait().back();
 }
 
-void Trainer::enqueue(const Batch& batch) try {
+void Trainer::enqueue(const Batch& batch) {
   const size_t slot = unwaited_.size();
   ENSURE(slot < size_t(kWindow), "more than ", kWindow, " steps without a wait()");
   unwaited_.push_back(batch);
-  const Tensor loss = forward_backward(batch, /*watch=*/false);
-  adam_.update(loss);
-  stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
-                                  loss.raw(), loss.bytes());
-} catch (const OutOfMemory& error) {
-  // What a step needs is nearly proportional to the batch.
-  const size_t n = batch.samples.size();
-  throw OutOfMemory(concat(error.what(), ", for a batch of ", n,
-                           n > 1 ? concat(": try --batch ", n / 2) : ": try a smaller network"));
+  with_batch_hint(batch.samples.size(), [&] {
+    const Tensor loss = forward_backward(batch, /*watch=*/false);
+    adam_.update(loss);
+    stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
+                                    loss.raw(), loss.bytes());
+  });
 }
 
 std::vector<double> Trainer::wait() {
@@ -59,7 +59,20 @@ std::vector<double> Trainer::wait() {
   const std::vector<float> losses = losses_.to_vector<float>(stream_);
   std::vector<double> result(losses.begin(), losses.begin() + int64_t(unwaited_.size()));
   unwaited_.clear();
+  staged_ = 0;
   return result;
+}
+
+template <class T>
+Tensor Trainer::upload(const Shape& shape, std::span<const T> values) {
+  if (staged_ == staging_.size()) staging_.emplace_back(stream_.device_ptr(), values.size_bytes());
+  PinnedBuffer& buffer = staging_[staged_++];
+  if (buffer.bytes().size() < values.size_bytes())
+    buffer = PinnedBuffer(stream_.device_ptr(), values.size_bytes());
+  std::memcpy(buffer.bytes().data(), values.data(), values.size_bytes());
+  Tensor tensor = Tensor::empty(stream_, shape, dtype_of<T>);
+  buffer.copy_to(stream_, tensor);
+  return tensor;
 }
 
 Tensor Trainer::forward_backward(const Batch& batch, bool watch) {
@@ -68,13 +81,13 @@ Tensor Trainer::forward_backward(const Batch& batch, bool watch) {
   NoiseSpec noise = noise_;
   noise.epoch = batch.epoch;
 
-  const Tensor samples = Tensor::from<int64_t>(stream_, {n}, batch.samples);
+  const Tensor samples = upload<int64_t>({n}, batch.samples);
   Tensor images = images_, rows = samples;
   if (!images) {
     std::vector<int64_t> all(batch.samples.size());
     std::iota(all.begin(), all.end(), 0);
-    images = Tensor::from<uint8_t>(stream_, shape, batch.images);
-    rows = Tensor::from<int64_t>(stream_, {n}, all);
+    images = upload<uint8_t>(shape, batch.images);
+    rows = upload<int64_t>({n}, all);
   }
   Tensor t = Tensor::empty(stream_, {n}, DType::i32), clean = Tensor::empty(stream_, shape);
   Tensor noisy = Tensor::empty(stream_, shape, model_.precision().storage);

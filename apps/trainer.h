@@ -5,6 +5,7 @@
 #include "apps/loader.h"
 #include "apps/train_options.h"
 #include "autograd/parameters.h"
+#include "core/pinned_buffer.h"
 #include "layers/unet.h"
 
 namespace tessera {
@@ -43,6 +44,9 @@ class Trainer {
  private:
   // Leaves the gradients in the arena and returns the loss [1]. watch: see Tape::watch().
   Tensor forward_backward(const Batch& batch, bool watch);
+  // Copies values to the device without waiting for it.
+  template <class T>
+  Tensor upload(const Shape& shape, std::span<const T> values);
   [[noreturn]] void report_non_finite(int64_t step);
 
   Stream& stream_;
@@ -51,8 +55,10 @@ class Trainer {
   Tensor images_;
   UNet model_;
   Adam adam_;
-  Tensor losses_;                // [kWindow] of the steps that nobody waited for yet
-  std::vector<Batch> unwaited_;  // their batches, in case one has to be looked at
+  Tensor losses_;                      // [kWindow] of the steps that nobody waited for yet
+  std::vector<Batch> unwaited_;        // their batches, in case one has to be looked at
+  std::vector<PinnedBuffer> staging_;  // what was uploaded for them: read until wait()
+  size_t staged_ = 0;                  // of these, in use
 };
 
 }  // namespace tessera

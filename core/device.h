@@ -50,17 +50,23 @@ class Device {
 
 // Used by one thread at a time. On the CPU every call has finished when it returns; elsewhere
 // tensors that go out of scope may still be in use, which is safe: what gets their memory next
-// comes later in the same order.
+// comes later in the same order. The end of a stream waits for its work.
 class Stream {
  public:
   explicit Stream(std::shared_ptr<Device> device)
-      : device_(std::move(device)), native_(device_->runtime().make_stream()) {}
+      : device_(std::move(device)),
+        native_(device_->runtime().make_stream()),
+        order_(native_ ? device_->pool()->open_order() : 0) {}
+  ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   Device& device() const { return *device_; }
+  const std::shared_ptr<Device>& device_ptr() const { return device_; }
   // The cudaStream_t; nullptr on the CPU.
   void* native() const { return native_.get(); }
+  // Of the device's pool: what memory is given to.
+  Order order() const { return order_; }
   // What products of f32 may do on devices with tensor cores; convolutions look at it.
   Math math = Math::f32;
   void synchronize() { device_->runtime().synchronize(native()); }
@@ -77,6 +83,7 @@ class Stream {
  private:
   std::shared_ptr<Device> device_;
   std::shared_ptr<void> native_;
+  Order order_;
   std::unordered_map<std::type_index, std::shared_ptr<void>> states_;
 };
 

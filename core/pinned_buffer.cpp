@@ -7,7 +7,7 @@ namespace tessera {
 PinnedBuffer::PinnedBuffer(std::shared_ptr<Device> device, size_t bytes) : bytes_(bytes) {
   void* memory = device->runtime().allocate_pinned(std::max<size_t>(bytes, 1));
   if (memory == nullptr)
-    throw InputError(concat("out of page-locked memory: requested ", bytes, " bytes"));
+    throw OutOfMemory(concat("out of page-locked memory: requested ", bytes, " bytes"));
   memory_ = {static_cast<std::byte*>(memory),
              [device](std::byte* used) { device->runtime().release_pinned(used); }};
 }

@@ -10,7 +10,7 @@ namespace tessera {
 
 class PinnedBuffer {
  public:
-  // Uninitialised. Throws InputError when there is not enough memory.
+  // Uninitialised. Throws OutOfMemory when there is not enough memory.
   PinnedBuffer(std::shared_ptr<Device> device, size_t bytes);
 
   std::span<std::byte> bytes() const { return {memory_.get(), bytes_}; }

@@ -22,21 +22,19 @@ size_t size_class(size_t bytes) {
 
 }  // namespace
 
-Buffer::~Buffer() { pool_->release({data_, exposed_}, bytes_); }
+Buffer::~Buffer() { pool_->release({data_, exposed_}, bytes_, order_); }
 
 Pool::~Pool() { trim(); }
 
-std::shared_ptr<Buffer> Pool::allocate(size_t bytes) {
+std::shared_ptr<Buffer> Pool::allocate(size_t bytes, Order order) {
   const size_t size = size_class(bytes);
   Block block{};
   {
     std::lock_guard lock(mutex_);
-    auto& blocks = free_[size];
-    if (!blocks.empty()) {
-      block = blocks.back();
-      blocks.pop_back();
-    } else {
-      block.data = take(size);
+    ENSURE(open_.contains(order), "order ", order, " is closed");
+    block = take(size, order);
+    if (block.data == nullptr) {
+      block.data = take_from_system(size);
       if (block.data == nullptr) {
         const size_t free = runtime_->free_bytes();
         throw OutOfMemory(concat("out of memory: requested ", bytes, " bytes, in use ", in_use_,
@@ -50,21 +48,54 @@ std::shared_ptr<Buffer> Pool::allocate(size_t bytes) {
     peak_ = std::max(peak_, in_use_);
   }
   if (bytes > block.exposed) simt::unpoison_memory(block.data, block.exposed = bytes);
-  return std::make_shared<Buffer>(shared_from_this(), block.data, size, block.exposed);
+  return std::make_shared<Buffer>(shared_from_this(), order, block.data, size, block.exposed);
 }
 
-// From the system, if need be after giving back what is cached.
-void* Pool::take(size_t size) {
+// A cached block: of the same order, or of none.
+Pool::Block Pool::take(size_t size, Order order) {
+  for (const Order from : {order, Order{0}}) {
+    const auto found = free_.find({from, size});
+    if (found == free_.end() || found->second.empty()) continue;
+    const Block block = found->second.back();
+    found->second.pop_back();
+    return block;
+  }
+  return {};
+}
+
+// If need be after giving back what is cached.
+void* Pool::take_from_system(size_t size) {
   void* data = runtime_->allocate(size);
   if (data != nullptr || free_.empty()) return data;
   release_cached();
   return runtime_->allocate(size);
 }
 
-void Pool::release(const Block& block, size_t bytes) {
+void Pool::release(const Block& block, size_t bytes, Order order) {
   std::lock_guard lock(mutex_);
-  free_[bytes].push_back(block);
   in_use_ -= bytes;
+  if (open_.contains(order)) {
+    free_[{order, bytes}].push_back(block);
+  } else {  // another order may use it still: the system waits for that
+    simt::unpoison_memory(block.data, bytes);
+    runtime_->release(block.data);
+  }
+}
+
+Order Pool::open_order() {
+  std::lock_guard lock(mutex_);
+  open_.insert(++last_order_);
+  return last_order_;
+}
+
+void Pool::close_order(Order order) {
+  std::lock_guard lock(mutex_);
+  open_.erase(order);
+  for (auto it = free_.lower_bound({order, 0}); it != free_.end() && it->first.first == order;) {
+    auto& idle = free_[{0, it->first.second}];
+    idle.insert(idle.end(), it->second.begin(), it->second.end());
+    it = free_.erase(it);
+  }
 }
 
 size_t Pool::bytes_in_use() const {
@@ -88,9 +119,9 @@ void Pool::trim() {
 }
 
 void Pool::release_cached() {
-  for (auto& [size, blocks] : free_)
+  for (auto& [key, blocks] : free_)
     for (const Block& block : blocks) {
-      simt::unpoison_memory(block.data, size);
+      simt::unpoison_memory(block.data, key.second);
       runtime_->release(block.data);
     }
   free_.clear();

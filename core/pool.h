@@ -5,9 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <unordered_map>
+#include <set>
 #include <vector>
 
 #include "core/runtime.h"
@@ -16,11 +17,15 @@ namespace tessera {
 
 class Pool;
 
+// Whose turn it is to use a block: the number of an order of execution (a Stream), or 0 where work
+// has finished when a call returns.
+using Order = uint64_t;
+
 // A block of a pool, given back when destroyed. Aligned to 64 bytes.
 class Buffer {
  public:
-  Buffer(std::shared_ptr<Pool> pool, void* data, size_t bytes, size_t exposed)
-      : pool_(std::move(pool)), data_(data), bytes_(bytes), exposed_(exposed) {}
+  Buffer(std::shared_ptr<Pool> pool, Order order, void* data, size_t bytes, size_t exposed)
+      : pool_(std::move(pool)), order_(order), data_(data), bytes_(bytes), exposed_(exposed) {}
   ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -30,6 +35,7 @@ class Buffer {
 
  private:
   std::shared_ptr<Pool> pool_;
+  Order order_;
   void* data_;
   size_t bytes_;    // of the size class
   size_t exposed_;  // of them, those that AddressSanitizer takes for valid
@@ -41,9 +47,15 @@ class Pool : public std::enable_shared_from_this<Pool> {
       : runtime_(std::move(runtime)) {}
   ~Pool();
 
-  // At least `bytes`, uninitialised. What is cached is given back before a request fails; then
-  // throws OutOfMemory with requested, used and free bytes.
-  std::shared_ptr<Buffer> allocate(size_t bytes);
+  // At least `bytes`, uninitialised, for work in `order`. A freed block goes to later work of the
+  // same order only, which comes after whatever still uses it: who uses a block in another order,
+  // too, keeps it until that has been waited for. What is cached is given back before a request
+  // fails; then throws OutOfMemory with requested, used and free bytes.
+  std::shared_ptr<Buffer> allocate(size_t bytes, Order order = 0);
+
+  // A new order, and its end, when all its work is done: then its cached blocks serve anybody.
+  Order open_order();
+  void close_order(Order order);
 
   size_t bytes_in_use() const;
   size_t peak_bytes() const;  // highest bytes_in_use() so far
@@ -62,14 +74,17 @@ class Pool : public std::enable_shared_from_this<Pool> {
     void* data;
     size_t exposed;
   };
-  void release(const Block& block, size_t bytes);
+  void release(const Block& block, size_t bytes, Order order);
   // With the lock held.
-  void* take(size_t size);
+  Block take(size_t size, Order order);
+  void* take_from_system(size_t size);
   void release_cached();
 
   std::shared_ptr<Runtime> runtime_;
   mutable std::mutex mutex_;
-  std::unordered_map<size_t, std::vector<Block>> free_;
+  std::map<std::pair<Order, size_t>, std::vector<Block>> free_;  // by order and size class
+  std::set<Order> open_{0};
+  Order last_order_ = 0;
   size_t in_use_ = 0;
   size_t peak_ = 0;
   int64_t misses_ = 0;

@@ -79,7 +79,7 @@ TESSERA_HD inline float log_unit(float u) {
   return fmaf(float(exponent), 0.693147181f, p);
 }
 
-// cos and sin of 2 pi u for u in [0, 1).
+// cos and sin of 2 pi u for u in [0, 1].
 TESSERA_HD inline void cos_sin_turn(float u, float& cosine, float& sine) {
   const int quadrant = int(fmaf(u, 4.0f, 0.5f));
   const float r = fmaf(u, 4.0f, -float(quadrant));  // in [-.5, .5], in quarter turns

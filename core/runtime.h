@@ -35,11 +35,11 @@ class Runtime {
   // Waits for the work that uses it.
   virtual void release_pinned(void* memory) noexcept = 0;
 
-  // The handle of a new order of execution (a cudaStream_t), or nullptr where calls have finished
-  // when they return.
+  // The handle of a new order of execution (a cudaStream_t), whose end waits for its work, or
+  // nullptr where calls have finished when they return.
   virtual std::shared_ptr<void> make_stream() = 0;
-  // `host` is not pinned. It may be used again when copy_in returns, and is complete when copy_out
-  // does.
+  // `host` is not pinned. Both wait: it may be used again when copy_in returns, and is complete
+  // when copy_out does.
   virtual void copy_in(void* stream, void* to, const void* host, size_t bytes) = 0;
   virtual void copy_out(void* stream, void* host, const void* from, size_t bytes) = 0;
   // From pinned memory, which is read until the stream is synchronised.

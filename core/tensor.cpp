@@ -12,7 +12,7 @@ Tensor Tensor::empty(Stream& stream, const Shape& shape, DType dtype) {
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
   const auto& pool = stream.device().pool();
-  tensor.buffer_ = pool->allocate(bytes);
+  tensor.buffer_ = pool->allocate(bytes, stream.order());
   if (pool->poison())
     stream.device().runtime().poison(stream.native(), tensor.raw(), tensor.bytes());
   return tensor;

@@ -14,12 +14,14 @@ CALLS = {
     "fence": r"(?:ptx::)?(?:__threadfence(?:_block|_system)?|fence_\w+)",
     "commit": r"(?:ptx::)?(?:cp_async_commit|bulk_commit\w*)",
 }
+# Comparisons that ask which of two, not whether inside: counted apart from the bounds checks.
+SELECTIONS = r"c < (?:joint\.)?A|a < b|scale >= 1|max_norm > 0"
 
 
 class Site(NamedTuple):
     file: str
     line: int
-    kind: str  # a key of CALLS, or "bounds"
+    kind: str  # a key of CALLS, "bounds" or "selection"
     text: str  # what is deleted
     start: int  # in the file's text
     end: int
@@ -145,6 +147,19 @@ def comparison(code, match):
     return start, end, "true"
 
 
+def unclamped(arguments):
+    """The argument of min(a, b) that the other one limits: the one that was added up to, or else
+    the first."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(arguments):
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            parts.append(arguments[start:i].strip())
+            start = i + 1
+    parts.append(arguments[start:].strip())
+    return next((p for p in parts if " + " in p), parts[0])
+
+
 def find_sites(file, text):
     """The sites of a file, in order."""
     code = blanked(text)
@@ -164,7 +179,14 @@ def find_sites(file, text):
                 add(kind, start, end, f"decltype({text[start:end]})()")
         for match in re.finditer(r" (?:<|>|<=|>=)\s", part):
             at = re.compile(re.escape(match[0])).match(code, begin + match.start())
-            add("bounds", *comparison(code, at))
+            start, end, instead = comparison(code, at)
+            which = re.fullmatch(SELECTIONS, code[start:end])
+            add("selection" if which else "bounds", start, end, instead)
+        for match in re.finditer(r"(?<![\w:.])min\(", part):
+            start, end = begin + match.start(), closing(code, begin + match.end() - 1)
+            add("bounds", start, end, unclamped(text[begin + match.end():end - 1]))
+        for match in re.finditer(r"\w+ \? 16 : 0", part):  # bytes of cp.async, the rest are zeros
+            add("bounds", begin + match.start(), begin + match.end(), "16")
     outer, end = [], 0  # a place within another one is no mutant of its own
     for site in sorted(sites, key=lambda site: (site.start, -site.end)):
         if site.start >= end:

@@ -44,8 +44,7 @@ TEST_CASE("no driver, an old one and no device have messages of their own", "[de
     simt::options().devices = devices;
     return message_of<InputError>([] { Device::open(DeviceType::simt); });
   };
-  CHECK(message(0, 0) ==
-        "device cuda: this machine has no NVIDIA driver (use --device cpu)");
+  CHECK(message(0, 0) == "device cuda: this machine has no NVIDIA driver (use --device cpu)");
   CHECK(message(12040, 1) ==
         "device cuda: the NVIDIA driver is too old: it supports CUDA 12.4, this program was built "
         "with 13.0 (update it, or use --device cpu)");
@@ -57,8 +56,7 @@ TEST_CASE("a GPU without memory says what was asked, used and free", "[device][s
   simt::options().total_memory = 1 << 20;
   Stream stream(Device::open(DeviceType::simt, 1));
   const Tensor held = Tensor::empty(stream, {1024});
-  const std::string message =
-      message_of<OutOfMemory>([&] { Tensor::empty(stream, {1 << 20}); });
+  const std::string message = message_of<OutOfMemory>([&] { Tensor::empty(stream, {1 << 20}); });
   CHECK(message == "out of memory: requested 4194304 bytes, in use 4096 bytes, free 1044480 bytes");
 }
 
@@ -83,6 +81,21 @@ TEST_CASE("a kernel uses the threads of its own device, whichever was opened las
 
 TEST_CASE("devices have pools of their own", "[device]") {
   CHECK(Device::open(DeviceType::cpu)->pool() != Device::open(DeviceType::cpu)->pool());
+}
+
+TEST_CASE("streams do not take memory that another one still works on", "[device][simt]") {
+  const auto device = Device::open(DeviceType::simt);
+  Stream one(device), two(device);
+  const std::vector<float> values(1000, 2);
+  Tensor result = Tensor::empty(one, {1000});
+  {
+    const Tensor x = Tensor::from<float>(one, {1000}, values);
+    add_fwd(one, x, x, result);  // is queued when x goes
+  }
+  Tensor other = Tensor::empty(two, {1000});
+  other.zero(two);
+  two.synchronize();
+  CHECK(result.to_vector<float>(one) == std::vector<float>(1000, 4));
 }
 
 TEST_CASE("a stream keeps one state of a type", "[device]") {

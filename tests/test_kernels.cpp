@@ -90,6 +90,28 @@ TEST_CASE("a long tensor is searched to its end", "[kernels][cuda]") {
   CHECK(find_non_finite(stream, Tensor::from<float>(stream, {kLong}, values)) == kLong - 1);
 }
 
+TEST_CASE("GELU and its derivative are finite far out", "[kernels][cuda]") {
+  const std::vector<float> x{1e18f, -1e18f, 1e20f, -1e20f, 1e30f, -1e30f}, ones(x.size(), 1);
+  std::vector<DeviceType> devices{DeviceType::cpu, DeviceType::simt};
+  if (has_gpu()) devices.push_back(DeviceType::cuda);
+  for (const DeviceType type : devices)
+    for (const GeluForm form : {GeluForm::Exact, GeluForm::Tanh}) {
+      INFO(name_of(type) << ' ' << name_of(form));
+      Stream stream(Device::open(type));
+      const int64_t n = int64_t(x.size());
+      const Tensor in = Tensor::from<float>(stream, {n}, x),
+                   dy = Tensor::from<float>(stream, {n}, ones);
+      Tensor y = Tensor::empty(stream, {n}), dx = Tensor::empty(stream, {n});
+      gelu_fwd(stream, form, in, y);
+      gelu_bwd(stream, form, in, dy, {dx});
+      const auto values = y.to_vector<float>(stream), slopes = dx.to_vector<float>(stream);
+      for (size_t i = 0; i < x.size(); ++i) {
+        CHECK(values[i] == Approx(std::max(x[i], 0.0f)).margin(1e-6));
+        CHECK(slopes[i] == Approx(x[i] > 0 ? 1 : 0).margin(1e-6));
+      }
+    }
+}
+
 TEST_CASE("images become numbers from -1 to 1", "[kernels][noise]") {
   Stream stream(poisoned_cpu());
   std::vector<uint8_t> pixels(256);

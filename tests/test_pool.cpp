@@ -82,6 +82,30 @@ TEST_CASE("trim gives cached blocks back and leaves the others", "[pool]") {
   CHECK(pool->misses() == misses + 1);
 }
 
+TEST_CASE("a freed block serves its own order, until that has ended", "[pool]") {
+  auto pool = std::make_shared<Pool>();
+  const Order a = pool->open_order(), b = pool->open_order();
+  const std::byte* first = pool->allocate(1024, a)->data();
+  CHECK(pool->allocate(1024, a)->data() == first);
+  const auto other = pool->allocate(1024, b);
+  CHECK(other->data() != first);  // a's work may still use it
+  pool->close_order(a);
+  CHECK(pool->allocate(1024, b)->data() == first);
+  CHECK(pool->misses() == 2);
+  CHECK_THROWS_AS(pool->allocate(1024, a), Error);
+}
+
+TEST_CASE("what outlives its order goes back to the system", "[pool]") {
+  auto pool = std::make_shared<Pool>();
+  const Order a = pool->open_order();
+  auto block = pool->allocate(1024, a);
+  pool->close_order(a);
+  block.reset();
+  CHECK(pool->bytes_in_use() == 0);
+  pool->allocate(1024);
+  CHECK(pool->misses() == 2);
+}
+
 TEST_CASE("a block keeps its pool alive", "[pool]") {
   auto pool = std::make_shared<Pool>();
   auto block = pool->allocate(64);

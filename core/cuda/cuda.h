@@ -26,6 +26,9 @@ namespace tessera::TESSERA_CUDA {
 
 [[noreturn]] inline void throw_cuda_error(cudaError_t error, const char* call, const char* file,
                                           int line) {
+  // A launch may need memory, too: for its code, when it is loaded.
+  if (error == cudaErrorMemoryAllocation)
+    throw OutOfMemory(concat("out of memory in CUDA [", call, "] (", file, ":", line, ")"));
   throw_error(call, file, line, concat("CUDA: ", cudaGetErrorString(error)));
 }
 

@@ -1,7 +1,7 @@
 // Whether this program has kernels that run on the present GPU.
 #include "core/cuda/probe.h"
 
-#include <cuda_runtime.h>
+#include "core/cuda/cuda.h"
 
 namespace tessera::gpu {
 namespace {
@@ -12,9 +12,13 @@ __global__ void probe_kernel() {}
 
 bool has_code_for_this_gpu() {
   cudaFuncAttributes attributes;
-  const bool found = cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
-  if (!found) cudaGetLastError();  // it would be reported once more by a later call
-  return found;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction) {
+    CUDA_CHECK(error);
+    return true;
+  }
+  cudaGetLastError();  // it would be reported once more by a later call
+  return false;
 }
 
 }  // namespace tessera::gpu

@@ -24,8 +24,12 @@ void find_device() {
     throw InputError(concat("device cuda: the NVIDIA driver is too old: it supports CUDA ",
                             version(driver), ", this program was built with ", version(runtime),
                             " (update it, or use --device cpu)"));
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
     throw InputError("device cuda: the NVIDIA driver finds no GPU (use --device cpu)");
+  if (error != cudaSuccess)
+    throw InputError(concat("device cuda: the NVIDIA driver does not work: ",
+                            cudaGetErrorString(error), " (use --device cpu)"));
 }
 
 class CudaRuntime : public Runtime {
@@ -84,12 +88,18 @@ class CudaRuntime : public Runtime {
   std::shared_ptr<void> make_stream() override {
     cudaStream_t stream;
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    return {stream, [](void* native) { cudaStreamDestroy(stream_of(native)); }};
+    return {stream, [](void* native) {
+#ifdef TESSERA_GPU  // the host model does what is queued when a stream is destroyed
+              cudaStreamSynchronize(stream_of(native));
+#endif
+              cudaStreamDestroy(stream_of(native));
+            }};
   }
 
-  // From memory that is not pinned: CUDA has taken a copy when the call returns.
+  // CUDA does not promise to have read memory that is not pinned when the call returns.
   void copy_in(void* stream, void* to, const void* host, size_t bytes) override {
     copy_in_async(stream, to, host, bytes);
+    synchronize(stream);
   }
   void copy_in_async(void* stream, void* to, const void* host, size_t bytes) override {
     CUDA_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, stream_of(stream)));

@@ -65,7 +65,8 @@ template <GeluForm form>
 inline float gelu_derivative(float x) {
   if constexpr (form == GeluForm::Tanh) {
     const float t = tanh_half(gelu_tanh_argument(x));
-    const float slope = 0.797884561f * (1.0f + 0.134145f * x * x);
+    // Far out the factor before it is 0, and 0 * inf would be NaN.
+    const float slope = 0.797884561f * (1.0f + 0.134145f * std::min(x * x, 1e18f));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope;
   }
   float cdf, pdf;

@@ -17,7 +17,7 @@ __device__ __forceinline__ float gelu_derivative_of(float x) {
   if constexpr (form == GeluForm::Exact)
     return 0.5f * erfcf(-0.707106781f * x) + x * (0.398942280f * expf(-0.5f * x * x));
   const float t = tanhf(0.797884561f * (x + 0.044715f * x * x * x));
-  const float slope = 0.797884561f * (1.0f + 0.134145f * x * x);
+  const float slope = 0.797884561f * (1.0f + 0.134145f * fminf(x * x, 1e18f));  // 0 * inf is NaN
   return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope;
 }
 

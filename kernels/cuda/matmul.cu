@@ -101,6 +101,7 @@ class CuBlas {
     return reinterpret_cast<Function*>(address);
   }
   static void check(cublasStatus_t status, const char* call) {
+    if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfMemory(concat("out of memory in ", call));
     ENSURE(status == CUBLAS_STATUS_SUCCESS, call, " failed with status ", int(status));
   }
 

@@ -35,7 +35,8 @@ __global__ void squared_error_kernel(int64_t packs, const T* prediction, const f
 }
 
 // loss = sum of partial [count] / n. One block.
-__global__ void mean_kernel(int64_t count, const double* partial, int64_t n, float* loss) {
+__global__ void __launch_bounds__(kMergeThreads)
+    mean_kernel(int64_t count, const double* partial, int64_t n, float* loss) {
   auto& shared = shared_memory<SumShared<kMergeThreads>>();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kMergeThreads) sum += partial[i];

@@ -142,7 +142,7 @@ void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor
              AddNoise<packed.value>{spec, use, samples.data<int64_t>(), t.data<int32_t>(),
                                     clean.data<float>(), noisy.data<float>(), blocks});
   };
-  packs_fit<float, 4>(blocks.size, clean.data<float>(), noisy.data<float>())
+  blocks.size > 0 && packs_fit<float, 4>(blocks.size, clean.data<float>(), noisy.data<float>())
       ? add(std::true_type{})
       : add(std::false_type{});
 }
@@ -159,7 +159,7 @@ void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, con
                                           t.data<int32_t>(), clean.data<float>(), noisy.data<T>(),
                                           blocks});
     };
-    packs_fit<uint8_t, 4>(blocks.size, images.data<uint8_t>()) &&
+    blocks.size > 0 && packs_fit<uint8_t, 4>(blocks.size, images.data<uint8_t>()) &&
             packs_fit<float, 4>(blocks.size, clean.data<float>()) &&
             packs_fit<T, 4>(blocks.size, noisy.data<T>())
         ? make(std::true_type{})
