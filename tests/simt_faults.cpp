@@ -1,11 +1,13 @@
 // Broken kernels and programs for AddressSanitizer and ThreadSanitizer, each beside its correct
 // twin. simt_faults <name> broken|right: built once with each sanitizer, run by
-// test_simt_sanitizers.cpp, which reads what the sanitizer says.
+// test_sanitizers.cpp, which reads what the sanitizer says.
 #include <cstdio>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 
+#include "core/pool.h"
 #include "core/simt/atomic.h"
 #include "core/simt/launch.h"
 #include "core/simt/math.h"
@@ -49,6 +51,12 @@ void shared_kernel(int* out, int n) {
   __syncthreads();
   out[threadIdx.x] = values[0];
 }
+void shared_read_kernel(int* out, int offset) {
+  auto* const values = &shared_memory<int>();
+  values[threadIdx.x] = 1;
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = values[int(threadIdx.x) + offset];
+}
 void vector_kernel(const int* in, int* out) {
   store_vector(out + 4 * threadIdx.x, load_vector<int4>(in + 4 * threadIdx.x));
 }
@@ -63,6 +71,20 @@ void global_write(bool broken) {
   int* out = device_memory(8);
   run<global_write_kernel>(dim3(1), dim3(8), 0, out, broken ? -1 : 0);
   cudaFree(out);
+}
+void global_write_beyond(bool broken) {
+  int* out = device_memory(8);
+  run<global_write_kernel>(dim3(1), dim3(8), 0, out, broken ? 1 : 0);
+  cudaFree(out);
+}
+// A pool's block has more bytes than the request, here 80 ints; its next owner may have more.
+void pool_block(bool broken) {
+  const auto pool = std::make_shared<tessera::Pool>(make_runtime());
+  for (const int ints : {65, 70}) {
+    const auto buffer = pool->allocate(size_t(4 * ints));
+    run<global_write_kernel>(dim3(1), dim3(8), 0, reinterpret_cast<int*>(buffer->data()),
+                             broken ? ints - 7 : ints - 8);
+  }
 }
 void freed_memory(bool broken) {
   int *a = device_memory(8), *b = device_memory(8);
@@ -81,6 +103,16 @@ void smaller_shared_write(bool broken) {
   int* out = device_memory(64);
   run<shared_kernel>(dim3(1), dim3(64), 64 * 4, out, 64);
   run<shared_kernel>(dim3(1), dim3(64), 60 * 4, out, broken ? 61 : 60);
+  cudaFree(out);
+}
+void shared_read(bool broken) {
+  int* out = device_memory(128);
+  run<shared_read_kernel>(dim3(2), dim3(64), 64 * 4, out, broken ? 1 : 0);
+  cudaFree(out);
+}
+void shared_read_before(bool broken) {
+  int* out = device_memory(128);
+  run<shared_read_kernel>(dim3(2), dim3(64), 64 * 4, out, broken ? -1 : 0);
   cudaFree(out);
 }
 void vector_read(bool broken) {
@@ -133,6 +165,25 @@ void named_barrier_kernel(int* out) {
   if (broken && threadIdx.x >= 32) block_barrier(1, 64, 0, "full", Where::current());
 }
 template <bool broken>
+void counter_kernel(int* out) {
+  auto& count = shared_memory<int>();
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  if (broken)
+    count = count + 1;
+  else
+    atomicAdd(&count, 1);
+  __syncthreads();
+  if (threadIdx.x == 0) *out = count;
+}
+template <bool broken>
+void neighbour_kernel(int* values) {
+  const unsigned i = threadIdx.x;
+  values[i] = int(i);
+  if (!broken) __syncthreads();
+  values[64 + i] = values[(i + 1) % 64];
+}
+template <bool broken>
 void blocks_kernel(int* out) {
   if (threadIdx.x == 0) {
     if (broken)
@@ -174,6 +225,8 @@ void count_kernel(int* value) {
 TWINS(missing_syncwarp, warp_kernel, dim3(1), dim3(64), 256, 64)
 TWINS(missing_meeting, shuffle_kernel, dim3(1), dim3(64), 256, 64)
 TWINS(missing_named_barrier, named_barrier_kernel, dim3(1), dim3(64), 4, 64)
+TWINS(missing_atomic, counter_kernel, dim3(1), dim3(64), 4, 1)
+TWINS(missing_global_barrier, neighbour_kernel, dim3(1), dim3(64), 0, 128)
 TWINS(blocks, blocks_kernel, dim3(3), dim3(33), 0, 1)
 
 void missing_barrier(bool broken) {
@@ -267,14 +320,20 @@ void missing_edge(bool broken) {
 const std::map<std::string, std::function<void(bool)>> kFaults = {
     {"global_read", global_read},
     {"global_write", global_write},
+    {"global_write_beyond", global_write_beyond},
+    {"pool_block", pool_block},
     {"freed_memory", freed_memory},
     {"shared_write", shared_write},
     {"smaller_shared_write", smaller_shared_write},
+    {"shared_read", shared_read},
+    {"shared_read_before", shared_read_before},
     {"vector_read", vector_read},
     {"missing_barrier", missing_barrier},
     {"missing_syncwarp", missing_syncwarp},
     {"missing_meeting", missing_meeting},
     {"missing_named_barrier", missing_named_barrier},
+    {"missing_atomic", missing_atomic},
+    {"missing_global_barrier", missing_global_barrier},
     {"blocks", blocks},
     {"missing_fence", missing_fence},
     {"missing_grid_sync", missing_grid_sync},
@@ -289,6 +348,7 @@ int main(int count, char** arguments) {
   const auto found = count == 3 ? kFaults.find(arguments[1]) : kFaults.end();
   if (found == kFaults.end()) {
     std::fprintf(stderr, "usage: simt_faults <name> broken|right\n");
+    for (const auto& [name, run] : kFaults) std::fprintf(stderr, "%s\n", name.c_str());
     return 2;
   }
   const bool broken = std::string(arguments[2]) == "broken";
