@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Whether the suite launched every kernel of the CUDA backend, on the host model.
 
-kernel_launches.py --log DIR --tests PROGRAM --out DIR LIBRARY...
+kernel_launches.py --log DIR --tests PROGRAM --sources DIR --out DIR LIBRARY...
 
 LIBRARY is an archive of the kernels' objects for the host model, PROGRAM the test program, --log
-what its processes wrote (core/simt/launch_log.h). Kernels are found by their symbols, launches by
-addresses. Writes kernel-launches.md, each kernel with the tests that launch it, and
+what its processes wrote (core/simt/launch_log.h). Kernels are found by their symbols, whose names
+end in _kernel (--sources: no __global__ function there has another one), launches by addresses.
+Writes kernel-launches.md, each kernel with the tests that launch it, and
 kernel-launches.json for kernel_resources.py. Ends with 1 when a kernel was never launched, with 77
 when only a part of the suite ran.
 """
@@ -14,6 +15,7 @@ import collections
 import functools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -55,6 +57,22 @@ def kernels_of(libraries):
     errors = [f"{len(found)} kernels are called {name}: rename them"
               for name, found in sorted(mangled.items()) if len(found) > 1]
     return names, errors
+
+
+def misnamed(sources):
+    """What is wrong with the names of __global__ functions in a folder of sources."""
+    errors = []
+    for path in sorted(path for path in sources.rglob("*") if path.suffix in (".cu", ".cuh", ".h")):
+        text = re.sub(r"//.*|/\*(?s:.*?)\*/", "", path.read_text())
+        for declaration in re.findall(r"\b__global__\b([^;{]*)", text):
+            # Attributes have parentheses, too: __launch_bounds__(f(x)), two levels at most.
+            bare = re.sub(r"\b__\w+__\s*\((?:[^()]|\([^()]*\))*\)", "", declaration)
+            name = re.search(r"(\w+)\s*\(", bare)
+            if not name or not name[1].endswith("_kernel"):
+                what = name[1] if name else " ".join(declaration.split())
+                errors.append(f"{path.name}: {what} is __global__, and its name does not end in "
+                              "_kernel")
+    return errors
 
 
 @functools.cache
@@ -116,6 +134,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=pathlib.Path, required=True)
     parser.add_argument("--tests", type=pathlib.Path, required=True)
+    parser.add_argument("--sources", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("libraries", type=pathlib.Path, nargs="+")
     options = parser.parse_args()
@@ -130,6 +149,7 @@ def main():
     text, data = report(names, launched)
     (options.out / "kernel-launches.md").write_text(text)
     (options.out / "kernel-launches.json").write_text(json.dumps(data, indent=1))
+    errors += misnamed(options.sources)
     errors += [f"no test launches {name}" for name, found in data.items() if not found["tests"]]
     if not data:
         errors.append("there are no kernels")

@@ -9,8 +9,10 @@ kernel_resources.py table BUILD          the table of all kernels of a build dir
                                          spills that is not in kernel_spills.txt
 
 Blocks are as large as the tests launched them (BUILD/kernel-launches.json, by kernel_launches.py):
-shared memory is dynamic, and no object file knows its size. Without that file the occupancy is that
-by registers of blocks of 256 threads, marked by a "?".
+shared memory is dynamic, and no object file knows its size. A kernel that the tests never launched
+is an error: the host model may not have it. Where that file is missing or older than the kernels,
+the occupancy is that by registers of blocks of 256 threads, marked by a "?"; a lone "?" stands for
+an architecture whose limits are not known here.
 """
 import argparse
 import json
@@ -21,7 +23,7 @@ import sys
 from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from kernel_names import demangle, short_name  # noqa: E402
+from kernel_names import demangle, is_kernel, short_name  # noqa: E402
 
 SKIPPED = 77  # exit status of a test that could not run
 
@@ -35,16 +37,22 @@ class Limits(NamedTuple):
     shared_reserved: int  # of each block
 
 
-# CUDA C++ Programming Guide, "Compute Capabilities", table of technical specifications. Everywhere:
-# 65,536 registers, given to warps in units of 256, and warps spread over 4 partitions.
+# CUDA C++ Programming Guide, "Compute Capabilities", table of technical specifications, and
+# cuda_occupancy.h: the architectures of nvcc 13. Everywhere: 65,536 registers, given to warps in
+# units of 256, and warps spread over 4 partitions.
 LIMITS = {
     75: Limits(32, 16, 64 << 10, 256, 0),
     80: Limits(64, 32, 164 << 10, 128, 1024),
     86: Limits(48, 16, 100 << 10, 128, 1024),
+    87: Limits(48, 16, 164 << 10, 128, 1024),
+    88: Limits(48, 16, 100 << 10, 128, 1024),
     89: Limits(48, 24, 100 << 10, 128, 1024),
     90: Limits(64, 32, 228 << 10, 128, 1024),
     100: Limits(64, 32, 228 << 10, 128, 1024),
+    103: Limits(64, 32, 228 << 10, 128, 1024),
+    110: Limits(48, 24, 228 << 10, 128, 1024),
     120: Limits(48, 24, 100 << 10, 128, 1024),
+    121: Limits(48, 24, 100 << 10, 128, 1024),
 }
 REGISTERS, REGISTER_UNIT, PARTITIONS, WARP = 65536, 256, 4, 32
 
@@ -56,8 +64,10 @@ def up(value, unit):
 def occupancy(architecture, threads, registers, shared):
     """The share of a multiprocessor's warps that can be resident, 0 to 1: the fewest blocks that
     its warps, registers, shared memory (bytes of a block) and block slots allow. The rules are
-    those of cuda_occupancy.h in the toolkit."""
-    limits = LIMITS[architecture]
+    those of cuda_occupancy.h in the toolkit. None for an architecture that LIMITS lacks."""
+    limits = LIMITS.get(architecture)
+    if not limits:
+        return None
     warps = up(threads, WARP) // WARP
     blocks = min(limits.blocks, limits.warps // warps)
     if registers:
@@ -139,19 +149,26 @@ def largest_block(launches, name, capability):
 
 
 def table(kernels, launches, allowed):
-    """The lines of the table, and what is wrong with the kernels."""
-    names = {m: short_name(d) for m, d in demangle(k.name for k in kernels).items()}
+    """The lines of the table, and what is wrong with the kernels. launches: None where no tests ran
+    these kernels."""
+    demangled = demangle(k.name for k in kernels)
+    names = {m: short_name(d) for m, d in demangled.items()}
     lines = ["| kernel | arch | threads | shared | registers | stack | spills | occupancy |",
              "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    errors = []
+    # Kernels of other names are not looked for among the launches.
+    errors = [f"{name}: a kernel's name ends in _kernel" for m, name in sorted(names.items())
+              if not is_kernel(demangled[m])]
+    if launches is not None:
+        errors += [f"{name}: nvcc compiles it, and no test launches it on the host model"
+                   for name in sorted(set(names.values())) if not largest_block(launches, name, 0)]
     for k in sorted(set(kernels), key=lambda k: (names[k.name], k.capability, k)):
         name = names[k.name]
-        block = largest_block(launches, name, k.capability)
+        block = largest_block(launches or {}, name, k.capability)
         threads, dynamic = block or (256, 0)
         shared = k.shared + dynamic
         share = occupancy(k.capability, threads, k.registers, shared)
         lines.append(f"| `{name}` | {k.architecture} | {threads} | {shared} | {k.registers} | "
-                     f"{k.stack} | {k.spills} | {share:.0%}{'' if block else '?'} |")
+                     f"{k.stack} | {k.spills} | {percent(share)}{'' if block or share is None else '?'} |")
         if share == 0:
             errors.append(f"{name} ({k.architecture}): a block of {threads} threads does not fit")
         if (k.stack or k.spills) and not reason_for(name, allowed):
@@ -163,6 +180,10 @@ def table(kernels, launches, allowed):
     return lines, errors
 
 
+def percent(share):
+    return "?" if share is None else f"{share:.0%}"
+
+
 def family(name):
     """sum_kernel of sum_kernel<float, 4>; elementwise_kernel<Add> of elementwise_kernel<Add<..>>."""
     head, _, arguments = name.partition("<")
@@ -171,7 +192,10 @@ def family(name):
 
 
 def span(values, unit=""):
-    low, high = min(values), max(values)
+    known = [value for value in values if value is not None]
+    if not known:
+        return "?"
+    low, high = min(known), max(known)
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
@@ -185,8 +209,9 @@ def summary(kernels, launches):
              "occupancy | launched by |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
     for name, members in sorted(families.items()):
         blocks = [largest_block(launches, names[k.name], k.capability) or (256, 0) for k in members]
-        shares = [round(100 * occupancy(k.capability, b[0], k.registers, k.shared + b[1]))
+        shares = [occupancy(k.capability, b[0], k.registers, k.shared + b[1])
                   for k, b in zip(members, blocks)]
+        shares = [None if share is None else round(100 * share) for share in shares]
         tests = sorted({t for k in members for t in launches.get(names[k.name], {}).get("tests", [])})
         more = f" and {len(tests) - 2} more" if len(tests) > 2 else ""
         lines.append(f"| `{name}` | {len({k.name for k in members})} | {span([b[0] for b in blocks])}"
@@ -204,12 +229,14 @@ def show(build):
         print("kernel resources: skipped, nvcc has built no kernels here")
         return SKIPPED
     launch_file = build / "kernel-launches.json"
-    launches = json.loads(launch_file.read_text()) if launch_file.exists() else {}
+    newest = max(log.stat().st_mtime for log in logs)
+    launches = (json.loads(launch_file.read_text())
+                if launch_file.exists() and launch_file.stat().st_mtime >= newest else None)
     allowed = allowed_spills(pathlib.Path(__file__).with_name("kernel_spills.txt"))
     lines, errors = table(kernels, launches, allowed)
     text = "\n".join(lines) + "\n"
     (build / "kernel-resources.md").write_text(text)
-    (build / "kernel-summary.md").write_text("\n".join(summary(kernels, launches)) + "\n")
+    (build / "kernel-summary.md").write_text("\n".join(summary(kernels, launches or {})) + "\n")
     print(text)
     for error in errors:
         print("error:", error)

@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """Tests of the scripts that judge kernels: each says what is wrong when something is."""
+import contextlib
+import io
+import os
 import pathlib
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -14,9 +18,9 @@ ADD = "_ZN7tessera3gpu10add_kernelILi4EEEvPf"
 ADD_SIMT = "_ZN7tessera4simt10add_kernelILi4EEEvPf"
 
 
-def report(stack, spills):
-    return (f"ptxas info    : Compiling entry function '{ADD}' for 'sm_90a'\n"
-            f"ptxas info    : Function properties for {ADD}\n"
+def report(stack, spills, name=ADD, architecture="sm_90a"):
+    return (f"ptxas info    : Compiling entry function '{name}' for '{architecture}'\n"
+            f"ptxas info    : Function properties for {name}\n"
             f"    {stack} bytes stack frame, {spills} bytes spill stores, {spills} bytes spill "
             f"loads\nptxas info    : Used 40 registers, used 1 barriers, 16 bytes smem\n")
 
@@ -40,9 +44,8 @@ class Names(unittest.TestCase):
 
 
 class Resources(unittest.TestCase):
-    def judge(self, text, allowed=(), launches=()):
-        return kernel_resources.table(kernel_resources.parse_ptxas(text), dict(launches),
-                                      dict(allowed))
+    def judge(self, text, allowed=(), launches=None):
+        return kernel_resources.table(kernel_resources.parse_ptxas(text), launches, dict(allowed))
 
     def test_good_kernel(self):
         block = {"capability": 80, "threads": 128, "shared": 48 << 10}
@@ -62,11 +65,51 @@ class Resources(unittest.TestCase):
         self.assertEqual(
             len(self.judge(report(0, 0), launches={"add_kernel<4>": {"blocks": [block]}})[1]), 1)
 
+    def test_kernel_for_nvcc_alone(self):
+        for launches in ({}, {"add_kernel<4>": {"tests": [], "blocks": []}}):
+            lines, errors = self.judge(report(0, 0), launches=launches)
+            self.assertEqual(len(errors), 1)
+            self.assertIn("add_kernel<4>: nvcc compiles it, and no test", errors[0])
+        # Where no tests ran, nobody can say.
+        lines, errors = self.judge(report(0, 0))
+        self.assertEqual(errors, [])
+        self.assertTrue(lines[2].endswith("| 75%? |"), lines[2])
+
+    def test_kernel_of_another_name(self):
+        errors = self.judge(report(0, 0, "_ZN7tessera3gpu7add_allILi4EEEvPf"))[1]
+        self.assertEqual(errors, ["add_all<4>: a kernel's name ends in _kernel"])
+
+    def test_unknown_architecture(self):
+        block = {"add_kernel<4>": {"blocks": [{"capability": 90, "threads": 128, "shared": 0}]}}
+        text = report(0, 0, architecture="sm_999") + report(0, 0)
+        lines, errors = self.judge(text, launches=block)
+        self.assertEqual(errors, [])
+        self.assertEqual([line.split(" | ")[-1] for line in lines[2:]], ["75% |", "? |"])
+        summary = kernel_resources.summary(kernel_resources.parse_ptxas(text), block)
+        self.assertIn(" | 75% | ", summary[2])
+
+    def test_launches_of_an_older_build(self):
+        with tempfile.TemporaryDirectory() as folder:
+            build = pathlib.Path(folder)
+            (build / "add.cu.o").touch()
+            (build / "add.cu.o.ptxas").write_text(report(0, 0))
+            self.assertEqual(self.show(build), 0)
+            (build / "kernel-launches.json").write_text("{}")
+            self.assertEqual(self.show(build), 1)
+            os.utime(build / "kernel-launches.json", (1, 1))
+            self.assertEqual(self.show(build), 0)
+
+    def show(self, build):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return kernel_resources.show(build)
+
     def test_occupancy(self):
         # From cuda_occupancy.h.
         for arguments, blocks, warps in (((80, 256, 64, 0), 4, 64), ((80, 96, 40, 0), 16, 64),
                                          ((90, 128, 32, 65536), 3, 64), ((89, 32, 16, 0), 24, 48),
-                                         ((75, 1024, 65, 0), 0, 32), ((86, 64, 16, 0), 16, 48)):
+                                         ((75, 1024, 65, 0), 0, 32), ((86, 64, 16, 0), 16, 48),
+                                         ((87, 128, 32, 65536), 2, 48), ((110, 32, 16, 0), 24, 48),
+                                         ((103, 128, 32, 65536), 3, 64), ((121, 256, 64, 0), 4, 48)):
             threads = arguments[1]
             self.assertAlmostEqual(kernel_resources.occupancy(*arguments),
                                    blocks * (threads // 32) / warps)
@@ -82,6 +125,21 @@ class Launches(unittest.TestCase):
         self.assertEqual(data["other_kernel"]["tests"], [])
         self.assertEqual(data["add_kernel<4>"]["blocks"],
                          [{"capability": 80, "threads": 256, "shared": 0}])
+
+    def test_names_of_global_functions(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (pathlib.Path(folder) / "a.cu").write_text(
+                "template <class T, int N>\n"
+                "__global__ void __launch_bounds__(f(Tile::kThreads))\n"
+                "    good_kernel(T a, int b) {\n}\n"
+                "// a __global__ function, void comment(int)\n"
+                "__global__ void probe() {}\n"
+                "__global__ void also_kernel();\n")
+            (pathlib.Path(folder) / "b.h").write_text(
+                "__global__ __launch_bounds__(256) void kernel_of_sums(int n) { launch_kernel(n); }")
+            self.assertEqual([error.split(" is ")[0] for error in
+                              kernel_launches.misnamed(pathlib.Path(folder))],
+                             ["a.cu: probe", "b.h: kernel_of_sums"])
 
 
 KERNEL = """
