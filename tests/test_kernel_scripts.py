@@ -34,12 +34,16 @@ class Names(unittest.TestCase):
             "tessera::simt::(anonymous namespace)::sum_kernel(float const*, float*)": "sum_kernel",
             "void tessera::gpu::gelu_kernel<(tessera::GeluForm)1>(float*)":
                 "gelu_kernel<(GeluForm)1>",
+            "void tessera::simt::gemm::gemm_kernel<tessera::simt::conv::Image<float> >(float*)":
+                "gemm::gemm_kernel<conv::Image<float>>",
         }.items():
             self.assertEqual(kernel_names.short_name(long), short)
             self.assertTrue(kernel_names.is_kernel(long))
         for other in ("tessera::simt::launch_kernels(int)",
                       "tessera::simt::Launcher<&tessera::simt::sum_kernel>::run(int)",
-                      "std::vector<tessera::simt::sum_kernel<int> >::size() const"):
+                      "std::vector<tessera::simt::sum_kernel<int> >::size() const",
+                      "void tessera::simt::gemm::gemm_kernel<4>(int)::{lambda(int)#1}::operator()(int) const",
+                      "void tessera::simt::sum_kernel<4>(int)::{lambda(int)#1}::_FUN(int)"):
             self.assertFalse(kernel_names.is_kernel(other), other)
 
 
