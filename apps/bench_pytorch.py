@@ -7,8 +7,10 @@ channels last. Variants are the product of --case, --compile and --precision:
   compile    no (eager), default, max-autotune (torch.compile's modes; the last with CUDA graphs)
   precision  f32, tf32, bf16 (autocast), bf16-norm (autocast, GroupNorm in bf16, too)
 
-A figure is the median of warm steps. What this PyTorch or machine lacks is skipped, with a line
-that says so. Status 1 when every variant failed, 3 when there is no PyTorch. Network: tests/golden/unet_reference.py.
+A figure is that of `bench` (tests/bench_timer.h, seconds_per_step): seconds of ten steps in a row
+that nothing waits for, between two CUDA events (on a CPU by the clock), by their number; the median
+of such rounds. What this PyTorch or machine lacks is skipped, with a line that says so. Status 1
+when every variant failed, 3 when there is no PyTorch. Network: tests/golden/unet_reference.py.
 
     python3 apps/bench_pytorch.py --case lesson --precision bf16 --json torch.json
 """
@@ -28,6 +30,7 @@ CASES = {
     "quick": {"size": 32, "base": 32, "levels": 3, "batch": 32},
     "tiny": {"size": 16, "base": 8, "levels": 1, "batch": 2},
 }
+STEPS_IN_A_ROW = 10  # as in tests/bench_timer.h
 COMPILE = ("no", "default", "max-autotune")
 PRECISION = ("f32", "tf32", "bf16", "bf16-norm")
 
@@ -92,25 +95,36 @@ def make_step(torch, case, compile_mode, precision, device):
     return step
 
 
-def measure(torch, step, device, warmup, steps):
-    """Returns (seconds of the first step, median seconds of the warm ones, last loss)."""
-    def wait():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    start = time.perf_counter()
-    step()
-    wait()
-    first = time.perf_counter() - start
-    for _ in range(warmup):
-        step()
-    seconds = []
-    for _ in range(steps):
-        wait()
+def seconds_of(torch, device, work):
+    """Seconds of a function's work, and what it returns; nothing runs before."""
+    if device != "cuda":
         start = time.perf_counter()
-        loss = step()
-        wait()
-        seconds.append(time.perf_counter() - start)
+        result = work()
+        return time.perf_counter() - start, result
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    torch.cuda.synchronize()
+    events[0].record()
+    result = work()
+    events[1].record()
+    events[1].synchronize()
+    return events[0].elapsed_time(events[1]) / 1e3, result
+
+
+def measure(torch, step, device, warmup, steps):
+    """Returns (seconds of the first step, median seconds of a warm one, last loss)."""
+    def in_a_row(count):
+        for _ in range(count - 1):
+            step()
+        return step()
+
+    first, loss = seconds_of(torch, device, step)
+    if warmup:
+        in_a_row(warmup)
+    seconds = []
+    for done in range(0, steps, STEPS_IN_A_ROW):
+        count = min(STEPS_IN_A_ROW, steps - done)
+        total, loss = seconds_of(torch, device, lambda count=count: in_a_row(count))
+        seconds.append(total / count)
     return first, statistics.median(seconds), loss.item()
 
 

@@ -1,7 +1,8 @@
 // Times every op of the case table, each direction by itself, the other kernels, and whole training
 // steps: on a GPU at the shapes of the presets lesson (batch 32 and 128) and quick and over a sweep
 // of sizes, on the CPU at those of batch 32, on the host model at the shapes of the tests, which
-// shows that it runs and nothing else. A figure is the median of warm calls with a cold L2 cache.
+// shows that it runs and nothing else. A figure is the median of warm calls with a cold L2 cache;
+// that of a training step, of rounds of ten steps in a row.
 // GFLOP/s and GB/s come from the case's own cost; "of matmul" and "of copy" are shares of what a
 // large product (cuBLAS) and a copy reach on the same GPU in the same run; "ours/cuDNN" is a ratio
 // of times. Google Benchmark's flags apply, after our own:
@@ -45,7 +46,7 @@ void bench_training(benchmark::State& state, DeviceType type, int threads, doubl
   const Var noisy = Var::leaf(random_tensor(stream, shape, mode.arithmetic.storage));
   const Tensor clean = random_tensor(stream, shape, DType::f32);
   const Tensor t = Tensor::zeros(stream, {training.batch}, DType::i32);
-  session.measure(state, {}, mode, [&] {
+  session.measure_steps(state, [&] {
     net.parameters().clear_gradients();
     Tape tape(stream);
     tape.backward(ops::mse(tape, net.forward(tape, noisy, t), clean));
@@ -79,8 +80,8 @@ struct Options {
   bool libraries = true, tiny = false;
 };
 
-bool is_on_gpus_only(const OpCase& c) {
-  return c.name.find("batch 128") != std::string::npos || c.name.find("sweep") != std::string::npos;
+bool is_on_gpus_only(const std::string& name) {
+  return name.find("batch 128") != std::string::npos || name.find("sweep") != std::string::npos;
 }
 
 // Nothing is computed or allocated before a benchmark runs.
@@ -89,7 +90,7 @@ void register_all(std::optional<Session>& session, const Options& options) {
   if (options.device != DeviceType::cpu) modes = {kF32, kTf32, kBf16};
   const CaseTable table = all_cases();
   for (const OpCase& c : options.tiny ? table.tests : table.benchmarks) {
-    if (options.device != DeviceType::cuda && is_on_gpus_only(c)) continue;
+    if (options.device != DeviceType::cuda && is_on_gpus_only(c.name)) continue;
     const bool has_product = std::ranges::count(c.roles, Role::Weight) > 0;
     for (const Direction direction : directions(c))
       for (const Mode& mode : modes)
@@ -99,10 +100,14 @@ void register_all(std::optional<Session>& session, const Options& options) {
                 bench_op(state, *session, c, direction, mode);
               });
   }
-  for (const KernelCase& c : kernel_cases(options.tiny))
+  for (const KernelCase& c : kernel_cases(options.tiny)) {
+    if (options.device != DeviceType::cuda && is_on_gpus_only(c.name)) continue;
     add(concat("kernel/", c.name), [=, &session](benchmark::State& state) {
       session->measure(state, c.cost, kF32, c.prepare(session->stream()));
+      session->stream().synchronize();
+      session->device()->pool()->trim();
     });
+  }
   for (const Training& training : trainings(options.device, options.tiny))
     for (const Mode& mode : modes)
       add(concat("training step/", mode.name, '/', training.name), [=](benchmark::State& state) {

@@ -43,6 +43,8 @@ class Session {
   void measure(benchmark::State& state, const Cost& cost, const Mode& mode,
                const std::function<void()>& call, const std::function<void()>& before = nullptr,
                const Rival& rival = {});
+  // Measures steps of training one behind the other, by seconds_per_step().
+  void measure_steps(benchmark::State& state, const std::function<void()>& step);
 
   // Measures what the GPU can do at best and tells it to Google Benchmark; nothing elsewhere, or
   // without a budget.
@@ -72,7 +74,7 @@ struct KernelCase {
   std::function<std::function<void()>(Stream&)> prepare;
   Cost cost;
 };
-// At the sizes of the preset lesson, or at tiny ones.
+// At the sizes of the models and over a sweep, or at tiny ones.
 std::vector<KernelCase> kernel_cases(bool tiny);
 
 }  // namespace tessera

@@ -49,6 +49,10 @@ void Session::measure(benchmark::State& state, const Cost& cost, const Mode& mod
   }
 }
 
+void Session::measure_steps(benchmark::State& state, const std::function<void()>& step) {
+  for (auto _ : state) state.SetIterationTime(seconds_per_step(*timer_, budget_, step));
+}
+
 void Session::measure_peaks() {
   const DeviceInfo& info = device_->info();
   benchmark::AddCustomContext("device", info.name);

@@ -38,18 +38,30 @@ std::vector<Model> models() {
   return {{"lesson", 32, 64, 64}, {"lesson batch 128", 128, 64, 64}, {"quick", 32, 32, 32}};
 }
 
-std::vector<Stage> stages() {
+namespace {
+
+Stage stage(const std::string& name, int64_t N, int64_t side, int64_t width, bool bottleneck) {
+  return {concat(name, ' ', side, 'x', side, 'x', width), N, side, width, bottleneck};
+}
+
+}  // namespace
+
+std::vector<Stage> sweep() {
   std::vector<Stage> result;
-  const auto add = [&](const std::string& name, int64_t N, int64_t side, int64_t width, bool last) {
-    result.push_back({concat(name, ' ', side, 'x', side, 'x', width), N, side, width, last});
-  };
-  for (const Model& model : models())
-    for (int level = 0; level <= 3; ++level)
-      add(model.name, model.N, model.side >> level, model.base << level, level == 3);
-  const std::pair<int64_t, int64_t> sweep[] = {{256, 32}, {256, 64},  {128, 64}, {128, 128},
+  const std::pair<int64_t, int64_t> sizes[] = {{256, 32}, {256, 64},  {128, 64}, {128, 128},
                                                {64, 128}, {64, 320},  {32, 256}, {32, 640},
                                                {16, 512}, {16, 1280}, {8, 512},  {8, 1280}};
-  for (const auto& [side, width] : sweep) add("sweep", 16, side, width, true);
+  for (const auto& [side, width] : sizes) result.push_back(stage("sweep", 16, side, width, false));
+  return result;
+}
+
+std::vector<Stage> stages() {
+  std::vector<Stage> result;
+  for (const Model& model : models())
+    for (int level = 0; level <= 3; ++level)
+      result.push_back(
+          stage(model.name, model.N, model.side >> level, model.base << level, level == 3));
+  for (const Stage& s : sweep()) result.push_back(s);
   return result;
 }
 

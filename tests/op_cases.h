@@ -75,7 +75,9 @@ struct Stage {
   int64_t N, side, width;
   bool bottleneck;  // nothing goes down from here or comes up to it
 };
-// Of the models, and a sweep over what other networks have.
+// What other networks have, "sweep 8x8x1280": each as if more stages were below it.
+std::vector<Stage> sweep();
+// Of the models, and the sweep.
 std::vector<Stage> stages();
 
 }  // namespace tessera

@@ -1,15 +1,18 @@
 // `bench`, run as a user would: every figure that it reports comes from a call that was made.
 #include <catch2/catch.hpp>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "tests/op_cases.h"
 #include "tests/run_program.h"
 
 using namespace tessera;
 
 TEST_CASE("bench times a kernel on the host model in every direction and precision", "[bench]") {
-  const Finished run = run_program(
-      "bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
-                "--benchmark_filter=^(gelu/.*/exact_.2,5,7,3.|linear/.*/.3,7.)"});
+  const Finished run =
+      run_program("bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
+                            "--benchmark_filter=^(gelu/.*/exact_.2,5,7,3.|linear/.*/.3,7.)"});
   INFO(run.err);
   REQUIRE(run.status == 0);
   const auto report = nlohmann::json::parse(run.out);
@@ -46,13 +49,61 @@ TEST_CASE("bench times a training step on the host model", "[bench]") {
   CHECK(report["benchmarks"][0]["peak MB"].get<double>() > 0);
 }
 
+TEST_CASE("bench times the kernels that no tape records on the host model", "[bench]") {
+  const Finished run =
+      run_program("bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
+                            "--benchmark_filter=^kernel/"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  std::set<std::string> names;
+  const auto report = nlohmann::json::parse(run.out);
+  for (const auto& benchmark : report["benchmarks"]) {
+    const std::string name = benchmark["name"];
+    CHECK(!benchmark.contains("error_occurred"));
+    CHECK(benchmark["GB/s"].get<double>() > 0);
+    const size_t begin = name.find('/') + 1;
+    names.insert(name.substr(begin, name.find('/', begin) - begin));
+  }
+  CHECK(names == std::set<std::string>{"add_noise", "adam_step", "copy_rounded", "draw_timesteps",
+                                       "find_non_finite", "grad_norm", "make_batch",
+                                       "normalize_images", "timestep_embedding"});
+}
+
+TEST_CASE("every op is timed for the lesson and over a sweep, in 8 GB at most", "[bench]") {
+  const CaseTable table = all_cases();
+  std::map<std::string, std::set<std::string>> names;
+  for (const OpCase& c : table.benchmarks) {
+    INFO(c.op << ' ' << c.name);
+    CHECK(names[c.op].insert(c.name).second);
+    CHECK(c.forward.bytes + c.backward.bytes < 8e9);
+  }
+  const auto has = [&](const std::string& op, const std::string& word) {
+    return std::ranges::any_of(names[op], [&](const std::string& name) {
+      return (' ' + name).find(' ' + word + ' ') != std::string::npos;
+    });
+  };
+  std::set<std::string> ops;
+  for (const OpCase& c : table.tests) ops.insert(c.op);
+  CHECK(ops.size() >= 13);
+  for (const std::string& op : ops) {
+    INFO(op);
+    CHECK(has(op, "lesson"));
+    CHECK(has(op, "sweep"));
+  }
+}
+
 TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
   const Finished run = run_program("bench", {"--device", "cuda", "--benchmark_list_tests"});
   REQUIRE(run.status == 0);
-  for (const char* name : {"conv2d/forward/bf16/lesson_64x64x64_3x3", "conv2d/dgrad/tf32/sweep_8x8",
-                           "conv2d/wgrad/f32/lesson_batch_128_8x8x512_3x3", "group_norm/backward/",
-                           "linear/dgrad/bf16/", "residual_block/forward/bf16/", "kernel/adam_step",
-                           "training_step/bf16/lesson/"})
+  for (const char* name :
+       {"conv2d/forward/bf16/lesson_64x64x64_3x3", "conv2d/dgrad/tf32/sweep_8x8",
+        "conv2d/wgrad/f32/lesson_batch_128_8x8x512_3x3", "group_norm/backward/",
+        "linear/dgrad/bf16/", "residual_block/forward/bf16/",
+        "conv2d/forward/tf32/sweep_256x256x64_2x2_stride_2",
+        "gelu/backward/f32/exact_sweep_8x8x1280", "kernel/adam_step/lesson_",
+        "kernel/adam_step/sweep_", "kernel/copy_rounded/sweep_",
+        "kernel/find_non_finite/lesson_batch_128_64x64x64_", "kernel/find_non_finite/sweep_",
+        "kernel/make_batch/sweep_", "training_step/bf16/lesson/"})
     CHECK(run.out.find(name) != std::string::npos);
 }
 

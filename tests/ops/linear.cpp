@@ -47,7 +47,8 @@ void add_linear_cases(CaseTable& table) {
     for (int64_t level = 0; level <= 3; ++level)
       table.benchmarks.push_back(linear_case(m.name + " block ", m.N, 512, m.base << level));
   }
-  table.benchmarks.push_back(linear_case("sweep ", 4096, 4096, 4096));
+  for (int64_t C : {32, 128, 320, 640, 1280, 4096})
+    table.benchmarks.push_back(linear_case("sweep ", 4096, C, C));
 }
 
 }  // namespace tessera

@@ -68,6 +68,8 @@ void add_sum_cases(CaseTable& table) {
   }
   for (const Model& m : models())
     table.benchmarks.push_back(mse_case(m.name + " ", {m.N, m.side, m.side, 1}));
+  for (const Stage& s : sweep())
+    table.benchmarks.push_back(mse_case(s.model + " ", {s.N, s.side, s.side, s.width}));
 }
 
 }  // namespace tessera
