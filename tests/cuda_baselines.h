@@ -1,7 +1,8 @@
 // What the kernels are compared with on a GPU: NVIDIA's cuDNN (convolutions) and cuBLAS (products
 // of matrices). Both are looked for when the program runs; without them, or without their headers
-// when it was built, there is nothing to compare with. cuDNN has no GroupNorm and no call for the
-// passes that this engine fuses.
+// when it was built, there is nothing to compare with. Not compared: GroupNorm, which cuDNN's graph
+// API names (CUDNN_GROUP_NORM of cudnn_graph.h; whether an engine computes it is not known here),
+// and what this engine fuses with it.
 #pragma once
 
 #include <functional>
@@ -33,9 +34,10 @@ class Library {
 
 class CudnnLibrary : public Library {
  public:
-  // A convolution with NHWC tensors and KRSC filters, sums in float, by the fastest of the kernels
-  // that cuDNN's heuristics propose; forward with the bias added by the same kernel if there is one
-  // that does. The filter's gradient is stored in the storage type.
+  // A convolution with NHWC tensors and KRSC filters, sums in float, by the fastest kernel that
+  // cuDNN's heuristics propose or that a search of its engines finds; forward with the bias added
+  // by the same kernel if there is one that does. The filter's gradient is stored in the storage
+  // type.
   virtual LibraryCall conv2d(const ConvProblem& problem, bool bias, Direction direction,
                              const Arithmetic& arithmetic) = 0;
 };
