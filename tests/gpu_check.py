@@ -4,45 +4,52 @@
     ./run gpu-check [build|tests|primitives|sanitize|bench|torch|train] [--again]
 
 Without a part: all, correctness first. A part is a list of steps and takes less than 8 minutes;
-steps that did not fit are done by the next call, and finished parts are skipped unless --again.
-Results are of one commit: another one starts over. Written after every step:
+steps that did not fit are done by the next call, where build and train go on with what they had;
+finished parts are skipped unless --again. Results are of one state of the sources: another one
+starts over. Written after every step:
 build/gpu-check/gpu-report.json with everything and gpu-report.md, to be read.
 Status: 0 all done, 1 something failed, 3 no GPU, 4 not finished: call again.
 """
 import argparse
 import concurrent.futures
 import datetime
-import hashlib
 import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import gpu_report
+from gpu_machine import (ROOT, commit, cores, find_gpu, hash_of, joined, last_line,
+                         outer_environment, output_of, pythons, refusal_of, run_all, sees_gpu,
+                         sources)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-LIMIT = 465  # seconds of a part
+LIMIT = 450  # seconds of a part; what is stopped then has a few more (gpu_machine.GRACE)
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 class Step:
     """A command; figures(output) may return what it found out. One process at a time, or several
-    beside each other where `together` is set."""
+    beside each other where `together` is set. environment: what differs, None for what is not set.
+    goes_on: done again, it continues where it was stopped, and so may take longer than a part."""
 
-    def __init__(self, name, command, figures=None, environment=None, together=False):
+    def __init__(self, name, command, figures=None, environment=None, together=False,
+                 goes_on=False):
         self.name, self.command, self.figures = name, [str(word) for word in command], figures
-        self.environment, self.together = environment or {}, together
+        self.environment, self.together, self.goes_on = environment or {}, together, goes_on
 
 
 class Missing(Exception):
     """The machine lacks what a part needs."""
+
+
+class NotBuilt(Exception):
+    """A part needs a program that the part build makes."""
 
 
 class Check:
@@ -54,18 +61,20 @@ class Check:
         self.report = self.load(gpu)
 
     def load(self, gpu):
-        fresh = {"commit": commit(), "gpu": gpu["name"], "driver": gpu["driver"],
-                 "capability": gpu["capability"], "date": now(), "parts": {}}
+        fresh = {"commit": commit(), "sources": hash_of(sources()), "gpu": gpu["name"],
+                 "driver": gpu["driver"], "capability": gpu["capability"], "date": now(),
+                 "parts": {}}
         file = self.out / "gpu-report.json"
-        if not file.is_file():
-            return fresh
-        old = json.loads(file.read_text())
-        if all(old.get(key) == fresh[key] for key in ("commit", "gpu", "driver")):
+        old = json.loads(file.read_text()) if file.is_file() else None
+        if old and all(old.get(key) == fresh[key] for key in ("sources", "gpu", "driver")):
             return old
+        shutil.rmtree(self.out / "train", ignore_errors=True)
+        if not old:
+            return fresh
         name = f"gpu-report-{old['date'].replace(':', '')}"
         for suffix in (".json", ".md"):
             (self.out / f"gpu-report{suffix}").rename(self.out / f"{name}{suffix}")
-        say(f"another commit, GPU or driver than before: starting over (before: {name}.json)")
+        say(f"other sources, GPU or driver than before: starting over (before: {name}.json)")
         return fresh
 
     def save(self):
@@ -75,6 +84,11 @@ class Check:
             partial = self.out / (name + ".partial")
             partial.write_text(text)
             partial.replace(self.out / name)
+
+    def program(self, name):
+        if not (self.bin / name).is_file():
+            raise NotBuilt(f"{self.bin / name} is missing: ./run gpu-check build makes it")
+        return self.bin / name
 
     # ---- the parts: lists of steps
 
@@ -88,13 +102,14 @@ class Check:
             version = subprocess.run([compiler[1], "--version"], capture_output=True, text=True,
                                      check=True).stdout
             return {"nvcc": re.search(r"release \S+, (\S+)", version)[1]}
-        return [Step("build", [ROOT / "run", *offline, "build"], figures)]
+        return [Step("build", [ROOT / "run", *offline, "build"], figures, goes_on=True)]
 
     def steps_of_tests(self):
         """One step per test; those of the CUDA kernels, which run on the GPU too, come first. What
         CTest does around tests (fixtures) is a step as well, before or behind all of them."""
+        program = self.program("tessera_tests")
         shown = output_of(["ctest", "--test-dir", self.build, "--show-only=json-v1"])
-        listed = output_of([self.bin / "tessera_tests", "--list-test-names-only", "[cuda]"],
+        listed = output_of([program, "--list-test-names-only", "[cuda]"],
                            fails=True)
         on_gpu = {line.strip() for line in listed.splitlines()}
         def rank(test):
@@ -109,18 +124,21 @@ class Check:
                 for number, test in tests]
 
     def steps_of_primitives(self):
-        program = self.bin / "check_primitives"
-        if not program.is_file():
-            raise Missing("there is no check_primitives in this build")
-        return [Step("check_primitives", [program], lambda output: {"output": output[-4000:]})]
+        return [Step("check_primitives", [self.program("check_primitives")],
+                     lambda output: {"output": output[-4000:]})]
 
     def steps_of_sanitize(self):
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         if not os.access(sanitizer, os.X_OK):
             raise Missing("this machine has no compute-sanitizer")
-        small = [self.bin / "bench", "--device", "cuda", "--cases", "tests", "--no-libraries",
+        small = [self.program("bench"), "--device", "cuda", "--cases", "tests", "--no-libraries",
                  "--seconds", "0"]
-        ops = sorted({name.split("/")[0] for name in self.listed(small)})
+        names = self.listed(small)
+        first = [*small, f"--benchmark_filter=^{re.escape(names[0])}$"]
+        refusal = refusal_of(sanitizer, first)
+        if refusal:
+            raise Missing(f"compute-sanitizer may not run here: {refusal}")
+        ops = sorted({name.split("/")[0] for name in names})
         return [Step(f"{tool} {op}",
                      [sanitizer, "--tool", tool, "--error-exitcode", "9", *small,
                       f"--benchmark_filter=^{re.escape(op)}/"],
@@ -131,7 +149,7 @@ class Check:
     def steps_of_bench(self):
         """Benchmarks by op, direction and precision: training steps, the lesson's products, the
         rest."""
-        bench = [self.bin / "bench", "--device", "cuda", "--seconds", "0.05"]
+        bench = [self.program("bench"), "--device", "cuda", "--seconds", "0.05"]
         groups = {}
         for name in self.listed(bench):
             words = name.split("/")
@@ -145,7 +163,7 @@ class Check:
         steps = []
         for size, group in sorted(groups, key=rank):
             file = self.out / f"bench-{size}-{group.replace('/', '-')}.json"
-            shapes = ("" if group.count("/") < 2 else
+            shapes = ("" if group.startswith("training_step") else
                       "([a-z]+_)?" + ("sweep_" if size == "sweep" else "(lesson|quick)_"))
             steps.append(Step(f"{size} {group}",
                               [*bench, f"--benchmark_filter=^{group}/{shapes}",
@@ -155,12 +173,12 @@ class Check:
 
     def steps_of_torch(self):
         script = ROOT / "apps" / "bench_pytorch.py"
-        python = next((python for python in (sys.executable, "/usr/bin/python3") if subprocess.run(
-            [python, "-c", "import torch"], capture_output=True, check=False).returncode == 0), None)
+        outside = outer_environment()
+        python = next(filter(lambda python: sees_gpu(python, outside), pythons(outside)), None)
         if not python:
-            raise Missing("this machine has no PyTorch")
+            raise Missing("no python3 of this machine has a PyTorch that sees the GPU")
         # What torch.compile makes is kept: a step that did not fit is quicker the next time.
-        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor")}
+        environment = {**outside, "TORCHINDUCTOR_CACHE_DIR": str(self.out / "inductor")}
         steps = []
         for compiled in ("no", "default", "max-autotune"):
             for case in ("lesson", "lesson-128"):
@@ -170,19 +188,19 @@ class Check:
                     steps.append(Step(
                         name, [python, script, "--device", "cuda", "--case", case, "--compile",
                                compiled, "--precision", precision, "--json", file],
-                        lambda _, file=file: json.loads(file.read_text()), cache))
+                        lambda _, file=file: json.loads(file.read_text()), environment))
         return steps
 
     def steps_of_train(self):
         folder = self.out / "train"
-        if (folder / "checkpoint.safetensors").is_file() and not self.args.again:
+        if (folder / "checkpoint.safetensors").is_file():  # this part was cut short before
             what = ["--resume", folder]
         else:
             shutil.rmtree(folder, ignore_errors=True)
             what = ["--device", "cuda", "--preset", "lesson", "--epochs", "2", "--out", folder]
             what += ["--data", self.args.data] if self.args.data else []
-        return [Step("lesson, 2 epochs", [self.bin / "train", *what],
-                     lambda _: gpu_report.training(folder / "metrics.jsonl"))]
+        return [Step("lesson, 2 epochs", [self.program("train"), *what],
+                     lambda _: gpu_report.training(folder / "metrics.jsonl"), goes_on=True)]
 
     # ---- running them
 
@@ -195,12 +213,16 @@ class Check:
     def run_part(self, name):
         """Runs the steps of a part that are not done. Returns its status."""
         parts = self.report["parts"]
-        if self.args.again:
-            parts.pop(name, None)
+        before = parts.get(name, {}).get("status", "unfinished")
+        could_not_begin = before == "failed" and not parts[name]["steps"]
+        if could_not_begin or self.args.again and before != "unfinished":
+            del parts[name]
+            if name == "train":
+                shutil.rmtree(self.out / name, ignore_errors=True)
+        elif before != "unfinished":
+            say(f"{name}: {before} before (--again repeats it)")
+            return before
         part = parts.setdefault(name, {"status": "unfinished", "seconds": 0, "steps": {}})
-        if part["status"] in ("done", "failed", "skipped"):
-            say(f"{name}: {part['status']} before (--again repeats it)")
-            return part["status"]
         say(f"{name} ...")
         start = time.monotonic()
         try:
@@ -211,8 +233,10 @@ class Check:
                               "failed" if "failed" in states else "done")
         except Missing as reason:
             part.update(status="skipped", reason=str(reason))
-        except (subprocess.CalledProcessError, OSError) as error:
-            part["reason"] = str(error)
+        except NotBuilt as reason:
+            part.update(status="failed", reason=str(reason))
+        except (subprocess.CalledProcessError, OSError, ValueError, LookupError) as error:
+            part.update(status="failed", reason=f"its steps are not known: {error}")
         part["seconds"] += round(time.monotonic() - start, 1)
         self.save()
         done = sum(step["status"] == "done" for step in part["steps"].values())
@@ -247,12 +271,12 @@ class Check:
         result = {"status": "done"}
         try:
             with log.open("w") as file:
-                run_all(step.command, {**os.environ, **step.environment}, file, deadline - start)
+                run_all(step.command, joined(step.environment), file, deadline - start)
             if step.figures:
                 result["figures"] = step.figures(log.read_text(errors="replace"))
         except subprocess.TimeoutExpired:
-            if start - begun > 0.1 * (deadline - begun):
-                return None  # it started late: once more in the next call
+            if step.goes_on or start - begun > 0.1 * (deadline - begun):
+                return None  # once more in the next call, where it is the first
             result.update(status="failed", reason=f"not done after {deadline - start:.0f} s")
         except subprocess.CalledProcessError as error:
             result.update(status="failed", reason=f"status {error.returncode}, see {log}")
@@ -271,57 +295,6 @@ def say(text):
 
 def now():
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def cores():
-    return len(os.sched_getaffinity(0))
-
-
-def run_all(command, environment, log, seconds):
-    """Runs a command; it and what it started end when the time is over. Raises as subprocess.run."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                               stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    try:
-        if process.wait(seconds):
-            raise subprocess.CalledProcessError(process.returncode, command)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def output_of(command, fails=False):
-    """Standard output. fails: the status says something else (Catch2 lists with a count)."""
-    return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True,
-                          check=not fails).stdout
-
-
-def last_line(output, pattern):
-    lines = [line.strip("= ") for line in output.splitlines() if re.search(pattern, line)]
-    return lines[-1] if lines else ""
-
-
-def commit():
-    """The commit, and whether files differ from it; "unknown" outside of a clone."""
-    def git(*arguments):
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
-                              check=True).stdout.strip()
-    try:
-        changes = git("status", "--porcelain") and git("diff", "HEAD")
-        return git("rev-parse", "HEAD") + (
-            f" and changes {hashlib.sha1(changes.encode()).hexdigest()[:8]}" if changes else "")
-    except (subprocess.CalledProcessError, OSError):
-        return "unknown"
-
-
-def find_gpu():
-    """Name, driver and compute capability of the first GPU, or None."""
-    try:
-        line = output_of(["nvidia-smi", "--query-gpu=name,driver_version,compute_cap",
-                          "--format=csv,noheader"]).splitlines()[0]
-        return dict(zip(("name", "driver", "capability"), map(str.strip, line.split(","))))
-    except (subprocess.CalledProcessError, OSError, IndexError):
-        return None
 
 
 def main():

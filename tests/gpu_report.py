@@ -121,7 +121,7 @@ def other_lines(report):
 def markdown(report):
     lines = [f"# {report['gpu']}", "",
              f"{report['date']}, driver {report['driver']}, compute capability "
-             f"{report['capability']}, commit {report['commit']}.", ""]
+             f"{report['capability']}, commit {report['commit']}, sources {report['sources']}.", ""]
     rows = []
     for name, part in report["parts"].items():
         steps = part["steps"].values()

@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 
 TESTS = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS.parent / "apps"))
+import bench_pytorch  # noqa: E402
 
 # What the programs do, by name. Each call is noted in $CALLS.
 PROGRAMS = {
@@ -25,7 +28,8 @@ PROGRAMS = {
     "tessera_tests": "echo 'of kernels'; exit 1",
     "check_primitives": "echo 'mma: equal'",
     "compute-sanitizer": "echo '========= ERROR SUMMARY: 0 errors'",
-    "bench": """for argument; do case $argument in
+    "bench": """out=/dev/null
+        for argument; do case $argument in
           --benchmark_list_tests)
             echo 'conv2d/forward/bf16/lesson_64x64x64/iterations:1/manual_time'
             echo 'gelu/forward/f32/exact_sweep_8x8/iterations:1/manual_time'
@@ -52,7 +56,7 @@ class GpuCheck(unittest.TestCase):
         self.build = self.folder / "build" / "release"
         for name in ("tests", "apps"):
             (self.folder / name).mkdir()
-        for name in ("gpu_check.py", "gpu_report.py"):
+        for name in ("gpu_check.py", "gpu_machine.py", "gpu_report.py"):
             shutil.copy(TESTS / name, self.folder / "tests")
         (self.folder / "apps" / "bench_pytorch.py").write_text(
             "import pathlib, sys\n"
@@ -60,7 +64,8 @@ class GpuCheck(unittest.TestCase):
             " \"compile\": \"no\", \"precision\": \"f32\", \"ms\": 7.25}]}')\n")
         self.fakes = self.folder / "fakes"
         (self.fakes / "torch").mkdir(parents=True)
-        (self.fakes / "torch" / "__init__.py").touch()
+        (self.fakes / "torch" / "__init__.py").write_text(
+            "class cuda:\n    is_available = staticmethod(lambda: True)\n")
         for name, body in PROGRAMS.items():
             self.program(name, body)
 
@@ -72,13 +77,14 @@ class GpuCheck(unittest.TestCase):
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$CALLS"\n{body}\n')
         (folder / name).chmod(0o755)
 
-    def check(self, *arguments):
+    def check(self, *arguments, environment=None):
         """Returns status, the programs that were called, and what was said."""
         calls = self.folder / "calls"
         calls.write_text("")
         environment = {**os.environ, "PATH": f"{self.fakes}:{os.environ['PATH']}",
                        "CALLS": str(calls), "FAKES": str(self.fakes), "BUILD": str(self.build),
-                       "PYTHONPATH": str(self.fakes), "PYTHONDONTWRITEBYTECODE": "1"}
+                       "PYTHONPATH": str(self.fakes), "PYTHONDONTWRITEBYTECODE": "1",
+                       **(environment or {})}
         done = subprocess.run([sys.executable, self.folder / "tests" / "gpu_check.py", "--build",
                                self.build, *arguments], env=environment, capture_output=True,
                               text=True, check=False)
@@ -121,14 +127,16 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((status, len(work)), (0, 1), said)
 
     def test_a_failure_is_reported_and_the_rest_goes_on(self):
-        self.program("compute-sanitizer", "case $* in *racecheck*gelu*) exit 9;; esac")
-        (self.build / "bin" / "check_primitives").unlink()
+        self.program("compute-sanitizer", "case $* in *racecheck*gelu*) exit 9;; esac; "
+                     + PROGRAMS["compute-sanitizer"])
+        (self.fakes / "torch" / "__init__.py").write_text("raise ImportError")
         status, _, said = self.check()
         self.assertEqual(status, 1)
         self.assertIn("racecheck gelu: failed: status 9", said)
         parts = self.report()["parts"]
         self.assertEqual(parts["sanitize"]["status"], "failed")
-        self.assertEqual(parts["primitives"]["status"], "skipped")
+        self.assertEqual(parts["torch"]["status"], "skipped")
+        self.assertIn("no python3 of this machine has a PyTorch", parts["torch"]["reason"])
         self.assertEqual(parts["train"]["status"], "done")
 
     def test_figures_that_are_missing_are_a_failure(self):
@@ -156,6 +164,114 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual(status, 1)
         self.assertIn("not done after", said)
 
+    def test_a_program_that_is_not_built(self):
+        for part, name in (("tests", "tessera_tests"), ("primitives", "check_primitives"),
+                           ("sanitize", "bench"), ("bench", "bench"), ("train", "train")):
+            (self.build / "bin" / name).rename(self.folder / name)
+            status, work, said = self.check(part)
+            self.assertEqual((status, work), (1, []), said)
+            self.assertIn(f"{name} is missing: ./run gpu-check build makes it", said)
+            # Once it is there, the part begins without --again.
+            (self.folder / name).rename(self.build / "bin" / name)
+            self.assertEqual(self.check(part)[0], 0)
+
+    def test_tests_that_cannot_be_listed(self):
+        self.program("ctest", "exit 1")
+        status, _, said = self.check("tests")
+        self.assertEqual(status, 1)
+        self.assertIn("tests: failed", said)
+        self.assertIn("its steps are not known", said)
+
+    def test_a_build_that_is_cut_short_goes_on(self):
+        self.program("run", f"[ -e half ] || {{ touch half; exec sleep 30; }}; {PROGRAMS['run']}"
+                     .replace("half", str(self.folder / "build" / "half")))
+        status, _, said = self.check("--limit", "3")
+        self.assertEqual(status, 4, said)
+        self.assertEqual(list(self.report()["parts"]), ["build"])  # nothing follows half a build
+        status, work, said = self.check("build")
+        self.assertEqual((status, work), (0, ["run build"]), said)
+
+    def test_training_that_is_cut_short_goes_on(self):
+        self.program("train", """for argument; do
+            [ "$last" = --out ] && out=$argument; [ "$last" = --resume ] && resume=$argument
+            last=$argument; done
+            if [ -z "$resume" ]; then
+              mkdir -p "$out"
+              trap 'touch "$out/checkpoint.safetensors"; exit 143' TERM
+              sleep 30 & wait
+            fi
+            out=$resume
+            """ + PROGRAMS["train"].partition("done\n")[2])
+        train = self.folder / "build/gpu-check/train"
+        status, work, said = self.check("train", "--limit", "3")
+        self.assertEqual((status, len(work)), (4, 1), said)
+        status, work, said = self.check("train", "--again")  # repeats what was finished
+        self.assertEqual((status, work), (0, [f"train --resume {train}"]), said)
+        status, work, said = self.check("train", "--again", "--limit", "3")
+        self.assertEqual(status, 4, said)
+        self.assertEqual(work, [f"train --device cuda --preset lesson --epochs 2 --out {train}"])
+
+    def test_a_sanitizer_that_may_not_run(self):
+        for output, why in (
+                ("echo '========= Error: Target application terminated before first instrumented "
+                 "API call'; exit 1", "before first instrumented"),
+                ("echo 'no permission to attach'; exit 9", "no permission to attach"),
+                ("exit 1", "status 1")):
+            self.program("compute-sanitizer", output)
+            status, work, said = self.check("sanitize", "--again")
+            self.assertEqual(status, 0, said)
+            part = self.report()["parts"]["sanitize"]
+            self.assertEqual(part["status"], "skipped")
+            self.assertIn(why, part["reason"])
+            self.assertEqual(sum(line.startswith("compute-sanitizer") for line in work), 1)
+        # What fails without it, too, is a failure.
+        self.program("bench", PROGRAMS["bench"].replace("name=", "exit 1; name=", 1))
+        self.assertEqual(self.check("sanitize", "--again")[0], 1)
+
+    def test_pytorch_is_sought_outside_of_the_prefix(self):
+        """./run --offline puts a python3 without PyTorch and its libraries in front."""
+        outside = self.folder / "outside"
+        outside.mkdir()
+        (outside / "python3").write_text(
+            f'#!/bin/sh\necho "outer python LIB=$LD_LIBRARY_PATH CPATH=$CPATH" >>"$CALLS"\n'
+            f'PYTHONPATH={self.fakes} exec {sys.executable} "$@"\n')
+        (outside / "python3").chmod(0o755)
+        inside = {"LD_LIBRARY_PATH": "", "CPATH": "/prefix", "PYTHONPATH": str(self.folder),
+                  "TESSERA_OUTER_PATH": f"{outside}:/usr/bin:/bin",
+                  "TESSERA_OUTER_LD_LIBRARY_PATH": "/outer/lib"}
+        status, work, said = self.check("torch", environment=inside)
+        self.assertEqual(status, 0, said)
+        # One call finds it, and each step has the environment from outside.
+        self.assertEqual(work, ["outer python LIB=/outer/lib CPATH="] * (1 + 3 * 2 * 4))
+
+    def test_other_sources_start_over(self):
+        def repeats():
+            status, work, said = self.check("primitives")
+            self.assertEqual(status, 0, said)
+            return bool(work)
+
+        def change_and_check(clone):
+            self.assertFalse(repeats())
+            (self.folder / "apps" / "new.cpp").write_text("a" if clone else "b")
+            self.assertTrue(repeats(), "a file that git does not track")
+            self.assertFalse(repeats())
+            (self.folder / "apps" / "new.cpp").write_text("c" if clone else "d")
+            self.assertTrue(repeats(), "its contents")
+            (self.folder / "build" / "anything").write_text("e" if clone else "f")
+            self.assertFalse(repeats(), "a file of a build")
+
+        self.assertTrue(repeats())
+        change_and_check(False)
+        self.assertIn("commit unknown",
+                      (self.folder / "build/gpu-check/gpu-report.md").read_text())
+        (self.folder / ".gitignore").write_text("build/\ncalls\nfakes/\n__pycache__/\n")
+        for command in (["init", "-q"], ["add", "-A"],
+                        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
+            subprocess.run(["git", "-C", self.folder, *command], check=True)
+        repeats()
+        change_and_check(True)
+        self.assertRegex(self.report()["commit"], "^[0-9a-f]{40} and changes$")
+
     def test_another_driver_starts_over(self):
         self.assertEqual(self.check("primitives")[0], 0)
         self.program("nvidia-smi", "echo 'Fake GPU, 590.0, 9.0'")
@@ -163,6 +279,35 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((status, len(work)), (0, 1), said)
         self.assertEqual(self.report()["driver"], "590.0")
         self.assertEqual(len(list((self.folder / "build/gpu-check").glob("gpu-report*.json"))), 2)
+
+
+class BenchPytorch(unittest.TestCase):
+    def test_rounds_of_steps_that_nothing_waits_for(self):
+        done = []  # what PyTorch was told to do, a letter each
+
+        class Event:
+            def __init__(self, enable_timing):
+                self.at = None if enable_timing else "no timing"
+
+            def record(self):
+                self.at = len(done)
+                done.append("|")
+
+            def synchronize(self):
+                done.append("w")
+
+            def elapsed_time(self, end):
+                return 1e3 * (end.at - self.at - 1)  # a second for each step
+
+        def step():
+            done.append("s")
+            return types.SimpleNamespace(item=lambda: 0.5)
+
+        torch = types.SimpleNamespace(cuda=types.SimpleNamespace(
+            Event=Event, synchronize=lambda: done.append("w")))
+        self.assertEqual(bench_pytorch.measure(torch, step, "cuda", 3, 25), (1, 1, 0.5))
+        ten = "w|ssssssssss|w"
+        self.assertEqual("".join(done), "w|s|w" + "sss" + ten + ten + "w|sssss|w")
 
 
 if __name__ == "__main__":
