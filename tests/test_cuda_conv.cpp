@@ -128,6 +128,7 @@ TEST_CASE("convolutions on every profile, at channels that tiles do not divide",
                              {7, 127},
                              {20, 7}})
     check_exact({{1, 1, 1}, {1, 5, 7, C}, {K, 3, 3, C}}, {75, 80, 89, 90});
+  check_exact({{1, 1, 1}, {1, 6, 8, 10}, {7, 3, 3, 10}, 3}, {75, 80, 89, 90});
 }
 
 TEST_CASE("convolutions on every profile, with strides and padding", "[cuda]") {
