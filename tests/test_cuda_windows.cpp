@@ -9,7 +9,6 @@ using namespace tessera;
 
 namespace {
 
-constexpr int64_t k2e31 = int64_t{1} << 31;
 constexpr GradMode kModes[] = {GradMode::Overwrite, GradMode::Accumulate};
 
 // Calls test(dtype, channels) for both storage types, with channels that come in packs and others.
@@ -20,20 +19,6 @@ void for_each_layout(Test test) {
       INFO(name_of(dtype) << ", " << C << " channels");
       test(dtype, C);
     }
-}
-
-// The gradient of a test: holds numbers from `first` on, to which an accumulating kernel adds.
-struct HugeGrad : Huge {
-  HugeGrad(Stream& stream, const Shape& shape, DType dtype, GradMode mode)
-      : Huge(stream, shape, dtype), mode(mode) {}
-  double before(int64_t i) const { return mode == GradMode::Accumulate ? number(i) : 0; }
-  Grad grad() const { return {tensor, mode}; }
-  GradMode mode;
-};
-
-double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
-double gelu_slope(double x) {
-  return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
 }
 
 // The last pixels of a small image [N,H,W,C] and the four pixels of each in [N,2H,2W,C].
@@ -94,11 +79,12 @@ TEST_CASE("elementwise kernels past 2^31 elements", "[cuda][huge]") {
       gelu_bwd(stream, GeluForm::Exact, x.tensor, x.tensor, dx.grad());
       add_fwd(stream, x.tensor, y.tensor, sum.tensor);
       stream.synchronize();
-      CHECK(y.difference(first, n, tolerance, [&](int64_t i) { return gelu(x.number(i)); }) == "");
+      CHECK(y.difference(first, n, tolerance, [&](int64_t i) { return exact_gelu(x.number(i)); }) ==
+            "");
       CHECK(sum.difference(first, n, tolerance, [&](int64_t i) { return x.number(i) + y.at(i); }) ==
             "");
       CHECK(dx.difference(first, n, tolerance, [&](int64_t i) {
-        return dx.before(i) + x.number(i) * gelu_slope(x.number(i));
+        return dx.before(i) + x.number(i) * exact_gelu_slope(x.number(i));
       }) == "");
       sum.fill_from(first);
       add_bwd(stream, x.tensor, {sum.tensor, GradMode::Accumulate});

@@ -1,0 +1,247 @@
+// Index arithmetic of the CUDA convolutions past 2^31 elements: the last blocks of launches over
+// address space (tests/huge.h), against the definition. Numbers are small integers: all is exact.
+//
+// fwd and bwd_data read few pixels a block, so there the pixels are many. A block of bwd_weight
+// reads all pixels of its part, so there the channels are many, and the parts just one: with more
+// than one, a block would have to read some 10^5 pixels to come past 2^31 elements. Where a part
+// begins is a count of pixels all the same, and these are below 2^30.
+#include <catch2/catch.hpp>
+
+#include "tests/huge.h"
+
+using namespace tessera;
+
+namespace {
+
+// The mainloops: plain f32, tensor cores in tf32 and in bf16.
+struct Path {
+  const char* name;
+  DType dtype;
+  Math math;
+};
+constexpr Path kPaths[] = {{"f32", DType::f32, Math::f32},
+                           {"tf32", DType::f32, Math::tf32},
+                           {"bf16", DType::bf16, Math::f32}};
+constexpr ConvSpec kSame{1, 1, 1};  // 3x3
+
+struct ConvStream : HugeStream {
+  explicit ConvStream(const Path& path) : HugeStream(2, kReserveSums) { math = path.math; }
+};
+
+// Images of many pixels, of which the last kPixels are looked at, with what their windows reach.
+constexpr int64_t N = 3, H = 4730, W = 4732, kPixels = 8;
+constexpr int64_t kManyChannels = 32, kFewChannels = 8;  // packs; and odd numbers just above
+static_assert(N * H * W * kManyChannels > k2e31 && N * H * W < int64_t{1} << 30);
+
+void fill_last_windows(Huge& x) { x.fill_from(x.index(N - 1, H - 2, W - kPixels - 1, 0)); }
+
+// Few pixels; numbers in the last channels of each.
+constexpr int64_t kRows = 16, kColumns = 34;
+constexpr int64_t kMany = int64_t{1} << 22, kFew = 64, kOdd = 21;
+static_assert(kRows * kColumns * kMany > k2e31 && kFew * 9 * kMany > k2e31);
+
+void fill_last_channels(Huge& x, int64_t count) {
+  const int64_t C = x.tensor.dim(3);
+  for (int64_t end = C; end <= x.tensor.numel(); end += C) x.fill(end - std::min(count, C), end);
+}
+
+// The elements of an image and the zeros around it.
+auto padded(const Huge& x) {
+  return [&x](int64_t n, int64_t h, int64_t w, int64_t c) {
+    const bool inside = h >= 0 && h < x.tensor.dim(1) && w >= 0 && w < x.tensor.dim(2);
+    return inside ? x.at(x.index(n, h, w, c)) : 0.0;
+  };
+}
+// concat(upsample(low), skip) and the zeros around it.
+auto padded(const Huge& low, const Huge& skip) {
+  return [&low, &skip](int64_t n, int64_t h, int64_t w, int64_t c) {
+    const int64_t A = low.tensor.dim(3);
+    return c < A ? padded(low)(n, h >> 1, w >> 1, c) : padded(skip)(n, h, w, c - A);
+  };
+}
+
+// x(n, h, w, c) w(k, r, s, c) summed over the window of a pixel.
+template <class Input>
+double window_sum(const Huge& w, int64_t n, int64_t h, int64_t q, int64_t k, const Input& x) {
+  double sum = 0;
+  for (int64_t r = -1; r <= 1; ++r)
+    for (int64_t s = -1; s <= 1; ++s)
+      for (int64_t c = 0; c < w.tensor.dim(3); ++c)
+        sum += x(n, h + r, q + s, c) * w.at(w.index(k, r + 1, s + 1, c));
+  return sum;
+}
+// dy(n, p, q, k) w(k, r, s, c) summed over the windows that a pixel is in.
+template <class Up>
+double reached_sum(const Huge& w, int64_t n, int64_t h, int64_t q, int64_t c, const Up& dy) {
+  double sum = 0;
+  for (int64_t r = -1; r <= 1; ++r)
+    for (int64_t s = -1; s <= 1; ++s)
+      for (int64_t k = 0; k < w.tensor.dim(0); ++k)
+        sum += dy(n, h + r, q + s, k) * w.at(w.index(k, 1 - r, 1 - s, c));
+  return sum;
+}
+// dy(p, k) x(p + tap (1, 1), c) summed over the pixels: dw of the filter's last tap.
+template <class Input>
+double last_tap_sum(const Huge& dy, int64_t k, int64_t c, const Input& x) {
+  double sum = 0;
+  for (int64_t h = 0; h + 1 < kRows; ++h)
+    for (int64_t w = 0; w + 1 < kColumns; ++w)
+      sum += dy.at(dy.index(0, h, w, k)) * x(0, h + 1, w + 1, c);
+  return sum;
+}
+
+// The last of the rows and columns of dw, and of db, from the bias gradient's own kernels.
+template <class Input>
+void check_filter_grads(const HugeGrad& dw, const HugeGrad& db, const Huge& dy, int64_t channels,
+                        const Input& x) {
+  const int64_t K = dw.tensor.dim(0), C = dw.tensor.dim(3);
+  int wrong = 0;
+  for (int64_t k = K - 16; k < K; ++k) {
+    double sum = db.before(k);
+    for (int64_t pixel = 0; pixel < kRows * kColumns; ++pixel) sum += dy.at(pixel * K + k);
+    wrong += db.at(k) != sum;
+    for (int64_t c = C - channels; c < C; ++c) {
+      const int64_t i = dw.index(k, 2, 2, c);
+      wrong += dw.at(i) != dw.before(i) + last_tap_sum(dy, k, c, x);
+    }
+  }
+  CHECK(wrong == 0);
+}
+void fill_filter_grads(HugeGrad& dw, HugeGrad& db) {
+  db.fill();
+  for (int64_t k = dw.tensor.dim(0) - 16; k < dw.tensor.dim(0); ++k)
+    dw.fill(dw.index(k, 2, 3, 0) - 32, dw.index(k, 2, 3, 0));
+}
+
+}  // namespace
+
+TEST_CASE("conv2d_fwd and bwd_data past 2^31 elements", "[cuda][huge]") {
+  for (const Path& path : kPaths)
+    for (int64_t odd : {0, 1})
+      for (bool many : {true, false}) {  // of channels of x, or else of y
+        const int64_t C = odd + (many ? kManyChannels : kFewChannels),
+                      K = odd + (many ? kFewChannels : kManyChannels);
+        INFO(path.name << ", " << C << " to " << K << " channels");
+        ConvStream stream(path);
+        Huge x(stream, {N, H, W, C}, path.dtype), w(stream, {K, 3, 3, C}, path.dtype),
+            b(stream, {K}, DType::f32), y(stream, {N, H, W, K}, path.dtype),
+            dy(stream, {N, H, W, K}, path.dtype);
+        HugeGrad dx(stream, {N, H, W, C}, path.dtype, GradMode::Accumulate);
+        for (Huge* input : {&x, &dy, static_cast<Huge*>(&dx)}) fill_last_windows(*input);
+        for (Huge* input : {&w, &b}) input->fill();
+        conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y.tensor);
+        conv2d_bwd_data(stream, kSame, dy.tensor, w.tensor, dx.grad());
+        stream.synchronize();
+        int wrong = 0;
+        for (int64_t q = W - kPixels; q < W; ++q) {
+          for (int64_t k = 0; k < K; ++k)
+            wrong += y.at(y.index(N - 1, H - 1, q, k)) !=
+                     y.rounded(b.at(k) + window_sum(w, N - 1, H - 1, q, k, padded(x)));
+          for (int64_t c = 0; c < C; ++c) {
+            const int64_t i = dx.index(N - 1, H - 1, q, c);
+            wrong += dx.at(i) !=
+                     dx.rounded(dx.before(i) + reached_sum(w, N - 1, H - 1, q, c, padded(dy)));
+          }
+        }
+        CHECK(wrong == 0);
+      }
+}
+
+TEST_CASE("conv2d with filters past 2^31 elements", "[cuda][huge]") {
+  for (const Path& path : kPaths)
+    for (int64_t odd : {int64_t{0}, kOdd}) {
+      INFO(path.name << ", " << kFew + odd << " and " << kMany + odd << " channels");
+      const Shape few{1, kRows, kColumns, kFew + odd}, many{1, kRows, kColumns, kMany + odd};
+      ConvStream stream(path);
+      Huge x(stream, few, path.dtype), w(stream, {many[3], 3, 3, few[3]}, path.dtype),
+          b(stream, {many[3]}, DType::f32), y(stream, many, path.dtype),
+          w_back(stream, {few[3], 3, 3, many[3]}, path.dtype);
+      HugeGrad dx(stream, many, path.dtype, GradMode::Accumulate);
+      x.fill();
+      w.fill_from(w.index(many[3] - 16, 0, 0, 0));
+      b.fill_from(many[3] - 16);
+      fill_last_channels(w_back, 16);
+      fill_last_channels(dx, 16);
+      conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y.tensor);
+      conv2d_bwd_data(stream, kSame, x.tensor, w_back.tensor, dx.grad());
+      stream.synchronize();
+      int wrong = 0;
+      for (int64_t q = kColumns - kPixels; q < kColumns; ++q)
+        for (int64_t c = many[3] - 16; c < many[3]; ++c) {
+          const int64_t i = y.index(0, kRows - 1, q, c);
+          wrong += y.at(i) != y.rounded(b.at(c) + window_sum(w, 0, kRows - 1, q, c, padded(x)));
+          wrong += dx.at(i) !=
+                   dx.rounded(dx.before(i) + reached_sum(w_back, 0, kRows - 1, q, c, padded(x)));
+        }
+      CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("conv2d_bwd_weight past 2^31 elements", "[cuda][huge]") {
+  for (const Path& path : kPaths)
+    for (int64_t odd : {int64_t{0}, kOdd})
+      for (bool many : {true, false}) {
+        const int64_t C = odd + (many ? kMany : kFew), K = odd + (many ? kFew : kMany);
+        INFO(path.name << ", " << C << " to " << K << " channels");
+        ConvStream stream(path);
+        Huge x(stream, {1, kRows, kColumns, C}, path.dtype),
+            dy(stream, {1, kRows, kColumns, K}, path.dtype);
+        HugeGrad dw(stream, {K, 3, 3, C}, DType::f32, GradMode::Accumulate),
+            db(stream, {K}, DType::f32, GradMode::Accumulate);
+        for (Huge* input : {&x, &dy}) fill_last_channels(*input, 24);
+        fill_filter_grads(dw, db);
+        conv2d_bwd_weight(stream, kSame, x.tensor, dy.tensor, dw.grad(), db.grad());
+        stream.synchronize();
+        check_filter_grads(dw, db, dy, 8, padded(x));
+      }
+}
+
+TEST_CASE("upcat_conv2d_fwd past 2^31 elements", "[cuda][huge]") {
+  for (const Path& path : kPaths)
+    for (int64_t odd : {0, 1})
+      for (bool many : {true, false}) {
+        const int64_t A = odd + (many ? 4 * kManyChannels : kFewChannels),
+                      B = odd + (many ? kManyChannels : kFewChannels),
+                      K = odd + (many ? kFewChannels : kManyChannels);
+        INFO(path.name << ", " << A << " and " << B << " to " << K << " channels");
+        ConvStream stream(path);
+        Huge low(stream, {N, H / 2, W / 2, A}, path.dtype), skip(stream, {N, H, W, B}, path.dtype),
+            w(stream, {K, 3, 3, A + B}, path.dtype), b(stream, {K}, DType::f32),
+            y(stream, {N, H, W, K}, path.dtype);
+        low.fill_from(low.index(N - 1, H / 2 - 1, W / 2 - kPixels, 0));
+        fill_last_windows(skip);
+        for (Huge* input : {&w, &b}) input->fill();
+        upcat_conv2d_fwd(stream, low.tensor, skip.tensor, w.tensor, b.tensor, y.tensor);
+        stream.synchronize();
+        int wrong = 0;
+        for (int64_t q = W - kPixels; q < W; ++q)
+          for (int64_t k = 0; k < K; ++k)
+            wrong += y.at(y.index(N - 1, H - 1, q, k)) !=
+                     y.rounded(b.at(k) + window_sum(w, N - 1, H - 1, q, k, padded(low, skip)));
+        CHECK(wrong == 0);
+      }
+}
+
+TEST_CASE("upcat_conv2d_bwd_weight past 2^31 elements", "[cuda][huge]") {
+  constexpr int64_t kFew = 16;
+  static_assert(kFew * 9 * 4 * kMany > k2e31);
+  for (const Path& path : kPaths)
+    for (int64_t odd : {0, 5})
+      for (bool many : {true, false}) {  // of channels of low, or else of skip
+        const int64_t A = odd + (many ? 4 * kMany : kFew), B = odd + (many ? kFew : kMany),
+                      K = odd + kFew;
+        INFO(path.name << ", " << A << " and " << B << " to " << K << " channels");
+        ConvStream stream(path);
+        Huge low(stream, {1, kRows / 2, kColumns / 2, A}, path.dtype),
+            skip(stream, {1, kRows, kColumns, B}, path.dtype),
+            dy(stream, {1, kRows, kColumns, K}, path.dtype);
+        HugeGrad dw(stream, {K, 3, 3, A + B}, DType::f32, GradMode::Accumulate),
+            db(stream, {K}, DType::f32, GradMode::Accumulate);
+        for (Huge* input : {&low, &skip, &dy}) fill_last_channels(*input, 24);
+        fill_filter_grads(dw, db);
+        upcat_conv2d_bwd_weight(stream, low.tensor, skip.tensor, dy.tensor, dw.grad(), db.grad());
+        stream.synchronize();
+        // The last channels of low, and those of skip if they are few.
+        check_filter_grads(dw, db, dy, 24, padded(low, skip));
+      }
+}
