@@ -42,7 +42,8 @@ std::shared_ptr<Buffer> Pool::allocate(size_t bytes, Order order) {
                                  free == SIZE_MAX ? "" : concat(", free ", free, " bytes")));
       }
       ++misses_;
-      simt::poison_memory(block.data, size);
+      block.exposed = bytes;
+      simt::poison_memory(static_cast<std::byte*>(block.data) + bytes, size - bytes);
     }
     in_use_ += size;
     peak_ = std::max(peak_, in_use_);
