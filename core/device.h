@@ -67,7 +67,7 @@ class Stream {
   void* native() const { return native_.get(); }
   // Of the device's pool: what memory is given to.
   Order order() const { return order_; }
-  // What products of f32 may do on devices with tensor cores; convolutions look at it.
+  // What products of f32 may do on devices with tensor cores: convolutions and Linear look at it.
   Math math = Math::f32;
   void synchronize() { device_->runtime().synchronize(native()); }
 

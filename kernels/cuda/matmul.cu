@@ -8,11 +8,19 @@
 
 #include <climits>
 #else
+#include <bit>
+#include <cmath>
 #include <set>
 #endif
 
 namespace tessera::TESSERA_CUDA {
 namespace {
+
+// As for convolutions: where there are tensor cores, products of f32 may be tf32's.
+bool use_tf32(Stream& stream, const Factor& a) {
+  return stream.math == Math::tf32 && a.matrix.dtype() == DType::f32 &&
+         stream.device().info().capability >= 80;
+}
 
 struct Sizes {
   int64_t M, N, K;
@@ -52,7 +60,7 @@ class CuBlas {
     check(function<decltype(cublasSetWorkspace_v2)>("cublasSetWorkspace_v2")(
               handle_, workspace_.raw(), workspace_.bytes()),
           "cublasSetWorkspace");
-    // No TF32, and partial sums of bf16 products are float.
+    // TF32 only where a call asks for it, and partial sums of bf16 products are float.
     check(function<decltype(cublasSetMathMode)>("cublasSetMathMode")(
               handle_,
               cublasMath_t(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
@@ -67,7 +75,8 @@ class CuBlas {
   CuBlas& operator=(const CuBlas&) = delete;
 
   // cuBLAS sees row-major matrices as their transposes: c^T = b^T a^T.
-  void multiply(const Sizes& s, const Factor& a, const Factor& b, Tensor& c, GradMode mode) {
+  void multiply(const Sizes& s, const Factor& a, const Factor& b, Tensor& c, GradMode mode,
+                bool tf32) {
     const float one = 1, beta = mode == GradMode::Accumulate ? 1 : 0;
     const auto size = [](int64_t n) {
       ENSURE(n <= INT_MAX, "matmul: ", n, " is more than cuBLAS takes");
@@ -82,8 +91,8 @@ class CuBlas {
     };
     check(gemm_(handle_, operation(b), operation(a), size(s.N), size(s.M), size(s.K), &one,
                 b.matrix.raw(), type(b.matrix), pitch(b.matrix), a.matrix.raw(), type(a.matrix),
-                pitch(a.matrix), &beta, c.raw(), type(c), pitch(c), CUBLAS_COMPUTE_32F,
-                CUBLAS_GEMM_DEFAULT),
+                pitch(a.matrix), &beta, c.raw(), type(c), pitch(c),
+                tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
           "cublasGemmEx");
   }
 
@@ -113,26 +122,35 @@ class CuBlas {
 
 void multiply(Stream& stream, const Sizes& s, const Factor& a, const Factor& b, Tensor& c,
               GradMode mode) {
-  stream.state<CuBlas>().multiply(s, a, b, c, mode);
+  stream.state<CuBlas>().multiply(s, a, b, c, mode, use_tf32(stream, a));
 }
 
 #else
+
+// To the nearest tf32, ties away from zero, as ptx::to_tf32.
+float to_tf32(float x) {
+  if (!std::isfinite(x)) return x;
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x1000) & 0xFFFFE000);
+}
 
 struct HostFactor {
   const std::byte* data;
   DType dtype;
   int64_t row, column;  // element (i, j) is number i * row + j * column
-  explicit HostFactor(const Factor& f)
+  bool tf32;
+  HostFactor(const Factor& f, bool tf32)
       : data(f.matrix.raw()),
         dtype(f.matrix.dtype()),
         row(f.transposed ? 1 : f.matrix.dim(1)),
-        column(f.transposed ? f.matrix.dim(1) : 1) {}
+        column(f.transposed ? f.matrix.dim(1) : 1),
+        tf32(tf32) {}
   auto operator<=>(const HostFactor&) const = default;
 
   float at(int64_t i, int64_t j) const {
     const int64_t number = i * row + j * column;
-    return dtype == DType::bf16 ? to_float(reinterpret_cast<const bf16*>(data)[number])
-                                : reinterpret_cast<const float*>(data)[number];
+    if (dtype == DType::bf16) return to_float(reinterpret_cast<const bf16*>(data)[number]);
+    const float x = reinterpret_cast<const float*>(data)[number];
+    return tf32 ? to_tf32(x) : x;
   }
 };
 
@@ -168,10 +186,12 @@ struct HostProducts {
 
 void multiply(Stream& stream, const Sizes& s, const Factor& a, const Factor& b, Tensor& c,
               GradMode mode) {
-  const HostProduct& kept =
-      *stream.state<HostProducts>()
-           .all.insert({HostFactor(a), HostFactor(b), c.raw(), c.dtype(), s.M, s.N, s.K, mode})
-           .first;
+  const bool tf32 = use_tf32(stream, a);
+  const HostProduct& kept = *stream.state<HostProducts>()
+                                 .all
+                                 .insert({HostFactor(a, tf32), HostFactor(b, tf32), c.raw(),
+                                          c.dtype(), s.M, s.N, s.K, mode})
+                                 .first;
   CUDA_CHECK(
       cudaLaunchHostFunc(cuda_stream(stream), HostProduct::run, const_cast<HostProduct*>(&kept)));
 }

@@ -12,7 +12,8 @@ struct Factor {
 };
 
 // c [M,N] = a [M,K] b [K,N], or c += a b. Factors are f32 or both bf16, c is f32 or like them; sums
-// are kept in float. Throws InputError where cuBLAS is needed and cannot be loaded.
+// are kept in float. Factors of f32 may be rounded to tf32 where Stream::math allows it. Throws
+// InputError where cuBLAS is needed and cannot be loaded.
 void matmul(Stream& stream, Factor a, Factor b, Tensor& c, GradMode mode);
 
 }  // namespace tessera::TESSERA_CUDA
