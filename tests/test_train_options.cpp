@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include "apps/train_options.h"
+#include "core/precision.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -82,9 +83,9 @@ TEST_CASE("every flag of train is a key of its config file", "[train]") {
 }
 
 TEST_CASE("the command line wins over the config file, and that over the preset", "[train]") {
-  CHECK(options_of({}).preset == "quick");
-  CHECK(options_of({}).image_size == 32);
-  CHECK(options_of({}).steps == 600);
+  CHECK(options_of({"--device", "cpu"}).preset == "quick");
+  CHECK(options_of({"--device", "cpu"}).image_size == 32);
+  CHECK(options_of({"--device", "cpu"}).steps == 600);
   CHECK(options_of({"--preset", "lesson"}).image_size == 64);
   CHECK(options_of({"--preset", "lesson"}).epochs == 50);
   CHECK_FALSE(options_of({"--preset", "lesson"}).steps);
@@ -94,6 +95,37 @@ TEST_CASE("the command line wins over the config file, and that over the preset"
   CHECK(options_of({"--image-size", "24"}, config).image_size == 24);
   CHECK(options_of({"--image-size", "24"}, config).batch == 7);
   CHECK(options_of({"--preset", "quick"}, config).base == 32);
+}
+
+TEST_CASE("the device chooses the preset that nobody names", "[train]") {
+  // Parsing needs no GPU.
+  CHECK(options_of({"--device", "cuda"}).preset == "lesson");
+  CHECK(options_of({"--device", "cuda"}).image_size == 64);
+  CHECK(options_of({}, R"({"device": "cuda"})").preset == "lesson");
+  CHECK(options_of({"--device", "simt"}).preset == "tiny");
+  CHECK(options_of({"--device", "cpu"}).preset == "quick");
+  CHECK(options_of({"--device", "cuda", "--preset", "quick"}).preset == "quick");
+}
+
+TEST_CASE("what a precision means on a device", "[train]") {
+  const auto resolved = [](const std::string& name, const char* device, int capability) {
+    return resolve_precision(options_of({"--precision", name}).precision, device, capability);
+  };
+  const auto refusal = [&](const std::string& name, const char* device, int capability) {
+    return message_of<UsageError>([&] { resolved(name, device, capability); });
+  };
+  CHECK(resolved("auto", "cpu", 0) == "f32");
+  CHECK(resolved("auto", "cuda", 75) == "f32");
+  CHECK(resolved("auto", "cuda", 80) == "bf16");
+  CHECK(resolved("auto", "cuda", 90) == "bf16");
+  for (int capability : {0, 75, 80, 90}) CHECK(resolved("f32", "any", capability) == "f32");
+  for (const char* name : {"tf32", "bf16"})
+    for (int capability : {80, 90}) CHECK(resolved(name, "cuda", capability) == name);
+  CHECK(resolved("bf16", "cuda", 75) == "bf16");  // without tensor cores, but it runs
+  CHECK(refusal("tf32", "cuda", 75) ==
+        "--precision tf32 needs a GPU of compute capability 8.0 or more, this one has 7.5");
+  CHECK(refusal("bf16", "cpu", 0) == "--precision bf16 is not available on device cpu (f32 is)");
+  CHECK(refusal("tf32", "cpu", 0) == "--precision tf32 is not available on device cpu (f32 is)");
 }
 
 TEST_CASE("steps win over epochs, but not over epochs of a higher layer", "[train]") {
