@@ -16,6 +16,11 @@ uint64_t hash(const std::string& text) {  // FNV-1a
 
 }  // namespace
 
+Values as_bf16(Values values) {
+  for (double& x : values.data) x = to_float(to_bf16(float(x)));
+  return values;
+}
+
 Values values_of(Stream& stream, const Tensor& tensor) {
   if (tensor.dtype() == DType::f64) return {tensor.shape(), tensor.to_vector<double>(stream)};
   if (tensor.dtype() == DType::bf16) {
@@ -72,10 +77,8 @@ Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, N
            GradMode mode, DType rounded) {
   const size_t wanted = c.inputs.size() - size_t(c.constants);
   // In the type that a run in `rounded` has, then in that of this run.
-  const auto put = [&](Values values, DType as, DType dtype) {
-    if (as == DType::bf16)
-      for (double& x : values.data) x = to_float(to_bf16(float(x)));
-    return tensor_of(stream, values, dtype);
+  const auto put = [&](const Values& values, DType as, DType dtype) {
+    return tensor_of(stream, as == DType::bf16 ? as_bf16(values) : values, dtype);
   };
   std::vector<Var> inputs;
   for (const Values& values : draw_inputs(c, numbers)) {
@@ -134,6 +137,31 @@ std::string difference(const Result& got, const Result& expected, double toleran
     if (!d.empty()) return concat("gradient of input ", i, ": ", d);
   }
   return "";
+}
+
+std::string norm_difference(const Result& got, const Result& expected, double tolerance) {
+  const auto norm = [](const Values& values) {
+    double squares = 0;
+    for (double x : values.data) squares += x * x;
+    return std::sqrt(squares);
+  };
+  const auto compare = [&](const std::string& what, const Values& a, const Values& b,
+                           double scale) -> std::string {
+    if (a.shape != b.shape) return concat(what, ": shape ", a.shape, ", expected ", b.shape);
+    Values error = a;
+    for (size_t i = 0; i < error.data.size(); ++i) error.data[i] -= b.data[i];
+    if (norm(error) <= tolerance * scale) return "";  // NaN is not
+    return concat(what, " ", a.shape, ": error ", norm(error), ", allowed ", tolerance * scale);
+  };
+  if (got.gradients.size() != expected.gradients.size())
+    return concat(got.gradients.size(), " gradients, expected ", expected.gradients.size());
+  double squares = 0;
+  for (const Values& gradient : expected.gradients) squares += std::pow(norm(gradient), 2);
+  std::string result = compare("output", got.y, expected.y, norm(expected.y));
+  for (size_t i = 0; result.empty() && i < got.gradients.size(); ++i)
+    result = compare(concat("gradient of input ", i), got.gradients[i], expected.gradients[i],
+                     std::max(norm(expected.gradients[i]), 1e-3 * std::sqrt(squares)));
+  return result;
 }
 
 std::shared_ptr<Device> poisoned(DeviceType type) {

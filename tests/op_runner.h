@@ -16,6 +16,9 @@ struct Values {
   std::vector<double> data;
 };
 
+// Rounded to what bf16 holds.
+Values as_bf16(Values values);
+
 Values values_of(Stream& stream, const Tensor& tensor);
 Tensor tensor_of(Stream& stream, const Values& values, DType dtype);
 
@@ -51,6 +54,11 @@ inline Result run(Stream& stream, const OpCase& c, const Apply& apply, DType sto
 std::string difference(const Values& got, const Values& expected, double tolerance);
 // The same for output and gradients.
 std::string difference(const Result& got, const Result& expected, double tolerance);
+
+// "" if the error of the output and of every gradient is within `tolerance` in the norm:
+// |got - expected| <= tolerance * |expected|; for a gradient that nearly vanishes beside the
+// others, a thousandth of their norm stands for its own.
+std::string norm_difference(const Result& got, const Result& expected, double tolerance);
 
 // A device, with two threads, whose memory holds NaN wherever nothing was written.
 std::shared_ptr<Device> poisoned(DeviceType type);

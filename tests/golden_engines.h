@@ -1,0 +1,101 @@
+// What the tests against PyTorch's numbers share: the golden files of TESSERA_GOLDEN_DIR, or of
+// tests/golden/data (see tests/golden/README.md for the format and generate.py for the writer),
+// what computes, and how near it has to come.
+//
+// Tolerances are on norms: |got - expected| <= tolerance * max(|expected|, 1e-3 |all gradients|).
+// It is 1e-4 in f32. In f64 it is 1e-5 for the committed files, which were computed in double and
+// hold f32; a folder of somebody's own may have been computed in f32 (generate.py --dtype f32). In
+// bf16 it is 1e-2 for an operation, and for networks 4e-2 (output), 8e-2 (gradients), 2e-2
+// (losses): what rounding to bf16 costs in PyTorch, at worst 2.5e-2 and 5.8e-2, and some room. tf32
+// has three bits more: half of that for an operation, a quarter for networks, where the worst were
+// 1.4e-3, 2.6e-3 and 4.5e-4. How far ten steps of Adam move a parameter, a few thousandths of its
+// norm, is compared relative to that way: the worst were 8.6e-4 in f32, 1.5e-2 in tf32 and 0.10 in
+// bf16, since the first steps go by the signs of gradients.
+#pragma once
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cstdlib>
+
+#include "tests/golden_file.h"
+
+namespace tessera {
+
+// The folder that somebody asked for, or null.
+inline const char* asked_folder() { return std::getenv("TESSERA_GOLDEN_DIR"); }
+
+// What computes, and how exactly.
+struct Engine {
+  DeviceType device;
+  Precision precision;
+  std::string name;
+
+  DType storage() const { return precision.storage; }
+  bool exact() const { return storage() != DType::bf16 && precision.math == Math::f32; }
+  // Of one operation.
+  double tolerance() const {
+    if (!exact()) return storage() == DType::bf16 ? 1e-2 : 5e-3;
+    return storage() == DType::f64 && asked_folder() == nullptr ? 1e-5 : 1e-4;
+  }
+  // Of networks.
+  double output_tolerance() const { return exact() ? tolerance() : bf16_share() * 4e-2; }
+  double gradient_tolerance() const { return exact() ? tolerance() : bf16_share() * 8e-2; }
+  double loss_tolerance() const { return exact() ? 1e-5 : bf16_share() * 2e-2; }
+  double moved_tolerance() const { return exact() ? 5e-3 : bf16_share() * 0.16; }
+
+ private:
+  double bf16_share() const { return storage() == DType::bf16 ? 1 : 0.25; }
+};
+
+// The f64 oracle and the CPU, or the CUDA kernels on the host model and, if there is one, on a GPU.
+inline std::vector<Engine> cpu_engines() {
+  return {{DeviceType::cpu, Precision::f32(), "cpu f32"},
+          {DeviceType::cpu, Precision::f64(), "cpu f64"}};
+}
+inline std::vector<Engine> cuda_engines() {
+  std::vector<Engine> engines{{DeviceType::simt, Precision::f32(), "simt f32"},
+                              {DeviceType::simt, Precision::tf32(), "simt tf32"},
+                              {DeviceType::simt, Precision::bf16(), "simt bf16"}};
+  if (has_gpu())
+    for (Engine engine : std::vector(engines)) {
+      engine.device = DeviceType::cuda;
+      engine.name.replace(0, 4, "cuda");
+      engines.push_back(engine);
+    }
+  return engines;
+}
+
+// The files of root/kind, sorted. A missing or empty folder fails the test; one that somebody asked
+// for may hold networks only, or operations only.
+inline std::vector<std::filesystem::path> golden_files(const std::string& kind) {
+  const char* asked = asked_folder();
+  const std::filesystem::path root =
+      asked ? std::filesystem::path(asked)
+            : std::filesystem::path(TESSERA_TEST_DIR) / "golden" / "data";
+  INFO("golden files are looked for in " << root);
+  REQUIRE(std::filesystem::is_directory(root));
+  std::vector<std::filesystem::path> files;
+  size_t all = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    ++all;
+    const std::filesystem::path folder = entry.path().parent_path().filename();
+    INFO(entry.path() << " is neither in a folder 'ops' nor in a folder 'unet'");
+    REQUIRE((folder == "ops" || folder == "unet"));
+    if (folder == kind) files.push_back(entry.path());
+  }
+  REQUIRE(all > 0);
+  if (!asked) REQUIRE(!files.empty());
+  std::ranges::sort(files);
+  return files;
+}
+
+// scale: what the error is measured by.
+inline void check_near(const std::string& what, const Values& got, const Values& expected,
+                       double scale, double tolerance) {
+  INFO(what << " " << got.shape << ": error " << distance(got, expected) << ", allowed "
+            << tolerance * scale);
+  CHECK(distance(got, expected) <= tolerance * scale);
+}
+
+}  // namespace tessera
