@@ -6,14 +6,19 @@
 
 namespace tessera {
 
-// Calls check(stream) on the host model, in several orders of execution, and on a GPU when there is
-// one. Memory that nothing has written is a trap.
+// Calls check(stream) on the host model, in several orders of execution and with every landing of
+// asynchronous operations, and on a GPU when there is one. Memory that nothing has written is a
+// trap.
 template <class Check>
 void on_cuda_devices(Check check) {
   const simt::ScopedOptions restore(simt::options());
   simt::options().trap_uninitialised = true;
-  for (simt::Order order : {simt::Order::Ascending, simt::Order::Descending, simt::Order::Random}) {
+  using enum simt::Order;
+  for (const auto& [order, landing] : {std::pair(Ascending, simt::Landing::Earliest),
+                                       {Descending, simt::Landing::Latest},
+                                       {Random, simt::Landing::Random}}) {
     simt::options().order = order;
+    simt::options().landing = landing;
     ++simt::options().seed;
     Stream stream(poisoned(DeviceType::simt));
     check(stream);

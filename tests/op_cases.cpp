@@ -1,6 +1,9 @@
 // The case table of all ops.
 #include "tests/op_cases.h"
 
+#include "autograd/ops.h"
+#include "tests/op_runner.h"
+
 namespace tessera {
 
 CaseTable all_cases() {
@@ -26,6 +29,35 @@ DType value_dtype(const OpCase& c, size_t input, DType storage) {
 
 DType gradient_dtype(const OpCase& c, size_t input, DType storage) {
   return role_of(c, input) == Role::Activation ? storage : master_of(storage);
+}
+
+Var rounded_to_bf16(Tape& tape, const Var& x) {
+  const auto rounded = [](Stream& stream, const Tensor& tensor) {
+    return tensor_of(stream, as_bf16(values_of(stream, tensor)), tensor.dtype());
+  };
+  Var y = tape.output(x.shape(), x.value.dtype(), {&x});
+  y.value = rounded(tape.stream(), x.value);
+  tape.record("rounded_to_bf16", {&x}, y, [rounded, x = x.slot](Stream& s, const Tensor& dy) {
+    add_bwd(s, rounded(s, dy), x->out(s));
+  });
+  return y;
+}
+
+Var linear_in_steps(Tape& tape, const Var& x, const Var& w, const Var& b) {
+  const int64_t K = w.shape()[0];
+  Values unit{{K, K}, std::vector<double>(size_t(K * K))};  // a product with it adds the bias alone
+  for (int64_t k = 0; k < K; ++k) unit.data[size_t(k * K + k)] = 1;
+  const Var product = rounded_to_bf16(tape, ops::linear(tape, x, w, {}));
+  return ops::linear(tape, product, Var::leaf(tensor_of(tape.stream(), unit, DType::f64)), b);
+}
+
+std::vector<int64_t> edge_sizes() { return {63, 65, 127, 128, 129}; }
+
+std::vector<Shape> edge_shapes() {
+  std::vector<Shape> shapes;
+  for (int64_t n : edge_sizes())
+    shapes.insert(shapes.end(), {{1, n, 2, 3}, {1, 2, n, 1}, {2, 1, 2, n}});
+  return shapes;
 }
 
 double f32_bytes(const std::vector<Shape>& shapes) {

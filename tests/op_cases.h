@@ -33,6 +33,8 @@ struct OpCase {
   std::vector<Role> roles = {};          // of the first inputs; the others are activations
   int constants = 0;                     // the last of the inputs that get no gradient
   bool exact = false;                    // sums of products of inputs: exact on small integers
+  Apply bf16_steps = nullptr;            // with rounded_to_bf16() where kernels store results on
+                                         // the way, if there are such
   float scale = 1;                       // standard deviation of random inputs
   double tolerance = 1e-5;               // of f32 against f64, see difference() in op_runner.h
   std::optional<ConvProblem> conv = {};  // what a library would do instead; its bias comes last
@@ -57,6 +59,16 @@ void add_residual_block_cases(CaseTable& table);
 
 DType value_dtype(const OpCase& c, size_t input, DType storage);
 DType gradient_dtype(const OpCase& c, size_t input, DType storage);
+
+// x, with its value and its gradient as bf16 would hold them: a step of the oracle.
+Var rounded_to_bf16(Tape& tape, const Var& x);
+// linear, whose product is stored before the bias is added to it.
+Var linear_in_steps(Tape& tape, const Var& x, const Var& w, const Var& b);
+
+// Channels, heights, widths and lengths at which packs, warps and tiles end or nearly do, one
+// dimension at a time: [N,H,W,C] with 63, 65, 127, 128 or 129 in one place and little elsewhere.
+std::vector<int64_t> edge_sizes();
+std::vector<Shape> edge_shapes();
 
 // Bytes of f32 tensors.
 double f32_bytes(const std::vector<Shape>& shapes);

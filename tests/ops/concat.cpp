@@ -53,6 +53,19 @@ void add_concat_cases(CaseTable& table) {
                         {{0, 4, 4, 3}, {0, 8, 8, 5}}})
     table.tests.push_back(fused_case("", p.a, p.b));
 
+  for (int64_t n : edge_sizes()) {
+    for (const Pair& p : {Pair{{1, n, 2, 3}, {1, n, 2, 5}},
+                          {{1, 2, n, 1}, {1, 2, n, 2}},
+                          {{2, 1, 2, n}, {2, 1, 2, 3}},
+                          {{2, 1, 2, 5}, {2, 1, 2, n}}})
+      table.tests.push_back(concat_case("", p.a, p.b));
+    for (const Pair& p : {Pair{{1, n, 1, 3}, {1, 2 * n, 2, 5}},
+                          {{1, 1, n, 1}, {1, 2, 2 * n, 2}},
+                          {{1, 1, 2, n}, {1, 2, 4, 3}},
+                          {{1, 2, 1, 5}, {1, 4, 2, n}}})
+      table.tests.push_back(fused_case("", p.a, p.b));
+  }
+
   for (const Stage& s : stages()) {
     if (s.bottleneck) continue;
     const Shape low{s.N, s.side / 2, s.side / 2, 2 * s.width};

@@ -61,6 +61,8 @@ void add_tests(CaseTable& table) {
            {1, 1, 19, 3, 20},
            {0, 8, 8, 3, 7},
            {1, 7, 7, 1, 65}});
+  for (int64_t n : edge_sizes())
+    add_all(table, "3x3", {1, 1, 1}, 3, 3, {{1, n, 2, 3, 5}, {1, 2, n, 2, 3}});
   add_all(table, "3x3 unpadded", {1, 0, 0}, 3, 3, {{1, 7, 9, 7, 20}, {1, 3, 3, 20, 3}});
   add_all(table, "3x3 padded by 2", {1, 2, 2}, 3, 3, {{2, 5, 4, 3, 7}});
   add_all(table, "1x1", {}, 1, 1,

@@ -24,6 +24,8 @@ void add_gelu_cases(CaseTable& table) {
     for (const Shape& x :
          {Shape{2, 5, 7, 3}, {1}, {17}, {31, 33}, {3, 7, 1}, {0, 4}, {1, 64, 65, 3}})
       table.tests.push_back(gelu_case("", form, x));
+    for (int64_t n : edge_sizes()) table.tests.push_back(gelu_case("", form, {n}));
+    for (const Shape& x : edge_shapes()) table.tests.push_back(gelu_case("", form, x));
     for (const Stage& s : stages())
       if (!s.bottleneck)
         table.benchmarks.push_back(gelu_case(s.model + " ", form, {s.N, s.side, s.side, s.width}));

@@ -83,6 +83,14 @@ void add_group_norm_cases(CaseTable& table) {
       for (const Parts& parts : {Parts{false, false}, {true, false}, {false, true}, {true, true}})
         table.tests.push_back(fused_case("", s.x, {{s.groups}, form}, parts));
 
+  for (const Shape& x : edge_shapes()) {
+    // Channels of a group: 9, 13, 127, 16, 43.
+    const int64_t C = x[3];
+    const int groups = C == 63 ? 7 : C == 65 ? 5 : C == 128 ? 8 : C == 129 ? 3 : 1;
+    table.tests.push_back(group_norm_case("", x, groups));
+    table.tests.push_back(fused_case("", x, {{groups}, GeluForm::Exact}, {true, true}));
+  }
+
   for (const Stage& s : stages()) {
     const Shape x{s.N, s.side, s.side, s.width};
     table.benchmarks.push_back(group_norm_case(s.model + " ", x, 8));

@@ -54,6 +54,15 @@ void add_layout_cases(CaseTable& table) {
                          {1, 31, 1, 65},
                          {0, 4, 4, 3}})
     table.tests.push_back(upsample("", x));
+  for (int64_t n : edge_sizes()) {
+    for (const Shape& x : {Shape{1, 2 * n, 2, 3}, {1, 2, 2 * n, 1}, {2, 2, 2, n}})
+      table.tests.push_back(pool("", x));
+    for (const Shape& x : {Shape{1, n, 2, 4}, {1, 1, n, 12}, {2, 1, 2, 4 * n}})
+      table.tests.push_back(unpool("", x));
+  }
+  table.tests.push_back(pool("", {1, 128, 2, 3}));
+  table.tests.push_back(pool("", {1, 2, 128, 1}));
+  for (const Shape& x : edge_shapes()) table.tests.push_back(upsample("", x));
 
   for (const Stage& s : stages()) {
     if (s.bottleneck) continue;

@@ -17,6 +17,10 @@ OpCase linear_case(const std::string& name, int64_t N, int64_t C, int64_t K, boo
     return ops::linear(tape, in[0], in[1], in.size() > 2 ? in[2] : Var{});
   };
   c.exact = true;
+  if (bias)
+    c.bf16_steps = [](Tape& tape, const std::vector<Var>& in) {
+      return linear_in_steps(tape, in[0], in[1], in[2]);
+    };
   c.forward = {2.0 * double(N * C * K), f32_bytes({x, w, y})};
   c.backward = {4.0 * double(N * C * K), f32_bytes({y, w, x, x, y, w})};
   return c;
@@ -38,7 +42,11 @@ void add_linear_cases(CaseTable& table) {
                          {31, 40, 20},
                          {32, 128, 64}})
     table.tests.push_back(linear_case("", s.N, s.C, s.K));
+  for (int64_t n : edge_sizes())
+    for (const Sizes& s : {Sizes{n, 3, 5}, {2, n, 3}, {3, 2, n}})
+      table.tests.push_back(linear_case("", s.N, s.C, s.K));
   table.tests.push_back(linear_case("", 4, 7, 3, false));
+  table.tests.push_back(linear_case("", 8, 128, 65, false));
 
   for (const Model& m : models()) {
     if (m.side == 32) continue;  // quick has the same embedding

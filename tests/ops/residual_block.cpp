@@ -24,6 +24,21 @@ Apply block(ops::Fusion fusion, const NormGelu& spec, bool shortcut, bool skip) 
   };
 }
 
+// What the fused form keeps in bf16 between its passes, and the gradients of that.
+Apply rounded_block(const NormGelu& spec, bool shortcut, bool skip) {
+  return [=](Tape& tape, const std::vector<Var>& in) {
+    const auto stored = [&](const Var& x) { return rounded_to_bf16(tape, x); };
+    const ConvSpec same{1, 1, 1};
+    const Var x = skip ? ops::concat_upsample(tape, in[0], in.back()) : in[0];
+    const Var t = stored(linear_in_steps(tape, in[1], in[10], in[11]));
+    const Var y1 = stored(ops::conv2d(tape, same, x, in[2], in[3]));
+    const Var h = stored(ops::group_norm_gelu(tape, spec, y1, in[4], in[5], t, {}));
+    const Var y2 = stored(ops::conv2d(tape, same, h, in[6], in[7]));
+    const Var s = shortcut ? stored(ops::conv2d(tape, {}, x, in[12], in[13])) : x;
+    return ops::group_norm_gelu(tape, spec, y2, in[8], in[9], {}, s);
+  };
+}
+
 OpCase residual_block_case(const std::string& name, const Sizes& s, GeluForm form) {
   const NormGelu spec{{s.groups}, form};
   const int64_t N = s.x[0], scale = s.B ? 2 : 1, H = scale * s.x[1], W = scale * s.x[2];
@@ -43,6 +58,7 @@ OpCase residual_block_case(const std::string& name, const Sizes& s, GeluForm for
   if (s.B) c.inputs.push_back({N, H, W, s.B});
   c.apply = block(ops::Fusion::On, spec, C != K, s.B > 0);
   c.composition = block(ops::Fusion::Off, spec, C != K, s.B > 0);
+  c.bf16_steps = rounded_block(spec, C != K, s.B > 0);
   c.tolerance = 3e-5;  // a chain of two norms, whose statistics round too
   const double products = double(N * H * W * K) * double(9 * C + 9 * K + (C != K ? C : 0));
   const double bytes = f32_bytes(c.inputs) + f32_bytes({{N, H, W, K}});

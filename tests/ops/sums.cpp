@@ -60,6 +60,16 @@ void add_sum_cases(CaseTable& table) {
     table.tests.push_back(broadcast_case("", x));
   for (const Shape& x : {Shape{1}, {3, 6, 6, 1}, {2, 5, 7, 3}, {33, 31, 17, 1}})
     table.tests.push_back(mse_case("", x));
+  // No empty mse: the mean of no elements is refused (test_op_errors.cpp).
+  for (int64_t n : edge_sizes()) {
+    table.tests.push_back(add_case("", {n}));
+    table.tests.push_back(mse_case("", {n}));
+  }
+  for (const Shape& x : edge_shapes()) {
+    table.tests.push_back(add_case("", x));
+    table.tests.push_back(broadcast_case("", x));
+    table.tests.push_back(mse_case("", x));
+  }
 
   for (const Stage& s : stages()) {
     const Shape x{s.N, s.side, s.side, s.width};

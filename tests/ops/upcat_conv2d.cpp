@@ -22,6 +22,11 @@ OpCase upcat_conv2d_case(const std::string& name, const Shape& low, int64_t B, i
     return ops::conv2d(tape, spec, ops::concat_upsample(tape, in[0], in[1]), in[2], in[3]);
   };
   c.exact = true;
+  // Its gradient is made in bf16, before low's is summed and skip's is added to what is there.
+  c.bf16_steps = [spec](Tape& tape, const std::vector<Var>& in) {
+    const Var x = rounded_to_bf16(tape, ops::concat_upsample(tape, in[0], in[1]));
+    return ops::conv2d(tape, spec, x, in[2], in[3]);
+  };
   // Operations of the composition, so that the rates compare; the fused path needs fewer.
   c.conv = ConvProblem::of(spec, {N, H, W, A + B}, w);
   const double flops = c.conv->flops();
@@ -47,6 +52,12 @@ void add_upcat_conv2d_cases(CaseTable& table) {
                            {{2, 4, 4, 64}, 32, 32},
                            {{0, 4, 4, 3}, 5, 7}})
       table.tests.push_back(upcat_conv2d_case("", s.low, s.B, s.K, R));
+  for (int64_t n : edge_sizes()) {
+    for (const Sizes& s : {Sizes{{1, n, 1, 3}, 2, 5}, {{1, 1, n, 2}, 3, 4}, {{1, 1, 2, n}, 2, 3}})
+      table.tests.push_back(upcat_conv2d_case("", s.low, s.B, s.K, 3));
+    table.tests.push_back(upcat_conv2d_case("", {1, 2, 1, 3}, n, 2, 1));
+    table.tests.push_back(upcat_conv2d_case("", {1, 1, 2, 3}, 1, n, 3));
+  }
   for (const Stage& s : stages()) {
     if (s.bottleneck) continue;
     const Shape low{s.N, s.side / 2, s.side / 2, 2 * s.width};
