@@ -37,6 +37,8 @@ struct Blocks {
     for (int i = 1; i < images.rank(); ++i) size *= images.dim(i);
     count = std::max<int64_t>(ceil_div(size, 4), 1);
   }
+  // An image without pixels has a block, for its timestep, but nothing that a pack could read.
+  bool packed() const { return size > 0; }
   __device__ int of(int64_t block) const { return int(min(int64_t{4}, size - 4 * block)); }
 };
 
@@ -142,7 +144,7 @@ void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor
              AddNoise<packed.value>{spec, use, samples.data<int64_t>(), t.data<int32_t>(),
                                     clean.data<float>(), noisy.data<float>(), blocks});
   };
-  blocks.size > 0 && packs_fit<float, 4>(blocks.size, clean.data<float>(), noisy.data<float>())
+  blocks.packed() && packs_fit<float, 4>(blocks.size, clean.data<float>(), noisy.data<float>())
       ? add(std::true_type{})
       : add(std::false_type{});
 }
@@ -159,7 +161,7 @@ void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, con
                                           t.data<int32_t>(), clean.data<float>(), noisy.data<T>(),
                                           blocks});
     };
-    blocks.size > 0 && packs_fit<uint8_t, 4>(blocks.size, images.data<uint8_t>()) &&
+    blocks.packed() && packs_fit<uint8_t, 4>(blocks.size, images.data<uint8_t>()) &&
             packs_fit<float, 4>(blocks.size, clean.data<float>()) &&
             packs_fit<T, 4>(blocks.size, noisy.data<T>())
         ? make(std::true_type{})
