@@ -71,9 +71,10 @@ TEST_CASE("Adam and the gradient's norm equal the oracle", "[adam][cuda]") {
              << ' ' << size << " parameters, decay " << spec.weight_decay << ", clipped at "
              << spec.max_norm);
         const auto fast = adam_run(stream, spec, size, DType::f32);
-        // A parameter (number 0) may be what is left when steps of lr cancel it.
+        // A parameter (number 0) may be what is left when steps of lr cancel it, and a first moment
+        // (1) when gradients do: a float of some 0.05 is off by 3e-9, whatever the sum.
         for (size_t i = 0; i < fast.size(); ++i)
-          CHECK(difference(fast[i], oracle[i], i == 0 ? 1e-5 : 2e-6) == "");
+          CHECK(difference(fast[i], oracle[i], i <= 1 ? 1e-5 : 2e-6) == "");
         if (stream.device().type() == DeviceType::simt) on_simt.push_back(fast);
       });
       // Whatever the order of threads and blocks, the same bits.
