@@ -105,7 +105,7 @@ class Resources(unittest.TestCase):
 
     def show(self, build):
         with contextlib.redirect_stdout(io.StringIO()):
-            return kernel_resources.show(build)
+            return kernel_resources.show(build, pathlib.Path("/dev/null"))  # no reasons
 
     def test_occupancy(self):
         # From cuda_occupancy.h.

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -31,7 +32,11 @@ class LaunchLog {
     std::ifstream command("/proc/self/cmdline", std::ios::binary);
     std::string argument;
     std::getline(command, argument, '\0');  // the program's name
-    while (std::getline(command, argument, '\0')) file_ << '\t' << argument;
+    while (std::getline(command, argument, '\0')) {
+      std::ranges::replace_if(
+          argument, [](unsigned char c) { return c < ' '; }, ' ');  // a line is a line
+      file_ << '\t' << argument;
+    }
     file_ << std::endl;
   }
 
