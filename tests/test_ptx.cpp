@@ -158,7 +158,7 @@ void convert_kernel(const float* x, uint32_t* y) {
 
 }  // namespace
 
-TEST_CASE("mma fragments lie where the PTX ISA says", "[ptx]") {
+TEST_CASE("mma fragments lie where the PTX ISA says", "[ptx][slow]") {
   check_fragments<bf16>();
   check_fragments<ptx::f16>();
   check_fragments<float>();

@@ -46,13 +46,16 @@ void barrier_kernel(int* out) {
   out[i] = values[63 - i];
 }
 
-enum class Named { Right, Counts, NoSuchBarrier, OddCount };
+enum class Named { Right, Counts, NoSuchBarrier, OddCount, TooMany, HalfWarps };
 template <Named named>
 void named_barrier_kernel() {
   const int id = named == Named::NoSuchBarrier ? 16 : 3;
   const int count = named == Named::OddCount                          ? 33
+                    : named == Named::TooMany                         ? 96
+                    : named == Named::HalfWarps                       ? 32
                     : named == Named::Counts && threadIdx.x / 32 == 1 ? 32
                                                                       : 64;
+  if (named == Named::HalfWarps && threadIdx.x % 32 >= 16) return;
   block_barrier(id, count, 0, "named", Where::current());
 }
 
@@ -86,6 +89,12 @@ template <int offset>
 void atomic_kernel(char* to) {
   atomicAdd(reinterpret_cast<unsigned*>(to + offset), 1);
 }
+
+// Aligned as their types are, which is less than their sizes.
+void wide_vector_kernel(const double* in, double* out) {
+  store_vector(out + 2, load_vector<double4>(in + 2));
+}
+void triple_kernel(const float* in, float* out) { store_vector(out, load_vector<float3>(in + 1)); }
 
 void shared_kernel() {
   if (threadIdx.x == 2) shared_memory<char[2000]>()[1999] = 0;
@@ -205,6 +214,13 @@ TEST_CASE("named barriers that do not agree or do not exist", "[simt]") {
   check_fault(fault(of.operator()<Named::OddCount>()), "must be a multiple of 32",
               "named_barrier_kernel<tessera::simt::<unnamed>::Named::OddCount>", "(0,0,0)",
               "(0,0,0)");
+  check_fault(fault(of.operator()<Named::TooMany>()), "barrier 3 for 96 threads in a block of 64",
+              "named_barrier_kernel<tessera::simt::<unnamed>::Named::TooMany>", "(0,0,0)",
+              "(0,0,0)");
+  check_fault(fault(of.operator()<Named::HalfWarps>()),
+              "named of 32 threads: 16 of warp 0 came, and not the others",
+              "named_barrier_kernel<tessera::simt::<unnamed>::Named::HalfWarps>", "(0,0,0)",
+              "(47,0,0)");
 }
 
 TEST_CASE("bad lane masks", "[simt]") {
@@ -241,6 +257,9 @@ TEST_CASE("misaligned vectors and atomics", "[simt]") {
   CHECK(fault_of_launch<vector_store_kernel<4>>(dim3(1), dim3(8), 0, out) == "");
   check_fault(fault_of_launch<vector_store_kernel<2>>(dim3(1), dim3(8), 0, out),
               "misaligned store of 16 bytes", "vector_store_kernel<2>", "(0,0,0)", "(0,0,0)");
+  Array<double> doubles(std::vector<double>(6, 1)), out_doubles(6);
+  CHECK(fault_of_launch<wide_vector_kernel>(dim3(1), dim3(1), 0, doubles, out_doubles) == "");
+  CHECK(fault_of_launch<triple_kernel>(dim3(1), dim3(1), 0, in, out) == "");
   CHECK(fault_of_launch<atomic_kernel<4>>(dim3(1), dim3(1), 0, bytes) == "");
   check_fault(fault_of_launch<atomic_kernel<2>>(dim3(1), dim3(1), 0, bytes),
               "misaligned atomic on 4 bytes", "atomic_kernel<2>", "(0,0,0)", "(0,0,0)");
@@ -320,6 +339,26 @@ TEST_CASE("a crash says where it was", "[simt]") {
   CHECK_THAT(wild, Catch::Contains("::wild_kernel, block (0,0,0), thread (3,0,0)"));
   const auto deep = crash_of([&] { run<endless_kernel>(dim3(2), dim3(8), 0, out, 0); });
   CHECK_THAT(deep, Catch::Contains("::endless_kernel, block (0,0,0), thread (3,0,0)"));
+}
+
+// The same line of two files. Last in this file, whose lines end here.
+template <bool lanes>
+void two_files_kernel() {
+  if (threadIdx.x % 2)
+#line 1000 "one.cu"
+    lanes ? __syncwarp() : __syncthreads();
+  else
+#line 1000 "other.cu"
+    lanes ? __syncwarp() : __syncthreads();
+}
+
+TEST_CASE("barriers at the same line of two files are two", "[simt]") {
+  CHECK_THAT(fault_of_launch<two_files_kernel<false>>(dim3(1), dim3(32), 0),
+             Catch::Contains("divergent barriers") && Catch::Contains("other.cu:1000") &&
+                 Catch::Contains("one.cu:1000"));
+  CHECK_THAT(fault_of_launch<two_files_kernel<true>>(dim3(1), dim3(32), 0),
+             Catch::Contains("bad lane mask") && Catch::Contains("other.cu:1000") &&
+                 Catch::Contains("one.cu:1000"));
 }
 
 }  // namespace tessera::simt

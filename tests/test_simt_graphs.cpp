@@ -207,6 +207,53 @@ TEST_CASE("captures end where they began, and with all branches joined", "[simt]
   cudaGetLastError();
 }
 
+TEST_CASE("a capture whose stream is destroyed is over", "[simt]") {
+  TestStream branch;
+  Array<int> log(std::vector<int>(8));
+  cudaStreamCaptureStatus status;
+  {
+    TestStream main;
+    begin(main);
+    order(main, branch);
+  }
+  CHECK(cudaStreamIsCapturing(branch, &status) == cudaSuccess);
+  CHECK(status == cudaStreamCaptureStatusNone);
+  append(branch, log, 1);
+  branch.wait();
+  CHECK(log[0] == 1);
+  TestStream main;
+  begin(main);
+  {
+    TestStream gone;
+    order(main, gone);
+  }
+  cudaGraph_t graph;
+  CHECK(cudaStreamEndCapture(main, &graph) == cudaErrorStreamCaptureInvalidated);
+  cudaGetLastError();
+}
+
+TEST_CASE("graphs and captures refuse streams that do not exist", "[simt]") {
+  cudaStream_t gone;
+  REQUIRE(cudaStreamCreateWithFlags(&gone, cudaStreamNonBlocking) == cudaSuccess);
+  begin(gone);
+  cudaGraph_t captured, graph;
+  REQUIRE(cudaStreamEndCapture(gone, &captured) == cudaSuccess);
+  cudaGraphExec_t exec;
+  REQUIRE(cudaGraphInstantiate(&exec, captured) == cudaSuccess);
+  REQUIRE(cudaStreamDestroy(gone) == cudaSuccess);
+  for (cudaStream_t stream : {gone, cudaStream_t{}}) {
+    cudaStreamCaptureStatus status;
+    CHECK(cudaGraphLaunch(exec, stream) == cudaErrorInvalidResourceHandle);
+    CHECK(cudaStreamIsCapturing(stream, &status) == cudaErrorInvalidResourceHandle);
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) ==
+          cudaErrorInvalidResourceHandle);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorInvalidResourceHandle);
+    CHECK(cudaGetLastError() == cudaErrorInvalidResourceHandle);
+  }
+  CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+  CHECK(cudaGraphDestroy(captured) == cudaSuccess);
+}
+
 TEST_CASE("events of a capture are no points in time", "[simt]") {
   TestStream stream;
   const Event event;

@@ -49,6 +49,19 @@ TEST_CASE("the n-th cudaMalloc fails", "[simt]") {
   for (void* one : memory) CHECK(cudaFree(one) == cudaSuccess);
 }
 
+TEST_CASE("the n-th cudaMallocHost fails", "[simt]") {
+  const ScopedOptions scope(options());
+  options().failing_pinned_allocation = memory_use().pinned_allocations + 2;
+  void *first, *second = &first, *device;
+  CHECK(cudaMallocHost(&first, 8) == cudaSuccess);
+  CHECK(cudaMalloc(&device, 8) == cudaSuccess);  // is counted for itself
+  CHECK(cudaMallocHost(&second, 8) == cudaErrorMemoryAllocation);
+  CHECK(second == nullptr);
+  CHECK(cudaGetLastError() == cudaErrorMemoryAllocation);
+  CHECK(cudaFree(device) == cudaSuccess);
+  CHECK(cudaFreeHost(first) == cudaSuccess);
+}
+
 TEST_CASE("what is not an allocation cannot be freed", "[simt]") {
   void *device = nullptr, *pinned = nullptr;
   int local = 0;
@@ -105,7 +118,7 @@ TEST_CASE("pageable memory is read at the call; into it, the copy is complete", 
   });
 }
 
-TEST_CASE("pinned memory is read and written when the copy's turn comes", "[simt]") {
+TEST_CASE("pinned memory is read and written when the copy's turn comes", "[simt][race]") {
   const ScopedOptions scope(options());
   int* pinned = nullptr;
   REQUIRE(cudaMallocHost(reinterpret_cast<void**>(&pinned), 32) == cudaSuccess);

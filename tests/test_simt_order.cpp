@@ -49,7 +49,7 @@ void check_message(const std::string& message, const std::string& kernel, const 
 
 }  // namespace
 
-TEST_CASE("order of threads: a missing barrier", "[simt]") {
+TEST_CASE("order of threads: a missing barrier", "[simt][race]") {
   Array<int> other(10), out(std::vector<int>(128, -1));
   const auto work = [&](auto broken) {
     return [&, broken] {
@@ -63,7 +63,7 @@ TEST_CASE("order of threads: a missing barrier", "[simt]") {
                 "block (0,0,0), thread (0,0,0), before its end");
 }
 
-TEST_CASE("order of blocks", "[simt]") {
+TEST_CASE("order of blocks", "[simt][race]") {
   Array<int> out(std::vector{-1});
   const auto work = [&](auto broken) {
     return [&, broken] {
@@ -79,7 +79,7 @@ TEST_CASE("order of blocks", "[simt]") {
   CHECK_THAT(message, Catch::Contains("block (0,0,0), thread (5,0,0)"));
 }
 
-TEST_CASE("order of a sum of floats", "[simt]") {
+TEST_CASE("order of a sum of floats", "[simt][race]") {
   Array<float> sum(std::vector<float>(41));
   const auto work = [&](auto broken) {
     return [&, broken] {
@@ -92,7 +92,7 @@ TEST_CASE("order of a sum of floats", "[simt]") {
                 "thread (0,0,0)");
 }
 
-TEST_CASE("order of streams: a missing event", "[simt]") {
+TEST_CASE("order of streams: a missing event", "[simt][race]") {
   Array<int> x(std::vector{1});
   TestStream a, b;
   cudaEvent_t event;
@@ -109,6 +109,25 @@ TEST_CASE("order of streams: a missing event", "[simt]") {
   CHECK(x[0] == 14);
   CHECK_THAT(fault_of([&] { check_order(work(true)); }), Catch::Contains("order dependence"));
   cudaEventDestroy(event);
+}
+
+TEST_CASE("order of copies into pinned memory", "[simt][race]") {
+  Array<int> x(std::vector{1}), y(std::vector{2});
+  TestStream a, b;
+  int* pinned = nullptr;
+  REQUIRE(cudaMallocHost(reinterpret_cast<void**>(&pinned), 8) == cudaSuccess);
+  const auto work = [&](int apart) {
+    return [&, apart] {
+      cudaMemcpyAsync(pinned, x, 4, cudaMemcpyDeviceToHost, a);
+      cudaMemcpyAsync(pinned + apart, y, 4, cudaMemcpyDeviceToHost, b);
+    };
+  };
+  check_order(work(1));
+  CHECK((pinned[0] == 1 && pinned[1] == 2));
+  CHECK_THAT(fault_of([&] { check_order(work(0)); }),
+             Catch::Contains("order dependence: byte 0 of an allocation of 8 bytes is 0x2 in "
+                             "ascending order (written by a copy or memset) and 0x1 in"));
+  CHECK(cudaFreeHost(pinned) == cudaSuccess);
 }
 
 TEST_CASE("memory is left as the ascending order makes it", "[simt]") {

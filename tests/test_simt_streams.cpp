@@ -1,5 +1,6 @@
 // The host model's streams and events: order within a stream, freedom between streams, late work,
 // errors that nobody has asked for yet.
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -46,7 +47,7 @@ TEST_CASE("work of one stream is done in its order", "[simt]") {
   });
 }
 
-TEST_CASE("work is done as late as somebody waits, at once, or between", "[simt]") {
+TEST_CASE("work is done as late as somebody waits, at once, or between", "[simt][race]") {
   const ScopedOptions scope(options());
   std::set<int> seen;
   for (const Landing landing : {Landing::Latest, Landing::Earliest, Landing::Random})
@@ -65,7 +66,7 @@ TEST_CASE("work is done as late as somebody waits, at once, or between", "[simt]
   CHECK(seen.size() > 2);
 }
 
-TEST_CASE("streams interleave by a seeded choice", "[simt]") {
+TEST_CASE("streams interleave by a seeded choice", "[simt][race]") {
   const ScopedOptions scope(options());
   options().order = Order::Random;
   options().landing = Landing::Random;
@@ -84,12 +85,15 @@ TEST_CASE("streams interleave by a seeded choice", "[simt]") {
     }
     return order;
   };
+  order_of(1000);
   std::set<std::vector<int>> orders;
-  for (uint64_t seed = 0; seed < 20; ++seed) orders.insert(order_of(seed));
+  std::map<uint64_t, std::vector<int>> of_seed;
+  for (uint64_t seed = 0; seed < 20; ++seed) orders.insert(of_seed[seed] = order_of(seed));
   CHECK(orders.size() > 5);
+  for (uint64_t seed = 20; seed-- > 0;) CHECK(order_of(seed) == of_seed[seed]);
 }
 
-TEST_CASE("waiting for a stream does nothing of another, at the latest landing", "[simt]") {
+TEST_CASE("waiting for a stream does nothing of another, at the latest landing", "[simt][race]") {
   const ScopedOptions scope(options());
   options().landing = Landing::Latest;
   TestStream a, b;
@@ -102,7 +106,7 @@ TEST_CASE("waiting for a stream does nothing of another, at the latest landing",
   CHECK(x[0] == 1);
 }
 
-TEST_CASE("cudaStreamWaitEvent orders two streams; without it they are not", "[simt]") {
+TEST_CASE("cudaStreamWaitEvent orders two streams; without it they are not", "[simt][race]") {
   int unordered = 0;
   in_every_order([&] {
     for (bool waits : {true, false}) {
@@ -202,23 +206,61 @@ TEST_CASE("host functions run in their turn and must not call CUDA", "[simt]") {
   });
 }
 
-TEST_CASE("a destroyed stream has done its work", "[simt]") {
+TEST_CASE("the work of a destroyed stream is done when somebody waits for the device", "[simt][race]") {
+  const ScopedOptions scope(options());
+  TestStream other;
   Array<int> x(std::vector{0});
+  const auto destroy_with_work = [&](int value) {
+    TestStream stream;
+    launch<store_kernel>({stream, dim3(1), dim3(1)}, x, value);
+  };
+  options().landing = Landing::Latest;
+  destroy_with_work(3);
+  other.wait();
+  CHECK(x[0] == 0);
+  cudaDeviceSynchronize();
+  CHECK(x[0] == 3);
+  destroy_with_work(4);
+  Array<int>(1);  // and its cudaFree
+  CHECK(x[0] == 4);
+  options().landing = Landing::Earliest;
+  destroy_with_work(5);
+  CHECK(x[0] == 5);
+}
+
+TEST_CASE("an event of a destroyed stream can be waited for, also after a fault", "[simt]") {
+  const ScopedOptions scope(options());
+  TestStream other;
+  Event event;
+  Array<int> x(std::vector{0}), y(std::vector{0});
+  options().landing = Landing::Earliest;
+  launch<failing_kernel>({other, dim3(1), dim3(1)});  // nobody has asked yet
+  options().landing = Landing::Latest;
   {
     TestStream stream;
     launch<store_kernel>({stream, dim3(1), dim3(1)}, x, 3);
+    cudaEventRecord(event, stream);
   }
-  CHECK(x[0] == 3);
+  cudaStreamWaitEvent(other, event);
+  launch<copy_kernel>({other, dim3(1), dim3(1)}, y, x);
+  CHECK_THROWS_WITH(cudaStreamSynchronize(other), Catch::Contains("failing_kernel"));
+  other.wait();
+  CHECK(y[0] == 3);
+  CHECK(cudaEventQuery(event) == cudaSuccess);
 }
 
 TEST_CASE("the fault of a destroyed stream is thrown by the next wait", "[simt]") {
   TestStream other;
-  {
-    TestStream stream;
-    launch<failing_kernel>({stream, dim3(1), dim3(1)});
+  for (bool quietly : {false, true}) {
+    {
+      TestStream stream;
+      launch<failing_kernel>({stream, dim3(1), dim3(1)});
+      if (quietly) finish_quietly(stream);
+    }
+    CHECK_THROWS_WITH(quietly ? cudaStreamSynchronize(other) : cudaDeviceSynchronize(),
+                      Catch::Contains("failing_kernel"));
+    other.wait();  // once
   }
-  CHECK_THROWS_WITH(cudaStreamSynchronize(other), Catch::Contains("failing_kernel"));
-  other.wait();  // once
 }
 
 TEST_CASE("a fault is thrown by the wait, and what was queued behind it is dropped", "[simt]") {

@@ -107,15 +107,15 @@ const unsigned kSizes[] = {1, 31, 32, 33, 77, 1024};
 TEST_CASE("shuffles", "[simt]") {
   in_every_order([] {
     for (int width : {1, 2, 8, 16, 32})
-      for (int amount : {0, 1, 2, 5, 8, 15, 16, 31}) {
+      for (int amount : {0, 1, 2, 5, 8, 15, 16, 31, 32, 37, 63}) {
         Array<Shuffled> out(64);
         run<shuffle_kernel>(dim3(1), dim3(64), 0, out, amount, width);
         for (int i = 0; i < 64; ++i) {
-          const int first = i / width * width, lane = i % width,
-                    other = (i % 32 ^ amount) + i / 32 * 32;
+          const int first = i / width * width, lane = i % width, by = amount % 32,
+                    other = (i % 32 ^ by) + i / 32 * 32;
           REQUIRE(out[i].indexed == 1000 + first + amount % width);
-          REQUIRE(out[i].up == 1000 + (lane >= amount ? i - amount : i));
-          REQUIRE(out[i].down == 1000 + (lane + amount < width ? i + amount : i));
+          REQUIRE(out[i].up == 1000 + (lane >= by ? i - by : i));
+          REQUIRE(out[i].down == 1000 + (lane + by < width ? i + by : i));
           REQUIRE(out[i].crosswise == 1000 + (other < first + width ? other : i));
         }
       }

@@ -6,28 +6,55 @@
 
 namespace tessera::simt {
 
+// A warp counts as 32 threads, also the last of a block, which may have fewer (PTX ISA, "barrier").
+int Block::threads_of(unsigned warp) const {
+  return int(std::min<size_t>(32, threads_.size() - size_t{warp} * 32));
+}
+
+unsigned Block::lanes_of(unsigned warp) const { return ~0u >> (32 - threads_of(warp)); }
+
+void Block::add_arrival(Barrier& barrier) const {
+  const unsigned warp = self().warp();
+  const int all = threads_of(warp);
+  int& came = barrier.came[warp];
+  barrier.arrived += 1;
+  if (++came < all) return;
+  came = 0;
+  barrier.arrived += 32 - all;
+}
+
+void Block::check_barrier(const Barrier& b, int id, int count, const char* name,
+                          Where where) const {
+  const int all = int(threads_.size() + 31) / 32 * 32, expected = count ? count : all;
+  if (expected > all)
+    fault(concat("barrier ", id, " for ", count, " threads in a block of ", threads_.size(),
+                 ": is never completed"),
+          where);
+  if (b.arrived == 0 ||
+      (b.expected == expected && (count || (same_place(b.where, where) && b.name == name))))
+    return;
+  fault(concat("divergent barriers: thread (", b.first->thread_idx.x, ",", b.first->thread_idx.y,
+               ",", b.first->thread_idx.z, ") waits at ", line_of(b.where), " (", b.name, " of ",
+               b.expected, " threads), this one comes to ", name, " of ", expected),
+        where);
+}
+
 int Block::barrier(int id, int count, int predicate, bool wait, const char* name, Where where) {
   if (id < 0 || id > 15) fault(concat("barrier ", id, " does not exist: 0 to 15"), where);
   if (count % 32 || count < 0 || count > 1024 || (!wait && !count))
     fault(concat("barrier ", id, " for ", count, " threads: must be a multiple of 32"), where);
   Barrier& b = barriers_[id];
-  const int all = int(threads_.size()), expected = count ? std::min(count, all) : all;
+  check_barrier(b, id, count, name, where);
   if (b.arrived == 0) {
-    b.expected = expected;
+    b.expected = count ? count : int(threads_.size() + 31) / 32 * 32;
     b.sum = 0;
     b.name = name;
     b.where = where;
     b.first = &self();
     b.sync.renew();
-  } else if (b.expected != expected ||
-             (count == 0 && (b.where.line() != where.line() || b.name != name))) {
-    fault(concat("divergent barriers: thread (", b.first->thread_idx.x, ",", b.first->thread_idx.y,
-                 ",", b.first->thread_idx.z, ") waits at line ", b.where.line(), " (", b.name,
-                 " of ", b.expected, " threads), this one comes to ", name, " of ", expected),
-          where);
   }
   b.sum += predicate != 0;
-  ++b.arrived;
+  add_arrival(b);
   b.sync.release();
   if (b.arrived < b.expected) {
     if (!wait) return 0;
@@ -35,6 +62,11 @@ int Block::barrier(int id, int count, int predicate, bool wait, const char* name
     suspend(name, where);
     return self().barrier_result;
   }
+  for (unsigned warp = 0; warp * 32 < threads_.size(); ++warp)
+    if (b.came[warp])
+      fault(concat(name, " of ", b.expected, " threads: ", b.came[warp], " of warp ", warp,
+                   " came, and not the others"),
+            where);
   happened();
   const int result = b.sum;
   b.arrived = 0;
@@ -53,11 +85,6 @@ int Block::barrier(int id, int count, int predicate, bool wait, const char* name
   return result;
 }
 
-unsigned Block::lanes_of(unsigned warp) const {
-  const size_t lanes = std::min<size_t>(32, threads_.size() - size_t{warp} * 32);
-  return lanes == 32 ? ~0u : (1u << lanes) - 1;
-}
-
 void Block::meet(unsigned mask, void* operands, Combine combine, const char* name, Where where) {
   Thread& thread = self();
   const unsigned bit = 1u << thread.lane();
@@ -67,8 +94,8 @@ void Block::meet(unsigned mask, void* operands, Combine combine, const char* nam
   Meeting* meeting = nullptr;
   for (Meeting& m : meetings) {
     if (!(m.mask & mask)) continue;
-    if (m.mask != mask || m.where.line() != where.line() || m.name != name)
-      fault(concat("bad lane mask: lanes wait for ", m.name, " at line ", m.where.line(),
+    if (m.mask != mask || !same_place(m.where, where) || m.name != name)
+      fault(concat("bad lane mask: lanes wait for ", m.name, " at ", line_of(m.where),
                    " with mask 0x", std::hex, m.mask, ", this one comes to ", name, " with mask 0x",
                    mask),
             where);
@@ -112,8 +139,8 @@ void Block::grid_barrier(Where where) {
   if (!running.cooperative) fault("grid_sync in a launch that is not cooperative", where);
   if (running.synced++ == 0)
     running.where = where;
-  else if (running.where.line() != where.line())
-    fault(concat("divergent grid_sync: other threads wait at line ", running.where.line()), where);
+  else if (!same_place(running.where, where))
+    fault(concat("divergent grid_sync: other threads wait at ", line_of(running.where)), where);
   running.sync.release();
   grid_waiting_.push_back(&self());
   suspend("grid_sync", where);

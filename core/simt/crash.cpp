@@ -15,7 +15,6 @@ void print_place(const char* what) {
   [[maybe_unused]] const auto written = write(STDERR_FILENO, text.data(), text.size());
 }
 
-#ifndef __SANITIZE_ADDRESS__
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
 struct sigaction saved_actions[std::size(kSignals)];
 
@@ -25,21 +24,15 @@ void handle(int number) {
   for (size_t i = 0; i < std::size(kSignals); ++i)
     sigaction(kSignals[i], &saved_actions[i], nullptr);  // and the instruction is run again
 }
-#endif
 
 }  // namespace
 
-#ifdef __SANITIZE_ADDRESS__
 CrashReport::CrashReport() {
+#ifdef __SANITIZE_ADDRESS__
   __asan_set_error_report_callback([](const char*) {
     if (current_thread) print_place("AddressSanitizer: the error above is");
   });
-}
-CrashReport::~CrashReport() {}
-CrashStack::CrashStack() {}
-CrashStack::~CrashStack() {}
-#else
-CrashReport::CrashReport() {
+#endif
   struct sigaction action {};
   action.sa_handler = handle;
   action.sa_flags = SA_ONSTACK;
@@ -59,6 +52,5 @@ CrashStack::CrashStack() {
   sigaltstack(&mine, &saved_);
 }
 CrashStack::~CrashStack() { sigaltstack(&saved_, nullptr); }
-#endif
 
 }  // namespace tessera::simt

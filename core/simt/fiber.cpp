@@ -19,24 +19,23 @@ namespace context = boost::context::detail;
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
 
-// Stacks of the thread sanitizer come from malloc, which makes it forget what earlier owners of
-// the memory did. Others have a page below that must not be touched.
+// The lowest page of a stack must not be touched. Those of the thread sanitizer come from malloc,
+// which makes it forget what earlier owners of the memory did.
 std::byte* allocate_stack() {
-  if (kThreadSanitizer) {
-    void* const memory = std::malloc(kStackBytes);
-    ENSURE(memory, "no memory for the stack of a CUDA thread");
-    return static_cast<std::byte*>(memory);
-  }
-  void* const memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  ENSURE(memory != MAP_FAILED && mprotect(memory, kGuardBytes, PROT_NONE) == 0,
+  void* const memory = kThreadSanitizer ? std::aligned_alloc(kGuardBytes, kStackBytes)
+                                        : mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ENSURE(memory && memory != MAP_FAILED && mprotect(memory, kGuardBytes, PROT_NONE) == 0,
          "no memory for the stack of a CUDA thread: too many are alive at once");
   unpoison_memory(memory, kStackBytes);
   return static_cast<std::byte*>(memory);
 }
 
 void free_stack(std::byte* stack) {
-  if (kThreadSanitizer) return std::free(stack);
+  if (kThreadSanitizer) {
+    mprotect(stack, kGuardBytes, PROT_READ | PROT_WRITE);
+    return std::free(stack);
+  }
   unpoison_memory(stack, kStackBytes);
   munmap(stack, kStackBytes);
 }

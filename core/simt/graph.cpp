@@ -22,6 +22,7 @@ cudaError_t destroy(std::vector<T*>& all, T* one) {
   if (in_host_function) return result(cudaErrorNotPermitted);
   std::lock_guard lock(Machine::get().mutex);
   if (std::erase(all, one) == 0) return result(cudaErrorInvalidValue);
+  const Unwatched own;
   delete one;
   return cudaSuccess;
 }
@@ -76,9 +77,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   if (in_host_function) return result(cudaErrorNotPermitted);
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
-  const auto& streams = machine.streams;
-  if (std::find(streams.begin(), streams.end(), stream) == streams.end())
-    return result(cudaErrorInvalidResourceHandle);
+  if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   if (mode != cudaStreamCaptureModeGlobal) return result(cudaErrorNotSupported);
   if (stream->capture) return result(cudaErrorInvalidValue);
   stream->capture = std::make_shared<Capture>();
@@ -92,8 +91,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
   *graph = nullptr;
-  if (std::find(machine.streams.begin(), machine.streams.end(), stream) == machine.streams.end())
-    return result(cudaErrorInvalidResourceHandle);
+  if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   const auto capture = stream->capture;
   if (!capture) return result(cudaErrorInvalidValue);
   if (capture->origin != stream) {
@@ -116,7 +114,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  std::lock_guard lock(Machine::get().mutex);
+  Machine& machine = Machine::get();
+  std::lock_guard lock(machine.mutex);
+  if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   *status = !stream->capture          ? cudaStreamCaptureStatusNone
             : stream->capture->spoilt ? cudaStreamCaptureStatusInvalidated
                                       : cudaStreamCaptureStatusActive;
@@ -143,6 +143,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   const auto& execs = machine.execs;
   if (std::find(execs.begin(), execs.end(), exec) == execs.end())
     return result(cudaErrorInvalidValue);
+  if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   if (stream->capture && stream->capture->spoilt) return result(cudaErrorStreamCaptureInvalidated);
   issue(stream, [nodes = exec->nodes](const Options& o) { replay(*nodes, o); });
   return cudaSuccess;

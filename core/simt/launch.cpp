@@ -122,13 +122,16 @@ void run_grid(std::unique_ptr<Grid> launched, bool cooperative) {
   if (watch && *watch->address != watch->value)
     watch->value = *watch->address, watch->writer = "a copy or memset";
   const CrashReport report;
+  struct End {  // also by a fault
+    const SyncPoint& point;
+    ~End() { point.acquire(); }
+  } const end{running.end};
   if (cooperative) {
     const CrashStack stack;
     CooperativeRun(grid).run();
   } else {
     run_blocks(grid);
   }
-  running.end.acquire();
 }
 
 // CUDA C++ Programming Guide, "Occupancy Calculator", but for registers, which the host has not:
@@ -164,7 +167,7 @@ void enqueue_grid(const Launch& launch, const char* kernel, void (*body)(const v
         "as cooperative with ", launch.grid.count(), " blocks, sm_", profile.capability,
         " holds at most ", resident_blocks(launch, profile), " of them at once");
   // The work owns the arguments: a graph runs it many times.
-  issue(launch.stream, [=](const Options& at_launch) {
+  issue(launch.stream, [=, arguments = std::move(arguments)](const Options& at_launch) {
     run_grid(std::make_unique<Grid>(Grid{kernel, launch.grid, launch.block, launch.shared_bytes,
                                          at_launch, body, arguments.get()}),
              launch.cooperative);

@@ -111,10 +111,10 @@ inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 
-// A vector access, which the hardware demands to be aligned.
+// A vector access, which the hardware demands to be aligned as the type is.
 template <class V>
 V load_vector(const void* pointer, Where where = Where::current()) {
-  if (reinterpret_cast<uintptr_t>(pointer) % sizeof(V))
+  if (reinterpret_cast<uintptr_t>(pointer) % alignof(V))
     fault(concat("misaligned load of ", sizeof(V), " bytes at ", pointer), where);
   V value;
   std::memcpy(&value, pointer, sizeof(V));
@@ -122,7 +122,7 @@ V load_vector(const void* pointer, Where where = Where::current()) {
 }
 template <class V>
 void store_vector(void* pointer, const V& value, Where where = Where::current()) {
-  if (reinterpret_cast<uintptr_t>(pointer) % sizeof(V))
+  if (reinterpret_cast<uintptr_t>(pointer) % alignof(V))
     fault(concat("misaligned store of ", sizeof(V), " bytes at ", pointer), where);
   std::memcpy(pointer, &value, sizeof(V));
 }

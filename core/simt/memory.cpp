@@ -74,12 +74,6 @@ bool fits(cudaMemcpyKind kind, Place to, Place from) {
   return false;
 }
 
-bool known(const Machine& machine, cudaStream_t stream) {
-  for (const StreamState* one : machine.streams)
-    if (one == stream) return true;
-  return false;
-}
-
 }  // namespace
 
 Place Machine::place_of(const void* p, size_t bytes) const {
@@ -139,6 +133,8 @@ cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
   std::lock_guard lock(machine.mutex);
   *pointer = nullptr;
   if (refuse_in_capture(machine)) return result(cudaErrorStreamCaptureUnsupported);
+  if (++machine.use.pinned_allocations == options().failing_pinned_allocation)
+    return result(cudaErrorMemoryAllocation);
   if (bytes == 0) return cudaSuccess;
   *pointer = allocate(machine, bytes, false);
   return *pointer ? cudaSuccess : result(cudaErrorMemoryAllocation);
@@ -165,7 +161,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if (in_host_function) return result(cudaErrorNotPermitted);
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
-  if (!known(machine, stream)) return result(cudaErrorInvalidResourceHandle);
+  if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   if (bytes == 0) return cudaSuccess;
   const Place to_place = machine.place_of(to, bytes), from_place = machine.place_of(from, bytes);
   if (!fits(kind, to_place, from_place)) return result(cudaErrorInvalidValue);
@@ -196,7 +192,7 @@ cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t 
   if (in_host_function) return result(cudaErrorNotPermitted);
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
-  if (!known(machine, stream)) return result(cudaErrorInvalidResourceHandle);
+  if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   if (bytes == 0) return cudaSuccess;
   if (machine.place_of(pointer, bytes) != Place::Device) return result(cudaErrorInvalidValue);
   if (stream->capture && stream->capture->spoilt) return result(cudaErrorStreamCaptureInvalidated);

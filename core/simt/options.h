@@ -45,8 +45,9 @@ struct Options {
   // they are touched: zeros, not NaNs. They do not count as used.
   size_t reserve_from = SIZE_MAX;
   size_t total_memory = size_t{8} << 30;  // bytes of the device
-  // The cudaMalloc that fails, counted from 1 (memory_use().allocations counts them); 0: none.
-  uint64_t failing_allocation = 0;
+  // The cudaMalloc and the cudaMallocHost that fail, counted from 1 (memory_use() counts them);
+  // 0: none.
+  uint64_t failing_allocation = 0, failing_pinned_allocation = 0;
   // What the runtime says of the machine: 0, no driver; as CUDA numbers versions.
   int driver_version = 13000;
   int devices = 1;

@@ -8,7 +8,7 @@
 namespace tessera::simt {
 namespace {
 
-// Contents of all device memory.
+// Contents of all device memory, and of pinned memory, which copies write.
 using Snapshot = std::map<uintptr_t, std::vector<unsigned char>>;
 
 Snapshot take_snapshot() {
@@ -17,7 +17,7 @@ Snapshot take_snapshot() {
   Snapshot snapshot;
   for (const auto& [start, block] : machine.memory) {
     const auto* first = reinterpret_cast<const unsigned char*>(start);
-    if (block.device && !block.reserved) snapshot[start].assign(first, first + block.bytes);
+    if (!block.reserved) snapshot[start].assign(first, first + block.bytes);
   }
   return snapshot;
 }
@@ -64,6 +64,7 @@ std::string writer_in(const unsigned char* address, const Variant& variant, cons
   Watch mine{address, *address, ""};
   const Scope scope(mine);
   run(variant, before, work);
+  if (*address != mine.value) mine.writer = "a copy or memset";  // after the last kernel
   return mine.writer;
 }
 

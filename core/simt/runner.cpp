@@ -38,10 +38,12 @@ std::string timeline_name(const Thread& thread) {
                 ", kernel ", kernel);
 }
 std::string place(const Thread& thread, Where where) {
-  return concat(place_of(thread), " (", where.file_name(), ":", where.line(), ")");
+  return concat(place_of(thread), " (", line_of(where), ")");
 }
 
 }  // namespace
+
+std::string line_of(const Where& where) { return concat(where.file_name(), ":", where.line()); }
 
 // Of "... [with ...; void (* Kernel)(P ...) = tessera::simt::conv2d_kernel<float>]".
 std::string short_name(const char* pretty) {
@@ -124,7 +126,11 @@ void Block::start(const Grid& grid, uint64_t index) {
   cancelled_ = false;
   ready_.clear();
   grid_waiting_.clear();
-  for (Barrier& barrier : barriers_) barrier.waiting.clear(), barrier.arrived = 0;
+  for (Barrier& barrier : barriers_) {
+    barrier.waiting.clear();
+    barrier.arrived = 0;
+    std::fill(std::begin(barrier.came), std::end(barrier.came), 0);
+  }
   meetings_.assign((count + 31) / 32, {});
   make_arena();
 }
@@ -232,11 +238,11 @@ void Block::run_thread(Thread& thread, int fiber) {
     }
     check_arithmetic("its end");
     note_write("its end");
-    grid_->running->end.release();
   } catch (const Cancelled&) {
   } catch (...) {
     if (!error_) error_ = std::current_exception();
   }
+  grid_->running->end.release();
   thread.done = true;
   thread.in_flight.clear();
   ++done_;
@@ -298,14 +304,14 @@ void Block::report_deadlock() {
   for (const Thread& thread : threads_)
     if (thread.waits_for && (!waiting || waiting->waits_for == kPreempted)) waiting = &thread;
   for (const Thread& thread : threads_)
-    if (thread.done || thread.where.line() != waiting->where.line()) other = &thread;
+    if (thread.done || !same_place(thread.where, waiting->where)) other = &thread;
   std::string text = concat(polls() ? "deadlock: " : "divergence: ", waiting->waits_for,
                             " is never completed: ", place(*waiting, waiting->where));
   if (other)
     text += concat("; thread ", text_of(other->thread_idx),
                    other->done
                        ? std::string(" has ended")
-                       : concat(" waits for ", other->waits_for, " at line ", other->where.line()));
+                       : concat(" waits for ", other->waits_for, " at ", line_of(other->where)));
   throw Fault(text);
 }
 

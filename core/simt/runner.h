@@ -76,6 +76,7 @@ class Block {
   struct Barrier {
     std::vector<Thread*> waiting;
     int arrived = 0, expected = 0, sum = 0;
+    int came[32] = {};  // of each warp of which not all came
     const char* name = nullptr;
     const Thread* first = nullptr;
     Where where;
@@ -98,6 +99,10 @@ class Block {
   Thread* next_unstarted();
   void check_arithmetic(const char* before) const;
   void note_write(const char* before) const;
+  void check_barrier(const Barrier& barrier, int id, int count, const char* name,
+                     Where where) const;
+  void add_arrival(Barrier& barrier) const;
+  int threads_of(unsigned warp) const;
   unsigned lanes_of(unsigned warp) const;
   bool random_order() const { return grid_->options.order == Order::Random; }
 
@@ -130,6 +135,14 @@ class Block {
   std::byte* shared_ = nullptr;  // in the arena
   uint64_t random_state_ = 0;
 };
+
+// One line of one file, as far as a Where tells.
+inline bool same_place(const Where& a, const Where& b) {
+  return a.line() == b.line() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+}
+// "file.cu:12"
+std::string line_of(const Where& where);
 
 // "conv2d_kernel<float>" of a launcher's __PRETTY_FUNCTION__.
 std::string short_name(const char* pretty);

@@ -63,7 +63,9 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   return device == 0 ? cudaSuccess : result(cudaErrorInvalidDevice);
 }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = options().driver_version, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) {
+  return *version = options().driver_version, cudaSuccess;
+}
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return result(cudaErrorInvalidDevice);

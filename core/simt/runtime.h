@@ -48,7 +48,8 @@ struct StreamState;
 using cudaStream_t = StreamState*;
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
-// What is queued is done first.
+// Returns at once; what is queued is still done, when somebody waits for the device or as the
+// landing has it.
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 // A query that finds work does some of it, as time passes on a GPU.
@@ -122,11 +123,16 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
 // Beyond CUDA.
 
+// Waits as cudaStreamSynchronize does, but what went wrong is thrown by the next wait: for
+// destructors.
+void finish_quietly(cudaStream_t stream);
+
 // Fills memory with what memory holds that was never written: signalling NaNs.
 void fill_undefined_async(void* memory, size_t bytes, cudaStream_t stream);
 struct MemoryUse {
-  size_t bytes = 0, blocks = 0;  // of device memory now
-  uint64_t allocations = 0;      // calls of cudaMalloc so far
+  size_t bytes = 0, blocks = 0;     // of device memory now
+  uint64_t allocations = 0;         // calls of cudaMalloc so far
+  uint64_t pinned_allocations = 0;  // and of cudaMallocHost
 };
 MemoryUse memory_use();
 

@@ -17,6 +17,8 @@ Machine& Machine::get() {
 }
 
 Machine::~Machine() {
+  for (StreamState* stream : streams)
+    if (stream->destroyed) delete stream;
   if (!lost_) return;
   try {
     throw_lost();
@@ -34,6 +36,43 @@ void Machine::add_stream(StreamState* stream) {
   streams.push_back(stream);
 }
 
+bool Machine::known(const StreamState* stream) const {
+  return std::find(streams.begin(), streams.end(), stream) != streams.end() && !stream->destroyed;
+}
+
+// As on a GPU its work goes on without it: who frees what the work needs has to wait before.
+void Machine::destroy(StreamState& stream) {
+  if (const auto capture = std::exchange(stream.capture, nullptr)) {
+    capture->spoilt = true;
+    if (capture->origin == &stream) {  // nobody can end it any more
+      capture->origin = nullptr;
+      for (StreamState* other : streams)
+        if (other->capture == capture) other->capture = nullptr;
+    }
+  }
+  stream.destroyed = true;
+  sweep();
+}
+
+// Forgets destroyed streams that have done their work.
+void Machine::sweep() {
+  std::erase_if(streams, [&](StreamState* stream) {
+    if (!stream->destroyed || !stream->work.empty()) return false;
+    {
+      const As scope(stream->timeline);
+      departed_.release();
+    }
+    delete stream;
+    return true;
+  });
+}
+
+// The sequence starts anew with every seed that is set.
+uint64_t Machine::random() {
+  if (seed_ != options().seed) random_state_ = seed_ = options().seed;
+  return next_random(random_state_);
+}
+
 void Machine::throw_lost() {
   if (lost_) std::rethrow_exception(std::exchange(lost_, nullptr));
 }
@@ -44,9 +83,8 @@ void Machine::push(StreamState& stream, Work work) {
   stream.work.push_back(std::move(work));
   const Landing landing = options().landing;
   if (landing == Landing::Latest) return;
-  random_state_ ^= options().seed;
   quietly([&] {
-    while (landing == Landing::Earliest || next_random(random_state_) % 4)
+    while (landing == Landing::Earliest || random() % 4)
       if (!step(nullptr)) return;
   });
 }
@@ -66,12 +104,16 @@ StreamState* Machine::choose(StreamState* wanted) {
   if (candidates.empty()) return nullptr;
   if (options().order == Order::Ascending) return candidates.front();
   if (options().order == Order::Descending) return candidates.back();
-  return candidates[next_random(random_state_) % candidates.size()];
+  return candidates[random() % candidates.size()];
 }
 
 bool Machine::step(StreamState* wanted) {
   StreamState* const stream = choose(wanted);
   if (!stream) return false;
+  struct Sweep {
+    Machine& machine;
+    ~Sweep() { machine.sweep(); }
+  } const last{*this};
   run(*stream);
   return true;
 }
@@ -82,12 +124,16 @@ void Machine::run(StreamState& stream) {
   stream.work.pop_front();
   try {
     const As scope(stream.timeline);
+    struct Done {  // also by a fault
+      const SyncPoint& point;
+      ~Done() { point.release(); }
+    } const done{stream.done};
     work.issued.acquire();
     if (work.after) work.after->sync.acquire();
     if (work.run) work.run(work.options);
-    stream.done.release();
     if (work.completes) work.completes->sync.release();
   } catch (...) {
+    stream.done.acquire();  // by the host, who hears of it
     drop_everything();
     if (work.completes) work.completes->done = true;
     throw;
@@ -127,6 +173,7 @@ void Machine::finish_all() {
     ENSURE(stream->work.empty(), "streams wait for each other");
     stream->done.acquire();
   }
+  departed_.acquire();
 }
 
 namespace {
@@ -137,14 +184,12 @@ class Call {
   Call() : machine(Machine::get()), lock_(machine.mutex) {}
   Machine& machine;
 
-  bool known(const StreamState* stream) const { return among(machine.streams, stream); }
-  bool known(const EventState* event) const { return among(machine.events, event); }
+  bool known(const StreamState* stream) const { return machine.known(stream); }
+  bool known(const EventState* event) const {
+    return std::find(machine.events.begin(), machine.events.end(), event) != machine.events.end();
+  }
 
  private:
-  template <class T>
-  static bool among(const std::vector<T*>& all, const T* one) {
-    return std::find(all.begin(), all.end(), one) != all.end();
-  }
   std::lock_guard<std::recursive_mutex> lock_;
 };
 
@@ -178,11 +223,14 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   BEGIN_CALL(stream);
-  if (stream->capture) stream->capture->spoilt = true;
-  call.machine.quietly([&] { call.machine.finish(*stream); });
-  std::erase(call.machine.streams, stream);
-  delete stream;
+  call.machine.destroy(*stream);
   return cudaSuccess;
+}
+
+void finish_quietly(cudaStream_t stream) {
+  Call call;
+  ENSURE(call.known(stream), "there is no such stream");
+  call.machine.quietly([&] { call.machine.finish(*stream); });
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {

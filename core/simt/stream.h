@@ -50,7 +50,8 @@ struct StreamState {
   Timeline timeline;
   SyncPoint done;  // what has run
   std::shared_ptr<Capture> capture;
-  std::vector<int> last;  // while it captures: the nodes that its next one comes after
+  std::vector<int> last;   // while it captures: the nodes that its next one comes after
+  bool destroyed = false;  // by the program: goes when its work is done
 };
 
 struct EventState {
@@ -75,12 +76,15 @@ class Machine {
   ~Machine();
 
   std::recursive_mutex mutex;
-  std::vector<StreamState*> streams;  // by number
+  std::vector<StreamState*> streams;  // by number; also destroyed ones that have work left
   std::vector<EventState*> events;
   std::vector<GraphState*> graphs;
   std::vector<GraphExecState*> execs;
 
   void add_stream(StreamState* stream);
+  void destroy(StreamState& stream);
+  // Whether the program may name it.
+  bool known(const StreamState* stream) const;
   // Queues work, and does some as options().landing has it.
   void push(StreamState& stream, Work work);
   // These throw what went wrong, now or since the last time that somebody waited.
@@ -116,10 +120,13 @@ class Machine {
  private:
   StreamState* choose(StreamState* wanted);
   void run(StreamState& stream);
+  void sweep();
+  uint64_t random();
   void drop_everything();
 
   std::exception_ptr lost_;
-  uint64_t random_state_ = 0;
+  SyncPoint departed_;  // what streams did that are gone
+  uint64_t seed_ = 0, random_state_ = 0;
 };
 
 // Queues a piece of work that others do not wait for, or adds it to the stream's capture.

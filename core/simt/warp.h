@@ -65,7 +65,8 @@ inline void check_width(int width, const char* name, Where where) {
     fault(concat(name, " with width ", width), where);
 }
 
-// A lane whose source is outside its segment of `width` lanes gets its own value back.
+// A lane whose source is outside its segment of `width` lanes gets its own value back. Of lanes and
+// distances the lower five bits count (PTX ISA, "shfl.sync").
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, Where where = Where::current()) {
   check_width(width, "__shfl_sync", where);
@@ -76,8 +77,8 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
                   Where where = Where::current()) {
   check_width(width, "__shfl_xor_sync", where);
-  const int lane = int(self().lane()), source = lane ^ lanes;
-  const bool in_reach = source >= 0 && source < (lane / width + 1) * width;
+  const int lane = int(self().lane()), source = lane ^ (lanes & 31);
+  const bool in_reach = source < (lane / width + 1) * width;
   return shuffle(mask, value, in_reach ? source : lane, "__shfl_xor_sync", where);
 }
 template <class T>
@@ -85,7 +86,8 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
                    Where where = Where::current()) {
   check_width(width, "__shfl_down_sync", where);
   const unsigned lane = self().lane();
-  const bool in_reach = uint64_t{lane % unsigned(width)} + delta < unsigned(width);
+  delta %= 32;
+  const bool in_reach = lane % unsigned(width) + delta < unsigned(width);
   return shuffle(mask, value, int(in_reach ? lane + delta : lane), "__shfl_down_sync", where);
 }
 template <class T>
@@ -93,6 +95,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
                  Where where = Where::current()) {
   check_width(width, "__shfl_up_sync", where);
   const unsigned lane = self().lane();
+  delta %= 32;
   const bool in_reach = lane % unsigned(width) >= delta;
   return shuffle(mask, value, int(in_reach ? lane - delta : lane), "__shfl_up_sync", where);
 }

@@ -17,13 +17,14 @@ void draw_bits(Random& random, int count, uint32_t* in) {
   for (int i = 0; i < count; ++i) in[i] = uint32_t(random());
 }
 
-// Floats of all sizes, no NaNs; many in the middle between two values with fewer bits.
+// Floats of all sizes, infinities and NaNs; many in the middle between two values with fewer bits.
 void draw_floats(Random& random, int count, uint32_t* in) {
   for (int i = 0; i < count; ++i) {
     uint32_t bits = uint32_t(random());
     if (random() % 4 == 0) bits = (bits & 0xFFFFE000) | 0x1000;  // a tie of tf32
     if (random() % 4 == 0) bits = (bits & 0xFFFF0000) | 0x8000;  // a tie of bf16
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) bits &= 0xFF800000;    // a NaN: infinity
+    if ((bits & 0x7FFFFFFF) > 0x7F800000 && random() % 2) bits &= 0xFF800000;
+    if (random() % 64 == 0) bits = (bits & 0x80000000) | 0x7F800001;  // a NaN of the lowest bit
     in[i] = bits;
   }
 }
@@ -49,9 +50,11 @@ PrimitiveDefinition conversion(const std::string& name, int in, Expected expecte
   return result;
 }
 
-// The nearest number with `bits` bits of mantissa, written as float: ties to even or away from 0.
+// The nearest number with `bits` bits of mantissa, written as float: ties to even or away from 0. A
+// NaN has all of them set and no sign.
 uint32_t rounded(uint32_t x, int bits, bool ties_to_even) {
   const float value = std::bit_cast<float>(x);
+  if (std::isnan(value)) return 0x7FFFFFFF >> (23 - bits) << (23 - bits);
   if (!std::isfinite(value) || value == 0) return x;
   const int exponent = std::max(std::ilogb(value), -126);
   const double unit = std::ldexp(1.0, exponent - bits), scaled = double(value) / unit;
@@ -134,8 +137,13 @@ void add_barriers(std::vector<PrimitiveDefinition>& all) {
   all.push_back(bits("bar.sync", 75, 128, 256, [](Words in, uint32_t* out) {
     for (int i = 0; i < 256; ++i) out[i] = in[i / 64 * 32 + 31 - i % 32];
   }));
-  all.push_back(
-      bits("fences", 90, 32, 32, [](Words in, uint32_t* out) { std::memcpy(out, in, 32 * 4); }));
+  const auto parts_and_sums = [](Words in, uint32_t* out) {
+    std::copy_n(in, 128, out);
+    for (int i = 31; i >= 0; --i, ++in) out[128 + i] = in[0] + in[32] + in[64] + in[96];
+    out[160] = 0;
+  };
+  all.push_back(bits("fences", 75, 128, 161, parts_and_sums));
+  all.push_back(bits("fence.proxy.async", 90, 128, 161, parts_and_sums));
   all.push_back(bits("barrier.red", 75, 96, 288, [](Words in, uint32_t* out) {
     uint32_t odd = 0, every = 1, any = 0;
     for (int i = 0; i < 96; ++i) {
@@ -150,7 +158,7 @@ void add_barriers(std::vector<PrimitiveDefinition>& all) {
 }
 
 void shuffle_all(Words in, uint32_t* out) {
-  const int by = int(in[32] % 8);
+  const int by = int(in[32] % 32);
   for (int width : {32, 8, 1}) {
     for (int lane = 0; lane < 32; ++lane) {
       const int first = lane - lane % width, end = first + width;
@@ -270,8 +278,9 @@ std::string compare(const PrimitiveDefinition& definition, const std::vector<uin
     for (int i = 0; i < definition.out; ++i) {
       const size_t at = size_t(block) * definition.out + i;
       const float a = std::bit_cast<float>(got[at]), b = std::bit_cast<float>(expected[at]);
-      const bool equal =
-          error[i] < 0 ? got[at] == expected[at] : std::fabs(double(a) - double(b)) <= error[i];
+      const bool equal = error[i] < 0 ? got[at] == expected[at]
+                                      : a == b || (std::isnan(a) && std::isnan(b)) ||
+                                            std::fabs(double(a) - double(b)) <= error[i];
       if (equal) continue;
       const std::string where = concat("block ", block, ", word ", i, ": ");
       if (error[i] < 0) return concat(where, got[at], ", expected ", expected[at]);

@@ -52,22 +52,28 @@ struct MmaTf32 {
   }
 };
 
+// Which NaN a conversion gives is not said: one for all.
+__device__ inline uint32_t one_nan(uint32_t bits, uint32_t infinity, uint32_t nan) {
+  return (bits & nan) > infinity ? nan : bits;
+}
 struct ToTf32 {
   static constexpr int in = 32, out = 32, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = ptx::to_tf32(__uint_as_float(in[lane]));
+    out[lane] = one_nan(ptx::to_tf32(__uint_as_float(in[lane])), 0x7F800000, 0x7FFFE000);
   }
 };
 struct ToBf16 {
   static constexpr int in = 32, out = 32, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = ptx::convert_bf16(__uint_as_float(in[lane])).bits;
+    out[lane] = one_nan(ptx::convert_bf16(__uint_as_float(in[lane])).bits, 0x7F80, 0x7FFF);
   }
 };
 struct ToBf16x2 {
   static constexpr int in = 64, out = 32, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = ptx::convert_bf16x2(__uint_as_float(in[lane]), __uint_as_float(in[lane + 32]));
+    const uint32_t pair =
+        ptx::convert_bf16x2(__uint_as_float(in[lane]), __uint_as_float(in[lane + 32]));
+    out[lane] = one_nan(pair & 0xFFFF, 0x7F80, 0x7FFF) | one_nan(pair >> 16, 0x7F80, 0x7FFF) << 16;
   }
 };
 
@@ -223,18 +229,33 @@ struct NamedBarriers {
   }
 };
 
-// Fences do not change what one thread sees.
+// What outputs hold before, and how many CUDA blocks work on one block of a primitive.
+constexpr uint32_t kFill = 0xA5A5A5A5;
+template <class P>
+constexpr unsigned kParts = 1;
+
+// Four blocks write a part each, and the last of them to come adds up what all have written. out:
+// the parts, the sums, and the ticket, which is given back.
+template <bool async_proxy>
 struct Fences {
-  static constexpr int in = 32, out = 32, threads = 32;
+  static constexpr int in = 128, out = 161, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    Rows& rows = shared_memory<Rows>();
-    rows.words[lane][0] = in[lane];
-    __threadfence_block();
+    const unsigned part = blockIdx.y;
+    out[part * 32 + lane] = in[part * 32 + lane];
+    if constexpr (async_proxy) ptx::fence_proxy_async();
     __threadfence();
-    ptx::fence_proxy_async();
-    out[lane] = rows.words[lane][0];
+    __syncwarp();
+    const uint32_t mine = lane == 0 ? atomicAdd(&out[160], 1) : 0;
+    if (__shfl_sync(0xFFFFFFFF, mine, 0) != kFill + 3) return;
+    __threadfence();
+    uint32_t sum = 0;
+    for (int i = 0; i < 4; ++i) sum += out[i * 32 + 31 - lane];
+    out[128 + lane] = sum;
+    if (lane == 0) atomicExch(&out[160], 0);
   }
 };
+template <bool async_proxy>
+constexpr unsigned kParts<Fences<async_proxy>> = 4;
 
 // out: for widths 32, 8 and 1, what the four shuffles give with a source or distance from `in`.
 struct Shuffles {
@@ -242,7 +263,7 @@ struct Shuffles {
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
     const unsigned all = 0xFFFFFFFF;
     const uint32_t value = in[lane];
-    const int by = int(in[32] % 8);  // of xor, up and down: the same for all
+    const int by = int(in[32] % 64);  // of xor, up and down: the same for all
     int row = 0;
     for (int width = 32; width >= 1; width = width == 32 ? 8 : width == 8 ? 1 : 0) {
       out[row++ * 32 + lane] = __shfl_sync(all, value, int(in[32 + lane] % 32), width);
@@ -292,10 +313,11 @@ struct Matches {
   }
 };
 
-// out: sum, minimum, maximum (unsigned, then signed), and, or, xor.
+// out: sum, minimum, maximum (unsigned, then signed), and, or, xor. Declared from sm_80 on.
 struct Reductions {
   static constexpr int in = 32, out = 8 * 32, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     const unsigned all = 0xFFFFFFFF, word = in[lane];
     out[lane] = __reduce_add_sync(all, word);
     out[32 + lane] = __reduce_min_sync(all, word);
@@ -305,6 +327,9 @@ struct Reductions {
     out[160 + lane] = __reduce_and_sync(all, word | in[0]);
     out[192 + lane] = __reduce_or_sync(all, word & in[0]);
     out[224 + lane] = __reduce_xor_sync(all, word);
+#else
+    __trap();
+#endif
   }
 };
 
@@ -357,9 +382,9 @@ void run_primitive(int blocks, const uint32_t* in, uint32_t* out) {
   CUDA_CHECK(cudaMalloc(&from, in_bytes));
   CUDA_CHECK(cudaMalloc(&to, out_bytes));
   CUDA_CHECK(cudaMemcpyAsync(from, in, in_bytes, cudaMemcpyHostToDevice, stream));
-  CUDA_CHECK(cudaMemsetAsync(to, 0xA5, out_bytes, stream));
+  CUDA_CHECK(cudaMemsetAsync(to, kFill & 0xFF, out_bytes, stream));
   launch<primitive_kernel<P>>(
-      {stream, dim3(unsigned(blocks)), dim3(unsigned(P::threads)), sizeof(Rows)},
+      {stream, dim3(unsigned(blocks), kParts<P>), dim3(unsigned(P::threads)), sizeof(Rows)},
       static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to));
   CUDA_CHECK(cudaMemcpyAsync(out, to, out_bytes, cudaMemcpyDeviceToHost, stream));
   CUDA_CHECK(cudaStreamSynchronize(stream));
@@ -401,7 +426,8 @@ const std::vector<PrimitiveKernel>& primitive_kernels() {
       kernel<CopyGroups>("cp.async groups"),
       kernel<Barrier<false>>("mbarrier"),
       kernel<Barrier<true>>("mbarrier bytes"),
-      kernel<Fences>("fences"),
+      kernel<Fences<false>>("fences"),
+      kernel<Fences<true>>("fence.proxy.async"),
       kernel<Shuffles>("shfl.sync"),
       kernel<Votes>("vote.sync"),
       kernel<Matches>("match.sync"),

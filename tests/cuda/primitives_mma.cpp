@@ -8,9 +8,10 @@
 namespace tessera {
 namespace {
 
-// IEEE binary16, finite.
+// IEEE binary16.
 float half_to_float(uint32_t bits) {
   const int exponent = int(bits >> 10 & 31), mantissa = int(bits & 1023);
+  if (exponent == 31) return mantissa ? NAN : bits >> 15 & 1 ? -INFINITY : INFINITY;
   const float size = exponent ? std::ldexp(1 + float(mantissa) / 1024, exponent - 15)
                               : std::ldexp(float(mantissa), -24);
   return bits >> 15 & 1 ? -size : size;
@@ -31,29 +32,62 @@ struct Elements {
   float (*value)(uint32_t bits);
   uint32_t (*of_integer)(int x);
   uint32_t (*random)(Random& random);
+  uint32_t denormal, infinity, nan;  // the bits that a denormal number may have, and two patterns
+  uint32_t huge;                     // added to bits: times 2^100, or nothing
 };
 
 float normal(Random& random) { return std::normal_distribution<float>()(random); }
 
-const Elements kBf16{"mma.m16n8k16.bf16", 2,
+const Elements kBf16{"mma.m16n8k16.bf16",
+                     2,
                      [](uint32_t bits) { return to_float(bf16{uint16_t(bits)}); },
                      [](int x) { return uint32_t{to_bf16(float(x)).bits}; },
-                     [](Random& random) { return uint32_t{to_bf16(normal(random)).bits}; }};
+                     [](Random& random) { return uint32_t{to_bf16(normal(random)).bits}; },
+                     0x807F,
+                     0x7F80,
+                     0x7FC0,
+                     100 << 7};
 // Half of the numbers have exponents from the whole range, denormals among them.
-const Elements kF16{"mma.m16n8k16.f16", 2, half_to_float, integer_to_half, [](Random& random) {
+const Elements kF16{"mma.m16n8k16.f16",
+                    2,
+                    half_to_float,
+                    integer_to_half,
+                    [](Random& random) {
                       const uint32_t bits = uint32_t(random()) & 0xFFFF;
                       return random() % 2 ? bits & 0xBFFF : (bits & 0x83FF) | 0x3C00;
-                    }};
+                    },
+                    0x83FF,
+                    0x7C00,
+                    0x7E00,
+                    0};
 // The lower 13 bits are there, and are ignored.
-const Elements kTf32{"mma.m16n8k8.tf32", 1,
+const Elements kTf32{"mma.m16n8k8.tf32",
+                     1,
                      [](uint32_t bits) { return std::bit_cast<float>(bits & 0xFFFFE000); },
                      [](int x) { return std::bit_cast<uint32_t>(float(x)); },
-                     [](Random& random) { return std::bit_cast<uint32_t>(normal(random)); }};
+                     [](Random& random) { return std::bit_cast<uint32_t>(normal(random)); },
+                     0x807FFFFF,
+                     0x7F800000,
+                     0x7FC00000,
+                     100 << 23};
 
 // A tile has eight words per row of A [16] and column of B [8], then D [16,8].
 constexpr int kWordsOfA = 16 * 8, kWordsOfB = 8 * 8, kTile = 16 * 8;
 
+// Row 3 of A is denormal, and its sums are not: B is huge, D nothing.
+void make_denormal(const Elements& elements, uint32_t* in) {
+  const auto of_all = [&](uint32_t bits) {
+    return elements.in_word == 2 ? bits | bits << 16 : bits;
+  };
+  for (int i = 0; i < 8; ++i) {
+    in[3 * 8 + i] &= of_all(elements.denormal);
+    in[kWordsOfA + kWordsOfB + 3 * 8 + i] = 0;
+  }
+  for (int i = 0; i < kWordsOfB; ++i) in[kWordsOfA + i] += of_all(elements.huge);
+}
+
 // Even rounds draw integers of -4 .. 4, whose sums of products are exact; round 2 has D large.
+// Round 5 has denormal numbers, round 7 an infinity in row 2 of A and a NaN in row 9.
 void draw_tile(const Elements& elements, Random& random, int round, uint32_t* in) {
   const bool integers = round % 2 == 0;
   const auto integer = [&] { return int(random() % 9) - 4; };
@@ -67,9 +101,12 @@ void draw_tile(const Elements& elements, Random& random, int round, uint32_t* in
     in[kWordsOfA + kWordsOfB + i] =
         std::bit_cast<uint32_t>(size * (integers ? float(integer()) : normal(random)));
   }
+  if (round == 5) make_denormal(elements, in);
+  if (round == 7) in[2 * 8 + 5] = elements.infinity, in[9 * 8 + 1] = elements.nan;
 }
 
-// The error that tensor cores may make: 32 * 2^-23 * max(|d|, |a b|); none with integers.
+// The error that tensor cores may make: 32 * 2^-23 * max(|d|, |a b|); none with integers and where
+// the sum is not finite.
 void multiply_tile(const Elements& elements, const uint32_t* in, uint32_t* out, double* error) {
   const auto value = [&](const uint32_t* words, int line, int k) {
     const uint32_t word = words[line * 8 + k / elements.in_word];
@@ -88,7 +125,7 @@ void multiply_tile(const Elements& elements, const uint32_t* in, uint32_t* out, 
         integers &= a == std::rint(a) && b == std::rint(b) && std::fabs(a * b) <= 16;
       }
       out[at] = std::bit_cast<uint32_t>(float(sum));
-      error[at] = integers ? 0 : std::ldexp(32 * largest, -23);
+      error[at] = integers || !std::isfinite(sum) ? 0 : std::ldexp(32 * largest, -23);
     }
 }
 

@@ -127,6 +127,8 @@ void cp_async(void* shared, const void* global, int bytes, const char* name, Whe
   if (reinterpret_cast<uintptr_t>(global) % size)
     fault(concat("misaligned address: ", name, " from ", global, ", not a multiple of ", size),
           where);
+  if (is_shared(global, 1))
+    fault(concat(name, " from ", global, ", which is in this block's shared memory"), where);
   if (bytes < 0 || bytes > size) fault(concat(name, " of ", bytes, " bytes"), where);
   in_flight<Copies>().issue(shared, global, size, bytes);
 }

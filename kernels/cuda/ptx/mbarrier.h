@@ -165,11 +165,6 @@ class MbarrierOperation {
     order_acquire(b_);
     return true;
   }
-  bool poll(int parity) const {
-    if (is_complete(parity)) return true;
-    yield_thread(name_, where_);
-    return is_complete(parity);
-  }
 
  private:
   void complete_phase() const {
@@ -185,6 +180,14 @@ class MbarrierOperation {
   const char* name_;
   Where where_;
 };
+
+// Whether a phase is complete, now or after the others had a turn: that is outside of the
+// operation, where ThreadSanitizer watches the copies that land when a thread waits.
+inline bool poll(Mbarrier* b, int capability, const char* name, int parity, Where where) {
+  if (MbarrierOperation(b, capability, name, where).is_complete(parity)) return true;
+  yield_thread(name, where);
+  return MbarrierOperation(b, capability, name, where).is_complete(parity);
+}
 
 inline void mbarrier_init(Mbarrier* b, int count, Where where = Where::current()) {
   MbarrierOperation(b, 80, "mbarrier.init", where).initialise(count);
@@ -211,10 +214,10 @@ inline void mbarrier_complete_tx(Mbarrier* b, int bytes, Where where = Where::cu
   operation.expect(-bytes);
 }
 inline bool mbarrier_test_wait(Mbarrier* b, int parity, Where where = Where::current()) {
-  return MbarrierOperation(b, 80, "mbarrier.test_wait", where).poll(parity);
+  return poll(b, 80, "mbarrier.test_wait", parity, where);
 }
 inline bool mbarrier_try_wait(Mbarrier* b, int parity, Where where = Where::current()) {
-  return MbarrierOperation(b, 90, "mbarrier.try_wait", where).poll(parity);
+  return poll(b, 90, "mbarrier.try_wait", parity, where);
 }
 inline void mbarrier_wait(Mbarrier* b, int parity, Where where = Where::current()) {
   if (current_grid().options.profile.capability >= 90)

@@ -177,7 +177,8 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
 inline uint32_t to_tf32(float x, Where where = Where::current()) {
   require(80, "cvt.rna.tf32.f32", where);
   const uint32_t bits = __float_as_uint(x);
-  if ((bits & 0x7F800000) == 0x7F800000) return bits;  // infinities, NaNs
+  // An infinity, or a NaN, which stays one without its lower 13 bits.
+  if ((bits & 0x7F800000) == 0x7F800000) return bits & 0x007FFFFF ? bits | 0x2000 : bits;
   return (bits + 0x1000) & 0xFFFFE000;
 }
 
