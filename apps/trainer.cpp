@@ -1,10 +1,12 @@
 #include "apps/trainer.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 
 #include "apps/batch_hint.h"
+#include "kernels/adam.h"
 
 namespace tessera {
 namespace {
@@ -35,6 +37,7 @@ Trainer::Trainer(Stream& stream, const TrainOptions& options, Tensor images)
       model_(stream, options.network(), uint64_t(options.seed), ops::Fusion::On,
              precision_on(stream.device(), options.precision)),
       adam_(stream, prepared_for_training(stream, model_.parameters()), adam_spec(options)),
+      loss_(Tensor::empty(stream, {1})),
       losses_(Tensor::empty(stream, {kWindow})) {}
 
 double Trainer::step(const Batch& batch) {
@@ -47,10 +50,25 @@ void Trainer::enqueue(const Batch& batch) {
   ENSURE(slot < size_t(kWindow), "more than ", kWindow, " steps without a wait()");
   unwaited_.push_back(batch);
   with_batch_hint(batch.samples.size(), [&] {
-    const Tensor loss = forward_backward(batch, /*watch=*/false);
-    adam_.update(loss);
-    stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
-                                    loss.raw(), loss.bytes());
+    try {
+      issue(batch);
+    } catch (const OutOfMemory&) {
+      if (steps_.size() < 2) throw;
+      steps_.clear();  // a recorded step of another size keeps its memory
+      issue(batch);
+    }
+  });
+  ++adam_.step;
+  stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
+                                  loss_.raw(), loss_.bytes());
+}
+
+void Trainer::issue(const Batch& batch) {
+  Step& step = prepare(batch);
+  step.recording.run([&] {
+    const Tensor loss = forward_backward(step, /*watch=*/false);
+    adam_.issue(loss, step.step, step.factors);
+    stream_.device().runtime().copy(stream_.native(), loss_.raw(), loss.raw(), loss.bytes());
   });
 }
 
@@ -64,34 +82,47 @@ std::vector<double> Trainer::wait() {
 }
 
 template <class T>
-Tensor Trainer::upload(const Shape& shape, std::span<const T> values) {
+void Trainer::upload(Tensor& tensor, std::span<const T> values) {
   if (staged_ == staging_.size()) staging_.emplace_back(stream_.device_ptr(), values.size_bytes());
   PinnedBuffer& buffer = staging_[staged_++];
   if (buffer.bytes().size() < values.size_bytes())
     buffer = PinnedBuffer(stream_.device_ptr(), values.size_bytes());
   std::memcpy(buffer.bytes().data(), values.data(), values.size_bytes());
-  Tensor tensor = Tensor::empty(stream_, shape, dtype_of<T>);
   buffer.copy_to(stream_, tensor);
-  return tensor;
 }
 
-Tensor Trainer::forward_backward(const Batch& batch, bool watch) {
+Trainer::Step& Trainer::prepare(const Batch& batch) {
   const int64_t n = int64_t(batch.samples.size());
-  const Shape shape{n, image_size_, image_size_, model_.config().channels};
-  NoiseSpec noise = noise_;
-  noise.epoch = batch.epoch;
-
-  const Tensor samples = upload<int64_t>({n}, batch.samples);
-  Tensor images = images_, rows = samples;
-  if (!images) {
-    std::vector<int64_t> all(batch.samples.size());
-    std::iota(all.begin(), all.end(), 0);
-    images = upload<uint8_t>(shape, batch.images);
-    rows = upload<int64_t>({n}, all);
+  std::unique_ptr<Step>& step = steps_[n];
+  if (!step) {
+    const auto i64 = [&](int64_t size) { return Tensor::empty(stream_, {size}, DType::i64); };
+    step = std::make_unique<Step>(stream_);
+    step->samples = i64(n), step->step = i64(1), step->epoch = i64(1);
+    step->factors = Tensor::empty(stream_, {AdamFactors<float>::kCount});
+    if (images_) {
+      step->images = images_, step->rows = step->samples;
+    } else {  // the batch is a set of its own
+      const Shape shape{n, image_size_, image_size_, model_.config().channels};
+      step->images = Tensor::empty(stream_, shape, DType::u8), step->rows = i64(n);
+      std::vector<int64_t> all(batch.samples.size());
+      std::iota(all.begin(), all.end(), 0);
+      upload<int64_t>(step->rows, all);
+    }
   }
+  if (!images_) upload<uint8_t>(step->images, batch.images);
+  upload<int64_t>(step->samples, batch.samples);
+  upload<int64_t>(step->step, std::array{adam_.step + 1});
+  upload<int64_t>(step->epoch, std::array{int64_t{batch.epoch}});
+  upload<float>(step->factors, adam_factors(adam_.spec(), adam_.step + 1));
+  return *step;
+}
+
+Tensor Trainer::forward_backward(const Step& step, bool watch) {
+  const int64_t n = step.rows.dim(0);
+  const Shape shape{n, image_size_, image_size_, model_.config().channels};
   Tensor t = Tensor::empty(stream_, {n}, DType::i32), clean = Tensor::empty(stream_, shape);
   Tensor noisy = Tensor::empty(stream_, shape, model_.precision().storage);
-  make_batch(stream_, noise, images, rows, samples, t, clean, noisy);
+  make_batch(stream_, noise_, step.images, step.rows, step.samples, step.epoch, t, clean, noisy);
 
   Tape tape(stream_);
   if (watch) tape.watch();
@@ -113,7 +144,7 @@ void Trainer::report_non_finite(int64_t step) {
   unwaited_.clear();
   const std::string where = concat("stopped before the update of step ", step, ": ");
   try {
-    forward_backward(batch, /*watch=*/true);
+    forward_backward(prepare(batch), /*watch=*/true);
   } catch (const NonFiniteError& error) {
     throw NonFiniteError(error.tensor, where + error.what());
   }

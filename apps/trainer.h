@@ -2,10 +2,14 @@
 // the seed, the epoch and the samples' numbers.
 #pragma once
 
+#include <map>
+#include <memory>
+
 #include "apps/loader.h"
 #include "apps/train_options.h"
 #include "autograd/parameters.h"
 #include "core/pinned_buffer.h"
+#include "core/recording.h"
 #include "layers/unet.h"
 
 namespace tessera {
@@ -42,11 +46,22 @@ class Trainer {
   const NoiseSpec& noise() const { return noise_; }
 
  private:
+  // What a step of one batch size reads, always in the same place, and the step itself: its work is
+  // recorded once and issued as one from then on.
+  struct Step {
+    explicit Step(Stream& stream) : recording(stream) {}
+    Tensor images, rows, samples;  // u8 [n or all,S,S,C], i64 [n]
+    Tensor step, epoch, factors;   // i64 [1] and [1], f32 (AdamTensors)
+    Recording recording;
+  };
+  // The step of a batch's size, with the batch uploaded to it.
+  Step& prepare(const Batch& batch);
   // Leaves the gradients in the arena and returns the loss [1]. watch: see Tape::watch().
-  Tensor forward_backward(const Batch& batch, bool watch);
+  Tensor forward_backward(const Step& step, bool watch);
+  void issue(const Batch& batch);
   // Copies values to the device without waiting for it.
   template <class T>
-  Tensor upload(const Shape& shape, std::span<const T> values);
+  void upload(Tensor& tensor, std::span<const T> values);
   [[noreturn]] void report_non_finite(int64_t step);
 
   Stream& stream_;
@@ -55,6 +70,8 @@ class Trainer {
   Tensor images_;
   UNet model_;
   Adam adam_;
+  std::map<int64_t, std::unique_ptr<Step>> steps_;  // by batch size
+  Tensor loss_;                                     // [1] of the last step
   Tensor losses_;                      // [kWindow] of the steps that nobody waited for yet
   std::vector<Batch> unwaited_;        // their batches, in case one has to be looked at
   std::vector<PinnedBuffer> staging_;  // what was uploaded for them: read until wait()

@@ -96,9 +96,25 @@ double Adam::gradient_norm() {
 void Adam::update(const Tensor& loss) {
   if (!norm_is_known_) grad_norm(stream_, parameters_.grads, norm_);
   norm_is_known_ = false;
-  adam_step(stream_, spec_, ++step,
-            {parameters_.grads, norm_, parameters_.values, parameters_.m, parameters_.v,
-             parameters_.copies, latch_, loss});
+  adam_step(stream_, spec_, ++step, tensors(loss));
+}
+
+void Adam::issue(const Tensor& loss, const Tensor& now, const Tensor& factors) {
+  grad_norm(stream_, parameters_.grads, norm_);
+  AdamTensors t = tensors(loss);
+  t.now = now, t.factors = factors;
+  adam_step(stream_, spec_, step + 1, t);
+}
+
+AdamTensors Adam::tensors(const Tensor& loss) const {
+  return {parameters_.grads,
+          norm_,
+          parameters_.values,
+          parameters_.m,
+          parameters_.v,
+          parameters_.copies,
+          latch_,
+          loss};
 }
 
 }  // namespace tessera

@@ -86,6 +86,10 @@ class Adam {
   // Updates the parameters, unless the gradients or the loss [1] of this or an earlier update were
   // not finite. Does not wait for the stream.
   void update(const Tensor& loss = {});
+  // The same for a step that is recorded: what depends on its number is in `now` and `factors`
+  // (AdamTensors), and the caller counts.
+  void issue(const Tensor& loss, const Tensor& now, const Tensor& factors);
+  const AdamSpec& spec() const { return spec_; }
   // The first step whose update was left out, or 0. Waits for the stream.
   int64_t poll() const { return latch_.to_vector<int64_t>(stream_)[0]; }
 
@@ -95,6 +99,8 @@ class Adam {
   int64_t step = 0;
 
  private:
+  AdamTensors tensors(const Tensor& loss) const;
+
   Stream& stream_;
   Parameters& parameters_;
   AdamSpec spec_;

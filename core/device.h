@@ -7,6 +7,7 @@
 #include <string>
 #include <typeindex>
 #include <unordered_map>
+#include <utility>
 
 #include "core/pool.h"
 #include "core/precision.h"
@@ -67,6 +68,9 @@ class Stream {
   void* native() const { return native_.get(); }
   // Of the device's pool: what memory is given to.
   Order order() const { return order_; }
+  // Asks for memory in another order from here on; returns the one before. For work that is issued
+  // again and again with the same memory (core/recording.h).
+  Order exchange_order(Order order) { return std::exchange(order_, order); }
   // What products of f32 may do on devices with tensor cores: convolutions and Linear look at it.
   Math math = Math::f32;
   void synchronize() { device_->runtime().synchronize(native()); }

@@ -78,23 +78,33 @@ void Pool::release(const Block& block, size_t bytes, Order order) {
   if (open_.contains(order)) {
     free_[{order, bytes}].push_back(block);
   } else {  // another order may use it still: the system waits for that
-    simt::unpoison_memory(block.data, bytes);
-    runtime_->release(block.data);
+    give_back(block, bytes);
   }
 }
 
-Order Pool::open_order() {
+void Pool::give_back(const Block& block, size_t bytes) {
+  simt::unpoison_memory(block.data, bytes);
+  runtime_->release(block.data);
+}
+
+Order Pool::open_order(bool held) {
   std::lock_guard lock(mutex_);
   open_.insert(++last_order_);
+  if (held) held_.insert(last_order_);
   return last_order_;
 }
 
-void Pool::close_order(Order order) {
+void Pool::close_order(Order order, bool work_is_done) {
   std::lock_guard lock(mutex_);
   open_.erase(order);
+  held_.erase(order);
   for (auto it = free_.lower_bound({order, 0}); it != free_.end() && it->first.first == order;) {
-    auto& idle = free_[{0, it->first.second}];
-    idle.insert(idle.end(), it->second.begin(), it->second.end());
+    if (work_is_done) {
+      auto& idle = free_[{0, it->first.second}];
+      idle.insert(idle.end(), it->second.begin(), it->second.end());
+    } else {
+      for (const Block& block : it->second) give_back(block, it->first.second);
+    }
     it = free_.erase(it);
   }
 }
@@ -120,12 +130,12 @@ void Pool::trim() {
 }
 
 void Pool::release_cached() {
-  for (auto& [key, blocks] : free_)
-    for (const Block& block : blocks) {
-      simt::unpoison_memory(block.data, key.second);
-      runtime_->release(block.data);
-    }
-  free_.clear();
+  std::erase_if(free_, [this](const auto& entry) {
+    const auto& [key, blocks] = entry;
+    if (held_.contains(key.first)) return false;
+    for (const Block& block : blocks) give_back(block, key.second);
+    return true;
+  });
 }
 
 }  // namespace tessera

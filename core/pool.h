@@ -53,14 +53,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
   // fails; then throws OutOfMemory with requested, used and free bytes.
   std::shared_ptr<Buffer> allocate(size_t bytes, Order order = 0);
 
-  // A new order, and its end, when all its work is done: then its cached blocks serve anybody.
-  Order open_order();
-  void close_order(Order order);
+  // A new order, and its end: when all its work is done, its cached blocks serve anybody, else they
+  // go back to the system, which waits.
+  // held: its cached blocks are kept, whatever else needs memory, until it is closed.
+  Order open_order(bool held = false);
+  void close_order(Order order, bool work_is_done = true);
 
   size_t bytes_in_use() const;
   size_t peak_bytes() const;  // highest bytes_in_use() so far
   int64_t misses() const;     // blocks taken from the system so far
-  // Gives cached blocks back to the system.
+  // Gives cached blocks back to the system, but for those of held orders.
   void trim();
   // Whether new tensors are filled with NaNs: tests find values that a kernel did not write.
   void set_poison(bool on) { poison_ = on; }
@@ -79,11 +81,12 @@ class Pool : public std::enable_shared_from_this<Pool> {
   Block take(size_t size, Order order);
   void* take_from_system(size_t size);
   void release_cached();
+  void give_back(const Block& block, size_t bytes);
 
   std::shared_ptr<Runtime> runtime_;
   mutable std::mutex mutex_;
   std::map<std::pair<Order, size_t>, std::vector<Block>> free_;  // by order and size class
-  std::set<Order> open_{0};
+  std::set<Order> open_{0}, held_;
   Order last_order_ = 0;
   size_t in_use_ = 0;
   size_t peak_ = 0;

@@ -51,6 +51,14 @@ class Runtime {
   virtual void poison(void* stream, void* memory, size_t bytes) = 0;
   // Waits for everything that was issued. Throws what went wrong there.
   virtual void synchronize(void* stream) = 0;
+
+  // Recording (CUDA graphs): between the two calls, work that is issued is noted instead of done.
+  // Nothing may wait or allocate meanwhile. end_recording gives what replay() issues as one, or
+  // nullptr when the recording was spoilt. Where can_record() is false, there is none of it.
+  virtual bool can_record() const { return false; }
+  virtual void begin_recording(void* stream);
+  virtual std::shared_ptr<void> end_recording(void* stream);
+  virtual void replay(void* stream, void* recording);
 };
 
 // Those that this build has.

@@ -1,6 +1,8 @@
 // The factors of one step of Adam, the same for all parameters and devices.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cmath>
 
 #include "kernels/kernels.h"
@@ -11,6 +13,7 @@ namespace tessera {
 // is on the device.
 template <class T>
 struct AdamFactors {
+  static constexpr int kCount = 8;
   T decay, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, root_correction2, eps;
 
   AdamFactors(const AdamSpec& spec, int64_t step)
@@ -23,5 +26,13 @@ struct AdamFactors {
         root_correction2(T(std::sqrt(1 - std::pow(spec.beta2, double(step))))),
         eps(T(spec.eps)) {}
 };
+static_assert(sizeof(AdamFactors<float>) == AdamFactors<float>::kCount * sizeof(float));
+
+// As AdamTensors::factors holds them.
+inline std::array<float, AdamFactors<float>::kCount> adam_factors(const AdamSpec& spec,
+                                                                  int64_t step) {
+  return std::bit_cast<std::array<float, AdamFactors<float>::kCount>>(
+      AdamFactors<float>(spec, step));
+}
 
 }  // namespace tessera

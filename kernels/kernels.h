@@ -154,6 +154,10 @@ struct AdamTensors {
   // waits.
   Tensor latch;
   Tensor loss;  // [1], or undefined; looked at only with a latch
+  // Both or none: what depends on the step, read when the update is done rather than when it is
+  // issued, which a recorded update is only once. now i64 [1] is the step, factors [8] of the type
+  // of grads what adam_factors() gives for it (kernels/adam.h).
+  Tensor now = {}, factors = {};
 };
 
 // The step-th update (from 1).
@@ -187,8 +191,10 @@ void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor
 // of the batch. rows and samples [N] i64 -> t [N] i32, clean [N,H,W,C] f32, and noisy in f32 or
 // rounded from it to bf16. The CPU throws for a row that is not in 0 .. M-1, elsewhere its image
 // becomes NaN.
+// epoch i64 [1], or undefined, stands for spec.epoch, and is read when the work is done.
 void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, const Tensor& rows,
-                const Tensor& samples, Tensor& t, Tensor& clean, Tensor& noisy);
+                const Tensor& samples, const Tensor& epoch, Tensor& t, Tensor& clean,
+                Tensor& noisy);
 
 // First element that is NaN or infinite: its index, or -1. Waits for the stream.
 int64_t find_non_finite(Stream& stream, const Tensor& x);

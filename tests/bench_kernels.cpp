@@ -86,7 +86,7 @@ void add_batch(std::vector<KernelCase>& cases, const std::string& name, const Sh
             rows = numbers(stream, N, DType::i64), samples = numbers(stream, N, DType::i64),
             t = empty(stream, {N}, DType::i32), clean = empty(stream, shape),
             noisy = empty(stream, shape)]() mutable {
-      make_batch(stream, {}, images, rows, samples, t, clean, noisy);
+      make_batch(stream, {}, images, rows, samples, {}, t, clean, noisy);
     };
   };
   cases.push_back({concat("make_batch/", name, shape), batch, {0, 9 * pixels}});

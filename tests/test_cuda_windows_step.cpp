@@ -189,7 +189,7 @@ TEST_CASE("make_batch past 2^31 elements", "[cuda][huge]") {
         samples.data<int64_t>()[n] = 7 * n;
         images.fill((n + 1) * size - kLast, (n + 1) * size);
       }
-      make_batch(stream, spec, images.tensor, rows, samples, t, clean.tensor, noisy.tensor);
+      make_batch(stream, spec, images.tensor, rows, samples, {}, t, clean.tensor, noisy.tensor);
       stream.synchronize();
       const int64_t first = total - kLast, row = total - size - kLast;  // of the batch, of the set
       CHECK(clean.difference(first, total, 0, [&](int64_t i) {

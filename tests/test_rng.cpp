@@ -290,7 +290,7 @@ NoiseBatch gathered(Stream& stream, const Shape& set, const std::vector<int64_t>
   Tensor clean = Tensor::empty(stream, {n, set[1], set[2], set[3]});
   Tensor noisy = Tensor::empty(stream, clean.shape(), dtype);
   make_batch(stream, kSpec, images_of(stream, set), Tensor::from<int64_t>(stream, {n}, rows),
-             Tensor::from<int64_t>(stream, {n}, samples), t, clean, noisy);
+             Tensor::from<int64_t>(stream, {n}, samples), {}, t, clean, noisy);
   return {t.to_vector<int32_t>(stream), floats_of(stream, clean), floats_of(stream, noisy)};
 }
 

@@ -159,6 +159,23 @@ TEST_CASE("after the first step a CUDA step takes no memory", "[trainer][cuda]")
   }
 }
 
+TEST_CASE("a step of another size gets the memory of a recorded one when there is no other",
+          "[trainer][cuda]") {
+  const simt::ScopedOptions restore(simt::options());
+  const auto run = [](size_t spare) {
+    Stream stream(poisoned(DeviceType::simt));
+    Trainer trainer(stream, options_in("f32"));
+    trainer.step(tiny_batch(32));
+    trainer.step(tiny_batch(32, 1));
+    simt::options().total_memory = simt::memory_use().bytes + spare;
+    std::vector<double> losses{trainer.step(tiny_batch(31, 2))};
+    losses.push_back(trainer.step(tiny_batch(32, 3)));
+    return losses;
+  };
+  const std::vector<double> plenty = run(size_t{1} << 30);
+  CHECK(run(1 << 14) == plenty);
+}
+
 TEST_CASE("a NaN on a CUDA device stops before its update, however late it is seen",
           "[trainer][cuda]") {
   for (DeviceType type : cuda_devices())

@@ -123,6 +123,29 @@ class CudaRuntime : public Runtime {
   }
   void synchronize(void* stream) override { CUDA_CHECK(cudaStreamSynchronize(stream_of(stream))); }
 
+  bool can_record() const override { return true; }
+  void begin_recording(void* stream) override {
+    CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeGlobal));
+  }
+  std::shared_ptr<void> end_recording(void* stream) override {
+    cudaGraph_t graph = nullptr;
+    const cudaError_t error = cudaStreamEndCapture(stream_of(stream), &graph);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // it would be reported once more by a later call
+      if (graph) cudaGraphDestroy(graph);
+      return nullptr;
+    }
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_CHECK(made);
+    return {executable,
+            [](void* recording) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)); }};
+  }
+  void replay(void* stream, void* recording) override {
+    CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), stream_of(stream)));
+  }
+
  private:
   DeviceInfo info_;
 };

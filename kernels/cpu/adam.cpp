@@ -74,8 +74,12 @@ void copy_rounded(Stream&, const Tensor& params, Tensor& copies) {
 }
 
 void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {
+  AdamFactors<float> f(spec, step);
+  if (t.now) {
+    step = t.now.data<int64_t>()[0];
+    f = *reinterpret_cast<const AdamFactors<float>*>(t.factors.data<float>());
+  }
   if (!passes_latch<float>(step, t)) return;
-  const AdamFactors<float> f(spec, step);
   const float clip = clip_of<float>(spec, t.norm);
   const float* grad = t.grads.data<float>();
   float *p = t.params.data<float>(), *mean = t.m.data<float>(), *square = t.v.data<float>();
@@ -109,6 +113,7 @@ void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
 
 void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {
   ENSURE(step >= 1, "adam_step: steps are counted from 1, not ", step);
+  ENSURE(t.now.defined() == t.factors.defined(), "adam_step: now and factors come together");
   const Shape& shape = t.grads.shape();
   const DType dtype = t.grads.dtype();
   if (spec.max_norm > 0 || t.latch) expect("adam_step: norm", t.norm, {1}, dtype);
@@ -118,6 +123,8 @@ void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t
   expect_if("adam_step: copies", t.copies, shape, DType::bf16);
   expect_if("adam_step: latch", t.latch, {1}, DType::i64);
   expect_if("adam_step: loss", t.loss, {1}, dtype);
+  expect_if("adam_step: now", t.now, {1}, DType::i64);
+  expect_if("adam_step: factors", t.factors, {AdamFactors<float>::kCount}, DType::f32);
   DISPATCH(stream, dtype, adam_step(stream, spec, step, t));
 }
 

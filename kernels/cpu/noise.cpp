@@ -88,12 +88,15 @@ void add_noise(Stream&, const NoiseSpec& spec, NoiseUse use, const Tensor& sampl
 }
 
 void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, const Tensor& rows,
-                const Tensor& samples, Tensor& t, Tensor& clean, Tensor& noisy) {
+                const Tensor& samples, const Tensor& epoch, Tensor& t, Tensor& clean,
+                Tensor& noisy) {
   check_numbers("make_batch: row", rows, images.dim(0) - 1);
-  cpu::draw_timesteps(stream, spec, samples, t);
+  NoiseSpec now = spec;
+  if (epoch) now.epoch = uint32_t(epoch.data<int64_t>()[0]);
+  cpu::draw_timesteps(stream, now, samples, t);
   const auto make = [&](auto* to) {
-    make_batch(spec, images, rows.data<int64_t>(), samples.data<int64_t>(), t.data<int32_t>(),
-               clean, to);
+    make_batch(now, images, rows.data<int64_t>(), samples.data<int64_t>(), t.data<int32_t>(), clean,
+               to);
   };
   noisy.dtype() == DType::bf16 ? make(noisy.data<bf16>()) : make(noisy.data<float>());
 }
@@ -149,18 +152,21 @@ void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor
 }
 
 void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, const Tensor& rows,
-                const Tensor& samples, Tensor& t, Tensor& clean, Tensor& noisy) {
+                const Tensor& samples, const Tensor& epoch, Tensor& t, Tensor& clean,
+                Tensor& noisy) {
   ENSURE(images.rank() == 4, "make_batch: images is ", images.shape(), ", expected [M,H,W,C]");
   ENSURE(rows.rank() == 1, "make_batch: rows is ", rows.shape(), ", expected [N]");
   const Shape shape{rows.dim(0), images.dim(1), images.dim(2), images.dim(3)};
   expect("make_batch: images", images, images.shape(), DType::u8);
   expect("make_batch: rows", rows, rows.shape(), DType::i64);
   expect("make_batch: samples", samples, rows.shape(), DType::i64);
+  expect_if("make_batch: epoch", epoch, {1}, DType::i64);
   expect("make_batch: t", t, rows.shape(), DType::i32);
   expect("make_batch: clean", clean, shape, DType::f32);
   expect("make_batch: noisy", noisy, shape,
          noisy.dtype() == DType::bf16 ? DType::bf16 : DType::f32);
-  DISPATCH(stream, DType::f32, make_batch(stream, spec, images, rows, samples, t, clean, noisy));
+  DISPATCH(stream, DType::f32,
+           make_batch(stream, spec, images, rows, samples, epoch, t, clean, noisy));
 }
 
 }  // namespace tessera

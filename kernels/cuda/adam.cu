@@ -45,10 +45,12 @@ void square_sums(Stream& stream, const Tensor& grads, Tensor& partials) {
 struct AdamPointers {
   const float* grads;  // [n], as params, m, v and copies
   float *params, *m, *v;
-  bf16* copies;       // or null, as all that follow
-  const float* norm;  // [1]
-  const float* loss;  // [1]
-  int64_t* latch;     // [1]
+  bf16* copies;                       // or null, as all that follow
+  const float* norm;                  // [1]
+  const float* loss;                  // [1]
+  int64_t* latch;                     // [1]
+  const int64_t* now;                 // [1]
+  const AdamFactors<float>* factors;  // [1], with now
 };
 
 // Whether the update takes place: the same answer in every thread. When loss or norm is not finite,
@@ -65,6 +67,7 @@ template <int N>
 __global__ void adam_step_kernel(int64_t packs, int64_t step, AdamFactors<float> f, float max_norm,
                                  AdamPointers a) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (a.now) step = *a.now, f = *a.factors;
   if (!passes_latch(step, a) || i >= packs) return;
   float clip = 1;
   if (max_norm > 0) {
@@ -125,10 +128,16 @@ void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
 }
 
 void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {
-  const AdamPointers a{
-      t.grads.data<float>(),       t.params.data<float>(),        t.m.data<float>(),
-      t.v.data<float>(),           data_or_null<bf16>(t.copies),  data_or_null<float>(t.norm),
-      data_or_null<float>(t.loss), data_or_null<int64_t>(t.latch)};
+  const AdamPointers a{t.grads.data<float>(),
+                       t.params.data<float>(),
+                       t.m.data<float>(),
+                       t.v.data<float>(),
+                       data_or_null<bf16>(t.copies),
+                       data_or_null<float>(t.norm),
+                       data_or_null<float>(t.loss),
+                       data_or_null<int64_t>(t.latch),
+                       data_or_null<int64_t>(t.now),
+                       reinterpret_cast<const AdamFactors<float>*>(data_or_null<float>(t.factors))};
   const int64_t n = t.grads.numel();
   packs_fit<float, 4>(n, a.grads, a.params, a.m, a.v) && packs_fit<bf16, 4>(n, a.copies)
       ? adam_steps<4>(stream, spec, step, n, a)

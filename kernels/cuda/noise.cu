@@ -94,7 +94,7 @@ struct MakeBatch {
   NoiseSpec spec;
   const uint8_t* images;  // [M,size]
   int64_t M;
-  const int64_t *rows, *samples;
+  const int64_t *rows, *samples, *epoch;
   int32_t* t;
   float* clean;
   T* noisy;
@@ -105,7 +105,9 @@ struct MakeBatch {
     const int count = blocks.of(block);
     const uint32_t sample = uint32_t(samples[n]);
     const int64_t row = rows[n];
-    const int32_t step = timestep_of(spec, sample);
+    NoiseSpec now = spec;
+    if (epoch) now.epoch = uint32_t(*epoch);
+    const int32_t step = timestep_of(now, sample);
     if (block == 0) t[n] = step;
 
     Pack<float, 4> image;
@@ -116,7 +118,7 @@ struct MakeBatch {
       for (int j = 0; j < 4; ++j) image.set(j, __uint_as_float(0x7FC00000));  // NaN
     }
     const std::array<float, 4> z =
-        normal4({spec.seed, spec.epoch, sample, Purpose::noise}, uint32_t(block));
+        normal4({now.seed, now.epoch, sample, Purpose::noise}, uint32_t(block));
     const float sigma = sigma_of(step, spec.noise_level);
     Pack<T, 4> noised;
     for (int j = 0; j < 4; ++j) noised.set(j, fmaf(sigma, z[j], image[j]));
@@ -150,7 +152,8 @@ void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor
 }
 
 void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, const Tensor& rows,
-                const Tensor& samples, Tensor& t, Tensor& clean, Tensor& noisy) {
+                const Tensor& samples, const Tensor& epoch, Tensor& t, Tensor& clean,
+                Tensor& noisy) {
   const Blocks blocks(images);
   with_storage(noisy.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -158,8 +161,8 @@ void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, con
       for_each(stream, rows.numel() * blocks.count,
                MakeBatch<T, packed.value>{spec, images.data<uint8_t>(), images.dim(0),
                                           rows.data<int64_t>(), samples.data<int64_t>(),
-                                          t.data<int32_t>(), clean.data<float>(), noisy.data<T>(),
-                                          blocks});
+                                          data_or_null<int64_t>(epoch), t.data<int32_t>(),
+                                          clean.data<float>(), noisy.data<T>(), blocks});
     };
     blocks.packed() && packs_fit<uint8_t, 4>(blocks.size, images.data<uint8_t>()) &&
             packs_fit<float, 4>(blocks.size, clean.data<float>()) &&

@@ -1,0 +1,140 @@
+// Work that is recorded and issued again: the same results as work that is issued each time, from
+// memory that nobody else gets meanwhile.
+#include "core/recording.h"
+
+#include <catch2/catch.hpp>
+
+#include "kernels/adam.h"
+#include "tests/cuda_devices.h"
+#include "tests/temp_dir.h"
+
+using namespace tessera;
+
+namespace {
+
+constexpr int64_t kSize = 1000;
+
+void set(Stream& stream, Tensor& x, float value) {
+  const std::vector<float> values(size_t(x.numel()), value);
+  x.copy_from(stream, std::as_bytes(std::span(values)));
+}
+
+std::vector<float> all(float value) { return std::vector<float>(kSize, value); }
+
+// y = 4 x, by way of a temporary tensor.
+void quadruple(Stream& stream, const Tensor& x, Tensor& y) {
+  Tensor twice = Tensor::empty(stream, x.shape());
+  add_fwd(stream, x, x, twice);
+  add_fwd(stream, twice, twice, y);
+}
+
+}  // namespace
+
+TEST_CASE("recorded work reads what is there when it is issued", "[recording][cuda]") {
+  on_all_devices([](Stream& stream) {
+    Tensor x = Tensor::empty(stream, {kSize}), y = Tensor::empty(stream, {kSize});
+    Recording recording(stream);
+    int calls = 0;
+    for (float value : {1.0f, 2.0f, 3.0f, 4.0f}) {
+      set(stream, x, value);
+      recording.run([&] {
+        ++calls;
+        quadruple(stream, x, y);
+      });
+      CHECK(y.to_vector<float>(stream) == all(4 * value));
+    }
+    CHECK(calls == (stream.device().runtime().can_record() ? 2 : 4));
+  });
+}
+
+TEST_CASE("a recording's memory is nobody else's, and is kept", "[recording][cuda]") {
+  on_cuda_devices([](Stream& stream) {
+    Tensor x = Tensor::empty(stream, {kSize}), y = Tensor::empty(stream, {kSize});
+    const auto pool = stream.device().pool();
+    {
+      Recording recording(stream);
+      const auto run = [&] { recording.run([&] { quadruple(stream, x, y); }); };
+      set(stream, x, 1);
+      run();
+      run();
+      // Tensors of the temporary one's size, in use while the work is issued again.
+      std::vector<Tensor> others;
+      for (int i = 0; i < 4; ++i) {
+        others.push_back(Tensor::empty(stream, {kSize}));
+        set(stream, others.back(), 7);
+      }
+      pool->trim();
+      const int64_t misses = pool->misses();
+      set(stream, x, 2);
+      run();
+      CHECK(y.to_vector<float>(stream) == all(8));
+      for (const Tensor& other : others) CHECK(other.to_vector<float>(stream) == all(7));
+      CHECK(pool->misses() == misses);
+      run();  // is queued when the recording ends
+    }
+    Tensor z = Tensor::zeros(stream, {kSize});
+    CHECK(y.to_vector<float>(stream) == all(8));
+    CHECK(z.to_vector<float>(stream) == all(0));
+  });
+}
+
+TEST_CASE("work that cannot be recorded says so, and the stream goes on", "[recording][simt]") {
+  Stream stream(poisoned(DeviceType::simt));
+  Tensor x = Tensor::empty(stream, {kSize}), y = Tensor::empty(stream, {kSize});
+  set(stream, x, 1);
+  {
+    Recording recording(stream);
+    int64_t size = kSize;
+    const auto run = [&] { recording.run([&] { Tensor::zeros(stream, {size *= 3}); }); };
+    run();
+    CHECK_THROWS_AS(run(), Error);  // the second time it wants other memory
+  }
+  {
+    Recording recording(stream);
+    bool fails = false;
+    const auto run = [&] {
+      recording.run([&] {
+        if (fails) throw InputError("stop");
+        quadruple(stream, x, y);
+      });
+    };
+    run();
+    fails = true;
+    CHECK_THROWS_AS(run(), InputError);
+    fails = false;
+    run();
+  }
+  CHECK(y.to_vector<float>(stream) == all(4));
+}
+
+TEST_CASE("Adam and a batch by numbers on the device", "[recording][adam][noise][cuda]") {
+  on_all_devices([](Stream& stream) {
+    const auto update = [&](bool on_device) {
+      AdamSpec spec;
+      spec.lr = 0.01;
+      AdamTensors t;
+      t.grads = tensor_of(stream, draw(Numbers::Normal, "g", 0, {37}), DType::f32);
+      for (Tensor* x : {&t.params, &t.m, &t.v}) *x = Tensor::zeros(stream, {37});
+      if (on_device) {
+        t.now = Tensor::from<int64_t>(stream, {1}, std::array{int64_t{3}});
+        t.factors = Tensor::from<float>(stream, {8}, adam_factors(spec, 3));
+      }
+      adam_step(stream, spec, on_device ? 1 : 3, t);
+      return t.params.to_vector<float>(stream);
+    };
+    CHECK(update(true) == update(false));
+
+    const auto batch = [&](uint32_t epoch, const Tensor& there) {
+      const Shape shape{2, 4, 4, 1};
+      const Tensor images = Tensor::zeros(stream, shape, DType::u8);
+      const Tensor rows = Tensor::from<int64_t>(stream, {2}, std::array<int64_t, 2>{1, 0});
+      Tensor t = Tensor::empty(stream, {2}, DType::i32), clean = Tensor::empty(stream, shape),
+             noisy = Tensor::empty(stream, shape);
+      make_batch(stream, {5, epoch}, images, rows, rows, there, t, clean, noisy);
+      return noisy.to_vector<float>(stream);
+    };
+    const Tensor third = Tensor::from<int64_t>(stream, {1}, std::array{int64_t{3}});
+    CHECK(batch(0, third) == batch(3, {}));
+    CHECK(batch(0, {}) != batch(3, {}));
+  });
+}
