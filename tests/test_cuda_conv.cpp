@@ -3,6 +3,7 @@
 // whatever their order, so results must equal the oracle's, rounded once to the storage's type;
 // those of random numbers must have the same bits in any order of blocks and threads.
 #include <catch2/catch.hpp>
+#include <span>
 
 #include "core/simt/options.h"
 #include "kernels/kernels.h"
@@ -95,9 +96,10 @@ std::vector<Values> on_simt(const ConvCase& c, const Mode& mode, Numbers numbers
   return run(stream, c, mode.storage, numbers, mode.storage);
 }
 
-void check_exact(const ConvCase& c, std::initializer_list<int> capabilities) {
+void check_exact(const ConvCase& c, std::initializer_list<int> capabilities,
+                 std::span<const Mode> modes = kModes) {
   Stream oracle(poisoned_cpu());
-  for (const Mode& mode : kModes) {
+  for (const Mode& mode : modes) {
     const std::vector<Values> right = expected(oracle, c, mode);
     for (int capability : capabilities) {
       INFO(mode.name << " on " << capability << ": x " << c.x << ", w " << c.w << ", stride "
@@ -153,10 +155,30 @@ TEST_CASE("every tile of the convolutions", "[cuda]") {
     for (int64_t A : {0, 64}) check_exact({{1, 1, 1}, {2, 16, 18, 96}, {K, 3, 3, 96}, A}, {75, 90});
 }
 
+TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda]") {
+  const std::span<const Mode> bf16_only(&kModes[2], 1);
+  // Images that tiles do not divide, and channels that steps and tiles do not.
+  for (const ConvCase& c : {ConvCase{{1, 1, 1}, {3, 17, 19, 40}, {72, 3, 3, 40}},
+                            {{1, 1, 1}, {3, 5, 7, 8}, {8, 3, 3, 8}},
+                            {{1, 1, 1}, {5, 1, 1, 96}, {136, 3, 3, 96}},
+                            {{1, 1, 1}, {1, 9, 33, 64}, {64, 3, 3, 64}},
+                            {{1, 1, 1}, {1, 18, 10, 72}, {24, 3, 3, 72}, 40},
+                            {{1, 1, 1}, {3, 6, 8, 160}, {64, 3, 3, 160}, 128}})
+    check_exact(c, {80, 90}, bf16_only);
+  // So many images that the large tiles are taken: 64 and 128 channels on either side.
+  check_exact({{1, 1, 1}, {97, 9, 9, 8}, {64, 3, 3, 8}}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {97, 9, 9, 64}, {8, 3, 3, 64}}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {49, 9, 9, 8}, {128, 3, 3, 8}}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {49, 9, 9, 128}, {8, 3, 3, 128}}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {97, 10, 10, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {49, 10, 10, 16}, {128, 3, 3, 16}, 8}, {80}, bf16_only);
+}
+
 TEST_CASE("convolutions have the same bits in any order", "[cuda]") {
   for (const ConvCase& c : {ConvCase{{1, 1, 1}, {2, 17, 33, 24}, {40, 3, 3, 24}},
                             {{1, 1, 1}, {1, 31, 33, 3}, {7, 3, 3, 3}},
                             {{2, 1, 1}, {2, 33, 31, 20}, {33, 3, 3, 20}},
+                            {{1, 1, 1}, {3, 9, 8, 72}, {136, 3, 3, 72}},
                             {{}, {2, 30, 32, 24}, {72, 1, 1, 24}, 8}})
     for (const Mode& mode : kModes)
       for (int capability : {75, 80}) {

@@ -12,6 +12,13 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
     using T = decltype(zero);
     constexpr int V = kPack<T>;
     const T *up = dy.data<T>(), *filters = w.data<T>();
+    if constexpr (sizeof(T) == 2)
+      if (conv::has_halo_kernels(stream, s) && packs_fit<T, V>(s.K, up) &&
+          packs_fit<T, V>(s.C, filters, dx.tensor.data<T>()))
+        return conv::run_halo(
+            stream, int(dy.dim(0)), conv::Image<T>{up, s.P, s.Q, s.K},
+            conv::TurnedFilters{filters, s.K, s.C},
+            conv::HaloImage{dx.tensor.data<T>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
     const conv::Product<conv::Reached<T>, conv::FiltersAcross<T>> p{
         {s, up}, {s, filters}, s.x_pixels,
         s.C,     s.taps_k(),   packs_fit<T, V>(s.K, up) && packs_fit<T, V>(s.C, filters)};

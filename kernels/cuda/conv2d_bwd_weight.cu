@@ -48,8 +48,7 @@ void bias_grad(Stream& stream, const Tensor& dy, Grad db) {
         {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kColumns * kRows), sizeof(ColumnSums)},
         int(pixels), int(K), dy.data<T>(), sums);
   });
-  for_each(stream, K,
-           SumParts{sums, int(parts), K, db.tensor.data<float>(), db.mode == GradMode::Accumulate});
+  sum_parts(stream, partial, db);
 }
 
 }  // namespace conv
@@ -61,9 +60,8 @@ void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, co
     using T = decltype(zero);
     const T* from = x.data<T>();
     conv::run_bwd_weight(stream, s, conv::Image<T>{from, s.H, s.W, s.C},
-                         packs_fit<T, kPack<T>>(s.C, from), dy, dw);
+                         packs_fit<T, kPack<T>>(s.C, from), dy, dw, db);
   });
-  conv::bias_grad(stream, dy, db);
 }
 
 }  // namespace tessera::TESSERA_CUDA

@@ -2,9 +2,11 @@
 // the depth.
 #pragma once
 
+#include "kernels/cuda/conv_halo_launch.h"
 #include "kernels/cuda/conv_operands.h"
 #include "kernels/cuda/gemm_mma.h"
 #include "kernels/cuda/gemm_simt.h"
+#include "kernels/cuda/sum_parts.h"
 
 namespace tessera::TESSERA_CUDA::conv {
 
@@ -110,20 +112,6 @@ void run_pixels(Stream& stream, const Product<A, B>& p, const float* bias, T* ou
   });
 }
 
-// out[i] = or += the sum over parts of partial[part][i], in order.
-struct SumParts {
-  const float* partial;
-  int parts;
-  int64_t size;
-  float* out;
-  bool accumulate;
-  __device__ void operator()(int64_t i) const {
-    float sum = partial[i];
-    for (int part = 1; part < parts; ++part) sum += partial[part * size + i];
-    put_at(out + i, sum, accumulate);
-  }
-};
-
 // D with the depth split into parts, which are summed in order.
 template <class A, class B>
 void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
@@ -144,9 +132,12 @@ void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
     float* sums = partial.data<float>();
     launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part,
                                                     {sums, nullptr, false, false});
-    for_each(stream, size, SumParts{sums, parts, size, out, accumulate});
+    sum_parts(stream, partial, dw);
   });
 }
+
+// db[k] = or += the sum of dy [N,P,Q,K] over n, p, q.
+void bias_grad(Stream& stream, const Tensor& dy, Grad db);
 
 // ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.
 template <class Image>
@@ -154,6 +145,10 @@ void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, co
              const Tensor& b, Tensor& y) {
   using T = typename Image::Element;
   const T* filters = w.data<T>();
+  if constexpr (sizeof(T) == 2)
+    if (packed && has_halo_kernels(stream, s) && packs_fit<T, kPack<T>>(s.K, filters, y.data<T>()))
+      return run_halo(stream, int(y.dim(0)), image, StraightFilters{filters, s.C, s.K},
+                      HaloImage{y.data<T>(), data_or_null<float>(b), s.K, false});
   const Product<Windows<Image>, Filters<T>> p{
       {s, image}, {filters, s.K, s.taps_c()},
       s.y_pixels, s.K,
@@ -163,9 +158,12 @@ void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, co
 
 template <class Image>
 void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool packed,
-                    const Tensor& dy, Grad dw) {
+                    const Tensor& dy, Grad dw, Grad db) {
   using T = typename Image::Element;
   const T* up = dy.data<T>();
+  if constexpr (sizeof(T) == 2)
+    if (packed && has_halo_kernels(stream, s) && packs_fit<T, kPack<T>>(s.K, up) && dy.numel() > 0)
+      return run_halo_wgrad(stream, int(dy.dim(0)), image, dy, dw, db);
   const Product<Pixels<T>, WindowsAcross<Image>> p{{up, s.y_pixels, s.K},
                                                    {{s, image}},
                                                    s.K,
@@ -173,9 +171,7 @@ void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool pac
                                                    s.y_pixels,
                                                    packed && packs_fit<T, kPack<T>>(s.K, up)};
   run_filters(stream, p, dw);
+  bias_grad(stream, dy, db);
 }
-
-// db[k] = or += the sum of dy [N,P,Q,K] over n, p, q.
-void bias_grad(Stream& stream, const Tensor& dy, Grad db);
 
 }  // namespace tessera::TESSERA_CUDA::conv

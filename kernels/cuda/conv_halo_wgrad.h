@@ -1,0 +1,169 @@
+// The filter's gradient of the 3x3 convolutions of conv_halo.h: dw[k,r,s,c] = sum over n,p,q of
+// dy[n,p,q,k] x[n,p+r-1,q+s-1,c]. A block has 64 k by 64 c of all nine taps in registers, and adds
+// the products of its share of the pixels, tile by tile: depth is pixels, and both operands are
+// read through ldmatrix.trans. The shares' sums are added in order by a second kernel.
+//
+// A step of mma takes 16 pixels of one row of the tile: 16 neighbours, or 8 of each of two images.
+// Row y of dy meets rows y, y+1, y+2 of x's halo, of which the last two serve the next row of dy
+// again and stay in registers.
+#pragma once
+
+#include "kernels/cuda/conv_halo.h"
+
+namespace tessera::TESSERA_CUDA::conv {
+
+// A tile of the pixels: TN images, TH rows, TW columns.
+template <int TN_, int TW_>
+struct WgradTile {
+  static constexpr int TN = TN_, TH = 4, TW = TW_, kPixels = TN * TH * TW;
+  static constexpr int BM = 64, BN = 64;  // k, c
+  static constexpr int WM = 32, WN = 16;  // of a warp
+  static constexpr int kThreads = 256, kStages = 3;
+  static_assert(TN * TW == 16 && TW % 8 == 0);
+};
+
+template <class Tile>
+struct WgradShared {
+  using Input = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, Tile::BN>;
+  struct Stage {
+    Input x;
+    MmaOperandTile<bf16, Tile::BM, Tile::kPixels, false> dy;  // lines: pixels, row by row
+  };
+  union {
+    Stage stages[Tile::kStages];
+    float bias[Tile::kThreads / Tile::BM][Tile::BM];
+  };
+};
+
+// dy [N,H,W,K], and where a block's sums go: dw [parts,K,9,C] and db [parts,K] or null.
+struct WgradArgs {
+  const bf16* dy;
+  int K, C;
+  int tiles, tiles_per_part;
+  float *dw, *db;
+};
+
+// Starts to load the dy of a tile.
+template <class Tile, class Lines>
+__device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const HaloSizes& sizes,
+                                        const Place& first, int k) {
+  constexpr int kPacks = Tile::BM / 8;
+  for (int i = int(threadIdx.x); i < Tile::kPixels * kPacks; i += Tile::kThreads) {
+    const int point = i % kPacks * 8, line = i / kPacks, j = line % 16;
+    const int n = first.n + j / Tile::TW, h = first.h + line / 16, w = first.w + j % Tile::TW;
+    const bool inside = n < sizes.N && h < sizes.H && w < sizes.W && k + point < a.K;
+    const int64_t pixel = int64_t(n * sizes.H + h) * sizes.W + w;
+    ptx::cp_async16(lines.pack(line, point), inside ? a.dy + pixel * a.K + k + point : a.dy,
+                    inside ? 16 : 0);
+  }
+}
+
+// The sums of one warp: all taps of 32 k by 16 c.
+struct WgradSums {
+  float sums[9][2][2][4] = {};
+
+  template <class Tile>
+  __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage, int row,
+                                           int column) {
+    using Input = typename WgradShared<Tile>::Input;
+    const int lane = int(threadIdx.x) % 32, j = lane % 16;
+    const int pixel = j / Tile::TW * (Tile::TH + 2) * Input::kWidth + j % Tile::TW;
+    uint32_t x[3][3][4];  // rows of the halo (mod 3), shifts
+    TESSERA_UNROLL
+    for (int y = 0; y < Tile::TH; ++y) {
+      uint32_t dy[2][4];
+      TESSERA_UNROLL
+      for (int i = 0; i < 2; ++i) stage.dy.load_a(dy[i], row + 16 * i, 16 * y, lane);
+      TESSERA_UNROLL
+      for (int r = 0; r < 3; ++r) {
+        TESSERA_UNROLL
+        for (int s = 0; s < 3; ++s) {
+          uint32_t(&b)[4] = x[(y + r) % 3][s];
+          if (y == 0 || r == 2)
+            ptx::ldmatrix_x4_trans(
+                b, stage.x.elements[column / 8 + lane / 16][pixel + (y + r) * Input::kWidth + s]);
+          TESSERA_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            TESSERA_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              const uint32_t pair[2] = {b[2 * half], b[2 * half + 1]};
+              ptx::mma_m16n8k16<bf16>(sums[3 * r + s][i][half], dy[i], pair);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void put(const WgradArgs& a, float* dw, int row, int column) const {
+    const int lane = int(threadIdx.x) % 32;
+    TESSERA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int k = row + 8 * i + lane / 4;
+      TESSERA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int c = column + 8 * half + lane % 4 * 2;
+        if (k >= a.K || c >= a.C) continue;
+        TESSERA_UNROLL
+        for (int tap = 0; tap < 9; ++tap) {
+          const float* pair = &sums[tap][i / 2][half][i % 2 * 2];
+          Pack<float, 2> two;
+          two.values[0] = pair[0], two.values[1] = pair[1];
+          two.store(dw + (int64_t(k) * 9 + tap) * a.C + c);
+        }
+      }
+    }
+  }
+};
+
+// Blocks: (tiles of k by tiles of c, 1, parts of the pixels).
+template <class Tile, class Image>
+__global__ void __launch_bounds__(Tile::kThreads)
+    conv_halo_wgrad_kernel(Image image, HaloSizes sizes, WgradArgs a) {
+  auto& shared = shared_memory<WgradShared<Tile>>();
+  int block = int(blockIdx.x);
+  const int c = sizes.column_tiles.divide(block) * Tile::BN, k = block * Tile::BM;
+  const int first = int(blockIdx.z) * a.tiles_per_part;
+  const int end = min(first + a.tiles_per_part, a.tiles);
+  const int warp = int(threadIdx.x) / 32, row = warp / 4 * Tile::WM, column = warp % 4 * Tile::WN;
+  const bool has_bias = a.db && c == 0;
+  const int bias_k = int(threadIdx.x) % Tile::BM, bias_part = int(threadIdx.x) / Tile::BM;
+  constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Tile::kStages;
+
+  // Each step commits one group, an empty one past the end, so that the waits can count them.
+  const auto start = [&](int tile) {
+    if (tile < end) {
+      auto& stage = shared.stages[(tile - first) % kStages];
+      const Place place = sizes.tile<Tile>(tile);
+      stage.x.template fill<Tile::kThreads>(image, sizes.N, place, c);
+      fill_dy<Tile>(stage.dy, a, sizes, place, k);
+    }
+    ptx::cp_async_commit();
+  };
+  TESSERA_UNROLL
+  for (int i = 0; i < kStages - 1; ++i) start(first + i);
+
+  WgradSums sums;
+  float bias = 0;
+  for (int tile = first; tile < end; ++tile) {
+    ptx::cp_async_wait<kStages - 2>();
+    __syncthreads();  // all have this stage, and nobody reads the previous one any more
+    start(tile + kStages - 1);
+    const auto& stage = shared.stages[(tile - first) % kStages];
+    sums.template multiply<Tile>(stage, row, column);
+    if (has_bias)
+      for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
+        bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
+  }
+  const int part = int(blockIdx.z);
+  sums.put(a, a.dw + int64_t(part) * a.K * 9 * a.C, k + row, c + column);
+  if (!has_bias) return;
+  __syncthreads();  // the sums take the place of the last stages
+  shared.bias[bias_part][bias_k] = bias;
+  __syncthreads();
+  if (bias_part > 0 || k + bias_k >= a.K) return;
+  for (int i = 1; i < kBiasParts; ++i) bias += shared.bias[i][bias_k];
+  a.db[int64_t(part) * a.K + k + bias_k] = bias;
+}
+
+}  // namespace tessera::TESSERA_CUDA::conv
