@@ -79,6 +79,9 @@ void add_training_options(Table& table) {
                "bf16: activations and products in bf16, sums and parameters in f32. tf32: "
                "everything in f32, products by tensor cores. auto (default): bf16 on GPUs from "
                "compute capability 8.0 on, else f32");
+  table.choice("fusion", &O::fusion, {"on", "off"},
+               "on (default): each block of the network is one operation with passes of its own. "
+               "off: it is made of plain operations, slower, and equal up to rounding");
   table.number("threads", &O::threads, 0, 1024,
                "CPU threads; 0 (default): as many as the machine has", kMayChange);
 }

@@ -96,6 +96,7 @@ std::map<std::string, std::string> TrainOptions::settings() const {
                            "activation", "batch", "lr", "noise-level", "seed"})
     values[name] = train_option(name).get(*this).value();
   if (precision != "f32") values["precision"] = precision;  // checkpoints did not always say it
+  if (fusion != "on") values["fusion"] = fusion;
   return values;
 }
 

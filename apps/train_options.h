@@ -32,6 +32,7 @@ struct TrainOptions {
 
   std::string device = "auto";
   std::string precision = "auto";  // see resolve_precision()
+  std::string fusion = "on";       // or "off"
   int64_t threads = 0;             // 0: as many as the machine has
 
   std::string out;     // "": runs/<time>

@@ -91,6 +91,27 @@ TEST_CASE("training in f32 on CUDA follows the CPU's losses", "[trainer][cuda]")
   }
 }
 
+TEST_CASE("training without fusion gives the same losses up to rounding", "[trainer][cuda]") {
+  std::vector<DeviceType> types = cuda_devices();
+  types.push_back(DeviceType::cpu);
+  for (DeviceType type : types) {
+    const auto losses = [&](const char* fusion) {
+      Stream stream(poisoned(type));
+      TrainOptions options = options_in("f32");
+      options.fusion = fusion;
+      Trainer trainer(stream, options);
+      return train(trainer, 10);
+    };
+    const std::vector<double> on = losses("on"), off = losses("off");
+    REQUIRE(on.size() == 10);
+    CHECK(on != off);  // other kernels
+    for (size_t i = 0; i < on.size(); ++i) {
+      INFO(name_of(type) << " step " << i + 1);
+      CHECK(std::abs(on[i] - off[i]) <= 1e-5 * on[i]);
+    }
+  }
+}
+
 TEST_CASE("training in bf16 and tf32 on CUDA stays near the CPU's losses", "[trainer][cuda]") {
   Stream cpu(Device::open(DeviceType::cpu, 2));
   Trainer reference(cpu, options_in("f32"));
