@@ -108,10 +108,6 @@ Device::Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime)
 
 void Device::use_threads() const { omp_set_num_threads(threads_); }
 
-void Runtime::begin_recording(void*) { ENSURE(false, "this device records nothing"); }
-std::shared_ptr<void> Runtime::end_recording(void*) { return nullptr; }
-void Runtime::replay(void*, void*) { ENSURE(false, "this device records nothing"); }
-
 Stream::~Stream() {
   native_.reset();  // waits for work that uses the states
   states_.clear();
