@@ -9,10 +9,13 @@
 //   bench --device cuda --benchmark_filter='conv2d/.*/bf16/lesson' --benchmark_format=json
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <iostream>
 #include <optional>
 
 #include "apps/guarded_main.h"
+#include "core/recording.h"
+#include "kernels/adam.h"
 #include "layers/unet.h"
 #include "tests/bench.h"
 
@@ -46,13 +49,19 @@ void bench_training(benchmark::State& state, DeviceType type, int threads, doubl
   const Var noisy = Var::leaf(random_tensor(stream, shape, mode.arithmetic.storage));
   const Tensor clean = random_tensor(stream, shape, DType::f32);
   const Tensor t = Tensor::zeros(stream, {training.batch}, DType::i32);
+  const Tensor now = Tensor::from<int64_t>(stream, {1}, std::array{int64_t{1}});
+  const Tensor factors =
+      Tensor::from<float>(stream, {AdamFactors<float>::kCount}, adam_factors(adam.spec(), 1));
+  Recording recording(stream);
   session.measure_steps(state, [&] {
-    net.parameters().clear_gradients();
-    Tape tape(stream);
-    tape.backward(ops::mse(tape, net.forward(tape, noisy, t), clean));
-    net.parameters().finish_gradients(stream);
-    adam.gradient_norm();
-    adam.update();
+    recording.run([&] {
+      net.parameters().clear_gradients();
+      Tape tape(stream);
+      const Var loss = ops::mse(tape, net.forward(tape, noisy, t), clean);
+      tape.backward(loss);
+      net.parameters().finish_gradients(stream);
+      adam.issue(loss.value, now, factors);
+    });
   });
   state.counters["images/s"] =
       benchmark::Counter(double(training.batch), benchmark::Counter::kIsIterationInvariantRate);

@@ -1,6 +1,7 @@
 // The CUDA kernels against the f64 oracle: on the host model always, on a GPU when there is one.
 // The cases are those of the CPU (tests/ops/*.cpp).
 #include <catch2/catch.hpp>
+#include <map>
 #include <set>
 
 #include "core/simt/options.h"
@@ -78,8 +79,12 @@ std::string error_of(const Result& fast, const Result& expected, const OpCase& c
   return difference(fast, expected, std::max(mode.tolerance, c.tolerance));
 }
 
-void equals_oracle(const std::string& op, const Mode& mode) {
+using Names = std::set<std::string>;
+
+// Of the cases of these names, or of all.
+void equals_oracle(const std::string& op, const Mode& mode, const Names* only = nullptr) {
   for_each_case(op, mode, [&](Stream& stream, Stream& oracle, const OpCase& c, uint64_t number) {
+    if (only && !only->contains(c.name)) return;
     uint64_t runs = 0;
     for (GradMode grad : kModes)
       for (Numbers numbers : {Numbers::Normal, Numbers::Integers}) {
@@ -110,7 +115,29 @@ const std::vector<std::string>& ops() {
   return names;
 }
 
+// The largest two cases of `op` that are small.
+Names two_of(const std::string& op) {
+  std::multimap<double, std::string> by_size;
+  for (const OpCase& c : all_cases().tests)
+    if (c.op == op && c.forward.bytes < 2e5 && c.forward.flops < 5e6)
+      by_size.emplace(c.forward.bytes, c.name);
+  Names names;
+  for (auto it = by_size.rbegin(); it != by_size.rend() && names.size() < 2; ++it)
+    names.insert(it->second);
+  return names;
+}
+
 }  // namespace
+
+// For ThreadSanitizer, under which all cases would take hours.
+TEST_CASE("CUDA kernels at two sizes of every operation", "[cuda][two]") {
+  for (const Mode& mode : {kF32, kTf32, kBf16})
+    for (const std::string& op : ops()) {
+      const Names names = two_of(op);
+      REQUIRE(names.size() == 2);
+      equals_oracle(op, mode, &names);
+    }
+}
 
 TEST_CASE("CUDA kernels in f32 equal the f64 oracle", "[cuda]") {
   for (const std::string& op : ops()) DYNAMIC_SECTION(op) {

@@ -34,10 +34,17 @@ hide_packages() {
 
 check() {
   cd -- "$work/source"
-  local library
-  env -i HOME="$work/home" PATH="$work/bin:$PATH" CCACHE_DIR="$cache" CCACHE_BASEDIR="$PWD" \
-    OMP_WAIT_POLICY=passive ./run --offline "$packages" train --device cpu --preset quick --image-size 16 --base 8 --steps 2 \
-    --out "$work/run" >"$work/log" 2>&1 || fail "it failed: $(tail -n 20 "$work/log")"
+  local library status=0
+  offline() {
+    env -i HOME="$work/home" PATH="$work/bin:$PATH" CCACHE_DIR="$cache" CCACHE_BASEDIR="$PWD" \
+      OMP_WAIT_POLICY=passive ./run --offline "$packages" "$@" >"$work/log" 2>&1
+  }
+  offline train --device cpu --preset quick --image-size 16 --base 8 --steps 2 --out "$work/run" ||
+    fail "it failed: $(tail -n 20 "$work/log")"
+  if ! nvidia-smi -L >/dev/null 2>&1; then
+    offline gpu-check || status=$?
+    ((status == 3)) || fail "gpu-check without a GPU ended with $status: $(tail -n 5 "$work/log")"
+  fi
   [[ -s $work/run/model.safetensors ]] || fail "train wrote no model"
   [[ ! -e $work/apt-get-called ]] || fail "apt-get was called"
 

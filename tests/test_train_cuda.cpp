@@ -8,6 +8,7 @@
 #include "apps/checkpoint.h"
 #include "core/safetensors.h"
 #include "core/simt/options.h"
+#include "core/simt/runtime.h"
 #include "tests/golden_file.h"
 #include "tests/run_program.h"
 #include "tests/train_case.h"
