@@ -45,9 +45,8 @@ void Tape::record(std::string_view op, const Inputs& inputs, const Var& y, Backw
 
 void Tape::backward(const Var& loss, double scale) {
   ENSURE(loss.value.numel() == 1, "backward from ", loss.shape(), ", expected one element");
-  Tensor seed = loss.value.dtype() == DType::f64
-                    ? Tensor::from<double>(stream_, {1}, std::vector<double>{scale})
-                    : Tensor::from<float>(stream_, {1}, std::vector<float>{float(scale)});
+  Tensor seed = Tensor::empty(stream_, {1}, loss.value.dtype());
+  fill(stream_, seed, scale);
   backward_from(loss, seed);
 }
 

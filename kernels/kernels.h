@@ -115,6 +115,9 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Gr
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db);
 
+// x = value, any shape.
+void fill(Stream& stream, Tensor& x, double value);
+
 // ---- Sums. y = a + b, any shape. y may be a or b in place.
 void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y);
 // dx = dy or dx += dy.

@@ -35,9 +35,9 @@ static_assert(N * H * W * kManyChannels > k2e31 && N * H * W < int64_t{1} << 30)
 
 void fill_last_windows(Huge& x) { x.fill_from(x.index(N - 1, H - 2, W - kPixels - 1, 0)); }
 
-// Few pixels, the last kPixels of which are in the last tile of any height; numbers in the last
-// channels of each.
-constexpr int64_t kRows = 18, kColumns = 36;
+// Few pixels, the last kPixels of which are in the last tile of any height or width; numbers in the
+// last channels of each.
+constexpr int64_t kRows = 18, kColumns = 40;
 constexpr int64_t kMany = int64_t{1} << 22, kFew = 64, kOdd = 21;
 // The last tap meets no pixel of dy in the last row.
 static_assert((kRows - 2) * kColumns * kMany > k2e31 && kFew * 9 * kMany > k2e31);

@@ -112,6 +112,25 @@ TEST_CASE("GELU and its derivative are finite far out", "[kernels][cuda]") {
     }
 }
 
+TEST_CASE("fill writes every element", "[kernels][cuda]") {
+  on_all_devices([](Stream& stream) {
+    for (int64_t n : {0, 1, 255, 257, 1000}) {
+      Tensor x = Tensor::empty(stream, {n});
+      fill(stream, x, -2.5);
+      CHECK(x.to_vector<float>(stream) == std::vector<float>(size_t(n), -2.5f));
+    }
+  });
+  on_cuda_devices([](Stream& stream) {
+    Tensor x = Tensor::empty(stream, {33}, DType::bf16);
+    fill(stream, x, 1 + 1e-4);  // rounds to 1
+    CHECK(x.to_floats(stream) == std::vector<float>(33, 1.0f));
+  });
+  Stream cpu(Device::open(DeviceType::cpu));
+  Tensor x = Tensor::empty(cpu, {7}, DType::f64);
+  fill(cpu, x, 1.0 / 3);
+  CHECK(x.to_vector<double>(cpu) == std::vector<double>(7, 1.0 / 3));
+}
+
 TEST_CASE("images become numbers from -1 to 1", "[kernels][noise]") {
   Stream stream(poisoned_cpu());
   std::vector<uint8_t> pixels(256);

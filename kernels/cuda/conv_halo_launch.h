@@ -159,14 +159,18 @@ void run_halo_wgrad(Stream& stream, int N, const Image& image, const Tensor& dy,
     const int64_t wanted = std::clamp<int64_t>(ceil_div(kWgradBlocks, blocks), 1, tiles);
     const int64_t part = ceil_div(tiles, wanted), parts = ceil_div(tiles, part);
     ENSURE(tiles <= INT32_MAX && blocks <= INT32_MAX, "conv2d: ", tiles, " tiles");
-    Tensor sums = Tensor::empty(stream, {parts, dw.tensor.numel()}, DType::f32);
-    Tensor bias_sums = db ? Tensor::empty(stream, {parts, K}, DType::f32) : Tensor{};
+    // One part is the result; more are added in order.
+    Tensor sums = dw.tensor, bias_sums = db.tensor;
+    if (parts > 1) sums = Tensor::empty(stream, {parts, dw.tensor.numel()}, DType::f32);
+    if (parts > 1 && db) bias_sums = Tensor::empty(stream, {parts, K}, DType::f32);
     launch<conv_halo_wgrad_kernel<Tile, Image>>(
         {cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(parts)), dim3(Tile::kThreads),
          sizeof(WgradShared<Tile>)},
         image, HaloSizes(tile, N, image.H, image.W, C),
         WgradArgs{dy.data<bf16>(), K, C, int(tiles), int(part), sums.data<float>(),
-                  data_or_null<float>(bias_sums)});
+                  data_or_null<float>(bias_sums), parts == 1 && dw.mode == GradMode::Accumulate,
+                  parts == 1 && db.mode == GradMode::Accumulate});
+    if (parts == 1) return;
     sum_parts(stream, sums, dw);
     if (db) sum_parts(stream, bias_sums, db);
   };

@@ -35,12 +35,14 @@ struct WgradShared {
   };
 };
 
-// dy [N,H,W,K], and where a block's sums go: dw [parts,K,9,C] and db [parts,K] or null.
+// dy [N,H,W,K], and where a block's sums go, or are added: dw [parts,K,9,C] and db [parts,K] or
+// null.
 struct WgradArgs {
   const bf16* dy;
   int K, C;
   int tiles, tiles_per_part;
   float *dw, *db;
+  bool add_dw, add_db;
 };
 
 // Starts to load the dy of a tile.
@@ -107,9 +109,11 @@ struct WgradSums {
         TESSERA_UNROLL
         for (int tap = 0; tap < 9; ++tap) {
           const float* pair = &sums[tap][i / 2][half][i % 2 * 2];
-          Pack<float, 2> two;
-          two.values[0] = pair[0], two.values[1] = pair[1];
-          two.store(dw + (int64_t(k) * 9 + tap) * a.C + c);
+          float* const to = dw + (int64_t(k) * 9 + tap) * a.C + c;
+          Pack<float, 2> two{};
+          if (a.add_dw) two = Pack<float, 2>::load(to);
+          two.values[0] += pair[0], two.values[1] += pair[1];
+          two.store(to);
         }
       }
     }
@@ -126,7 +130,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const int first = int(blockIdx.z) * a.tiles_per_part;
   const int end = min(first + a.tiles_per_part, a.tiles);
   const int warp = int(threadIdx.x) / 32, row = warp / 4 * Tile::WM, column = warp % 4 * Tile::WN;
-  const bool has_bias = a.db && c == 0;
+  const bool has_bias = a.db && c + Tile::BN >= a.C;  // one of the blocks that read the same dy
   const int bias_k = int(threadIdx.x) % Tile::BM, bias_part = int(threadIdx.x) / Tile::BM;
   constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Tile::kStages;
 
@@ -163,7 +167,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   __syncthreads();
   if (bias_part > 0 || k + bias_k >= a.K) return;
   for (int i = 1; i < kBiasParts; ++i) bias += shared.bias[i][bias_k];
-  a.db[int64_t(part) * a.K + k + bias_k] = bias;
+  put_at(a.db + int64_t(part) * a.K + k + bias_k, bias, a.add_db);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv
