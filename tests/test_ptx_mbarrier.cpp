@@ -153,7 +153,8 @@ TEST_CASE("an mbarrier waits for announced bytes", "[ptx]") {
   CHECK(std::vector<int>(out, out + 5) == std::vector<int>{0, 0, 1, 1, 0});
 }
 
-TEST_CASE("mbarriers order a producer and a consumer, and one that is missing is found", "[ptx][race]") {
+TEST_CASE("mbarriers order a producer and a consumer, and one that is missing is found",
+          "[ptx][race]") {
   const ScopedOptions restore(options());
   for (const int capability : {80, 90}) {
     options().profile = profile_of(capability);

@@ -207,7 +207,8 @@ TEST_CASE("host functions run in their turn and must not call CUDA", "[simt]") {
   });
 }
 
-TEST_CASE("the work of a destroyed stream is done when somebody waits for the device", "[simt][race]") {
+TEST_CASE("the work of a destroyed stream is done when somebody waits for the device",
+          "[simt][race]") {
   const ScopedOptions scope(options());
   TestStream other;
   Array<int> x(std::vector{0});
