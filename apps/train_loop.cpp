@@ -151,10 +151,22 @@ bool TrainLoop::evaluation_due(int64_t step) const {
 
 void TrainLoop::evaluate() {
   const EvalOptions eval{trainer_.noise(), options_.image_size, options_.batch};
-  const auto points = tessera::evaluate(stream_, trainer_.model(), data_, eval,
-                                        [this] { return stop_.received() != 0; });
+  const auto look = [&] {
+    auto points = tessera::evaluate(stream_, trainer_.model(), data_, eval,
+                                    [this] { return stop_.received() != 0; });
+    if (points)
+      draw_train_figure(stream_, trainer_.model(), options_, trainer_.noise(), data_,
+                        dir_.figure());
+    return points;
+  };
+  std::optional<std::vector<EvalPoint>> points;
+  try {
+    points = look();
+  } catch (const OutOfMemory&) {
+    trainer_.drop_recordings();  // they keep their memory
+    points = look();
+  }
   if (!points) return;
-  draw_train_figure(stream_, trainer_.model(), options_, trainer_.noise(), data_, dir_.figure());
   metrics_.add(state_.step, *points);
   std::string text = fmt::format("step {}, held-out images", state_.step);
   for (const EvalPoint& p : *points)

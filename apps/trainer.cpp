@@ -49,17 +49,17 @@ double Trainer::step(const Batch& batch) {
 void Trainer::enqueue(const Batch& batch) {
   const size_t slot = unwaited_.size();
   ENSURE(slot < size_t(kWindow), "more than ", kWindow, " steps without a wait()");
-  unwaited_.push_back(batch);
   with_batch_hint(batch.samples.size(), [&] {
     try {
       issue(batch);
     } catch (const OutOfMemory&) {
       if (steps_.size() < 2) throw;
-      steps_.clear();  // a recorded step of another size keeps its memory
+      drop_recordings();  // a step of another size keeps its memory
       issue(batch);
     }
   });
   ++adam_.step;
+  unwaited_.push_back(batch);
   stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
                                   loss_.raw(), loss_.bytes());
 }
@@ -94,10 +94,11 @@ void Trainer::upload(Tensor& tensor, std::span<const T> values) {
 
 Trainer::Step& Trainer::prepare(const Batch& batch) {
   const int64_t n = int64_t(batch.samples.size());
-  std::unique_ptr<Step>& step = steps_[n];
+  Step* step = steps_.contains(n) ? steps_[n].get() : nullptr;
   if (!step) {
+    auto made = std::make_unique<Step>(stream_);
+    step = made.get();
     const auto i64 = [&](int64_t size) { return Tensor::empty(stream_, {size}, DType::i64); };
-    step = std::make_unique<Step>(stream_);
     step->samples = i64(n), step->step = i64(1), step->epoch = i64(1);
     step->factors = Tensor::empty(stream_, {AdamFactors<float>::kCount});
     if (images_) {
@@ -109,6 +110,7 @@ Trainer::Step& Trainer::prepare(const Batch& batch) {
       std::iota(all.begin(), all.end(), 0);
       upload<int64_t>(step->rows, all);
     }
+    steps_[n] = std::move(made);
   }
   if (!images_) upload<uint8_t>(step->images, batch.images);
   upload<int64_t>(step->samples, batch.samples);
@@ -140,6 +142,7 @@ Tensor Trainer::forward_backward(const Step& step, bool watch) {
 void Trainer::report_non_finite(int64_t step) {
   const size_t index = unwaited_.size() - 1 - size_t(adam_.step - step);
   const Batch batch = unwaited_.at(index);
+  drop_recordings();  // the step is done without, and needs the memory
   adam_.step = step - 1;
   adam_.clear_latch();
   unwaited_.clear();

@@ -38,6 +38,8 @@ class Trainer {
   static constexpr int64_t kWindow = 64;  // steps between two calls of wait(), at most
 
   int64_t steps_done() const { return adam_.step; }
+  // Gives the memory of recorded steps back; they are recorded anew when they are next done.
+  void drop_recordings() { steps_.clear(); }
   // After a checkpoint was loaded into the parameters.
   void set_steps_done(int64_t step) { adam_.step = step; }
   // Whether batches need no images.

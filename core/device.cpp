@@ -109,8 +109,9 @@ Device::Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime)
 void Device::use_threads() const { omp_set_num_threads(threads_); }
 
 Stream::~Stream() {
-  native_.reset();  // waits for work that uses the states
+  device_->runtime().finish(native());
   states_.clear();
+  native_.reset();
   if (order_ != 0) device_->pool()->close_order(order_);
 }
 

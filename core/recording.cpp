@@ -40,17 +40,15 @@ void Recording::run(const std::function<void()>& work) {
       warm_ = true;
       return;
     }
-    const int64_t misses = stream_.device().pool()->misses();
     runtime.begin_recording(stream_.native());
     try {
       work();
     } catch (...) {
-      runtime.end_recording(stream_.native());
+      runtime.end_recording(stream_.native(), /*drop=*/true);
       throw;
     }
-    recorded_ = runtime.end_recording(stream_.native());
-    ENSURE(recorded_, "the recording was spoilt: the work waits, or took ",
-           stream_.device().pool()->misses() - misses, " blocks of memory from the system");
+    recorded_ = runtime.end_recording(stream_.native(), /*drop=*/false);
+    ENSURE(recorded_, "the recording was spoilt: the work waits for something");
   }
   runtime.replay(stream_.native(), recorded_.get());
 }

@@ -35,8 +35,8 @@ class Runtime {
   // Waits for the work that uses it.
   virtual void release_pinned(void* memory) noexcept = 0;
 
-  // The handle of a new order of execution (a cudaStream_t), whose end waits for its work, or
-  // nullptr where calls have finished when they return.
+  // The handle of a new order of execution (a cudaStream_t), or nullptr where calls have finished
+  // when they return.
   virtual std::shared_ptr<void> make_stream() = 0;
   // `host` is not pinned. Both wait: it may be used again when copy_in returns, and is complete
   // when copy_out does.
@@ -51,13 +51,16 @@ class Runtime {
   virtual void poison(void* stream, void* memory, size_t bytes) = 0;
   // Waits for everything that was issued. Throws what went wrong there.
   virtual void synchronize(void* stream) = 0;
+  // The same before the end of a stream: what went wrong is not said here.
+  virtual void finish(void*) noexcept {}
 
   // Recording (CUDA graphs): between the two calls, work that is issued is noted instead of done.
   // Nothing may wait or allocate meanwhile. end_recording gives what replay() issues as one, or
-  // nullptr when the recording was spoilt. Where can_record() is false, there is none of it.
+  // nullptr when the recording was spoilt or is to be dropped. Where can_record() is false, there
+  // is none of it.
   virtual bool can_record() const { return false; }
   virtual void begin_recording(void*) {}
-  virtual std::shared_ptr<void> end_recording(void*) { return nullptr; }
+  virtual std::shared_ptr<void> end_recording(void*, bool /*drop*/) { return nullptr; }
   virtual void replay(void*, void*) {}
 };
 

@@ -105,7 +105,7 @@ TEST_CASE("copies and fills must stay in allocations of the right kind", "[simt]
   CHECK(a[99] == 1);
 }
 
-TEST_CASE("pageable memory is read at the call; into it, the copy is complete", "[simt]") {
+TEST_CASE("pageable memory is read at the call, and complete where it is written", "[simt]") {
   in_every_order([] {
     TestStream stream;
     Array<int> device(4);

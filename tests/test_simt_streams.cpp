@@ -107,7 +107,7 @@ TEST_CASE("waiting for a stream does nothing of another, at the latest landing",
   CHECK(x[0] == 1);
 }
 
-TEST_CASE("cudaStreamWaitEvent orders two streams; without it they are not", "[simt][race]") {
+TEST_CASE("cudaStreamWaitEvent orders two streams, which are not without it", "[simt][race]") {
   int unordered = 0;
   in_every_order([&] {
     for (bool waits : {true, false}) {

@@ -45,6 +45,7 @@ std::string other_value(const TrainOption& option) {
                                                          {"seed", "123456789012"},
                                                          {"device", "simt"},
                                                          {"precision", "tf32"},
+                                                         {"fusion", "off"},
                                                          {"threads", "3"},
                                                          {"out", "o"},
                                                          {"resume", "r"},

@@ -60,6 +60,8 @@ class CudaRuntime : public Runtime {
       cudaGetLastError();  // it would be reported once more by a later call
       return nullptr;
     }
+    ENSURE(error != cudaErrorStreamCaptureUnsupported, "work that is recorded asks for ", bytes,
+           " bytes more than the first time");
     CUDA_CHECK(error);
     return memory;
   }
@@ -88,14 +90,14 @@ class CudaRuntime : public Runtime {
   std::shared_ptr<void> make_stream() override {
     cudaStream_t stream;
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    return {stream, [](void* native) {
+    return {stream, [](void* native) { cudaStreamDestroy(stream_of(native)); }};
+  }
+  void finish(void* stream) noexcept override {
 #ifdef TESSERA_GPU
-              cudaStreamSynchronize(stream_of(native));
+    cudaStreamSynchronize(stream_of(stream));
 #else  // there, waiting throws what went wrong
-              finish_quietly(stream_of(native));
+    finish_quietly(stream_of(stream));
 #endif
-              cudaStreamDestroy(stream_of(native));
-            }};
   }
 
   // CUDA does not promise to have read memory that is not pinned when the call returns.
@@ -129,10 +131,10 @@ class CudaRuntime : public Runtime {
   void begin_recording(void* stream) override {
     CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeGlobal));
   }
-  std::shared_ptr<void> end_recording(void* stream) override {
+  std::shared_ptr<void> end_recording(void* stream, bool drop) override {
     cudaGraph_t graph = nullptr;
     const cudaError_t error = cudaStreamEndCapture(stream_of(stream), &graph);
-    if (error != cudaSuccess) {
+    if (error != cudaSuccess || drop) {
       cudaGetLastError();  // it would be reported once more by a later call
       if (graph) cudaGraphDestroy(graph);
       return nullptr;

@@ -13,7 +13,7 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
     constexpr int V = kPack<T>;
     const T *up = dy.data<T>(), *filters = w.data<T>();
     if constexpr (sizeof(T) == 2)
-      if (conv::has_halo_kernels(stream, s) && packs_fit<T, V>(s.K, up) &&
+      if (conv::has_halo_kernels(stream, s) && !conv::is_tiny(s) && packs_fit<T, V>(s.K, up) &&
           packs_fit<T, V>(s.C, filters, dx.tensor.data<T>()))
         return conv::run_halo(
             stream, int(dy.dim(0)), conv::Image<T>{up, s.P, s.Q, s.K},

@@ -15,8 +15,8 @@
 //     |   +-------------+   |        |            a pixel: 16 bytes, 8 channels
 //     +---------------------+        +------
 //
-// Planes begin 2 or 6 pixels (mod 8) apart, so that the threads that fill them, four chunks of one
-// pixel and four of the next, write to 8 different groups of banks.
+// Planes begin 2 pixels (mod 8) apart, so that the threads that fill them, four chunks of one pixel
+// and four of the next, write to 8 different groups of banks; 1 pixel where a pixel has 8 chunks.
 //
 // A step is one row of taps: 3 x 32 of depth. Filters of the next step and, once in three steps,
 // the input's next 32 channels are on their way while this one is multiplied.

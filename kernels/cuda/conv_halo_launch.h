@@ -14,6 +14,10 @@ inline bool has_halo_kernels(Stream& stream, const Sizes& s) {
          s.pad_h == 1 && s.pad_w == 1;
 }
 
+// Images that a tile of 8 x 8 would be mostly zeros for: forward and the data's gradient are left
+// to the implicit product.
+inline bool is_tiny(const Sizes& s) { return s.H < 5 || s.W < 5; }
+
 // ---- Outputs: before(...) is what is added to a pixel's sums in two neighbouring channels,
 // store() takes a block's results from shared memory to where they belong.
 

@@ -146,7 +146,8 @@ void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, co
   using T = typename Image::Element;
   const T* filters = w.data<T>();
   if constexpr (sizeof(T) == 2)
-    if (packed && has_halo_kernels(stream, s) && packs_fit<T, kPack<T>>(s.K, filters, y.data<T>()))
+    if (packed && has_halo_kernels(stream, s) && !is_tiny(s) &&
+        packs_fit<T, kPack<T>>(s.K, filters, y.data<T>()))
       return run_halo(stream, int(y.dim(0)), image, StraightFilters{filters, s.C, s.K},
                       HaloImage{y.data<T>(), data_or_null<float>(b), s.K, false});
   const Product<Windows<Image>, Filters<T>> p{
@@ -162,7 +163,8 @@ void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool pac
   using T = typename Image::Element;
   const T* up = dy.data<T>();
   if constexpr (sizeof(T) == 2)
-    if (packed && has_halo_kernels(stream, s) && packs_fit<T, kPack<T>>(s.K, up) && dy.numel() > 0)
+    if (packed && has_halo_kernels(stream, s) && packs_fit<T, kPack<T>>(s.K, up) &&
+        packs_fit<float, 2>(0, dw.tensor.data<float>()) && dy.numel() > 0)
       return run_halo_wgrad(stream, int(dy.dim(0)), image, dy, dw, db);
   const Product<Pixels<T>, WindowsAcross<Image>> p{{up, s.y_pixels, s.K},
                                                    {{s, image}},
