@@ -152,7 +152,10 @@ TEST_CASE("every tile of the convolutions", "[cuda]") {
   }
   // The filters' tiles: more than 64 rows k and columns c.
   for (int64_t K : {32, 64, 96})
-    for (int64_t A : {0, 64}) check_exact({{1, 1, 1}, {2, 16, 18, 96}, {K, 3, 3, 96}, A}, {75, 90});
+    for (int64_t A : {0, 64})
+      for (int pad : {0, 1})  // of bf16, halo tiles have 3x3
+        check_exact({{1, pad, pad}, {2, 16, 18, 96}, {K, 2 * pad + 1, 2 * pad + 1, 96}, A},
+                    {75, 90});
 }
 
 TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda]") {
@@ -172,6 +175,47 @@ TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda]") {
   check_exact({{1, 1, 1}, {49, 9, 9, 128}, {8, 3, 3, 128}}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {97, 10, 10, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {49, 10, 10, 16}, {128, 3, 3, 16}, 8}, {80}, bf16_only);
+}
+
+// dlow and dskip: written at once, or divided from the gradient of the concatenation.
+std::vector<Values> parts_of(const Shape& low, const Shape& skip, int64_t K, GradMode mode,
+                             bool at_once) {
+  simt::Options options;
+  options.profile = simt::profile_of(80);
+  options.trap_uninitialised = true;
+  const simt::ScopedOptions scope(options);
+  Stream stream(poisoned(DeviceType::simt));
+  const auto input = [&](const char* name, const Shape& shape) {
+    return tensor_of(stream, draw(Numbers::Normal, name, 0, shape), DType::bf16);
+  };
+  const Tensor dy = input("dy", {skip[0], skip[1], skip[2], K}),
+               w = input("w", {K, 3, 3, low[3] + skip[3]});
+  Tensor dlow = input("dlow", low), dskip = input("dskip", skip);
+  if (at_once) {
+    upcat_conv2d_bwd_data(stream, dy, w, {dlow, mode}, {dskip, mode});
+  } else {
+    Tensor dx = Tensor::empty(stream, {skip[0], skip[1], skip[2], low[3] + skip[3]}, DType::bf16);
+    conv2d_bwd_data(stream, {1, 1, 1}, dy, w, {dx});
+    concat_upsample_bwd(stream, dx, {dlow, mode}, {dskip, mode});
+  }
+  return {values_of(stream, dlow), values_of(stream, dskip)};
+}
+
+TEST_CASE("halo tiles write the gradients of both parts, with every tile", "[cuda]") {
+  struct Sizes {
+    int64_t N, half, B;
+  };
+  // 100 blocks of 128 channels, 99 of 64, few.
+  for (const auto& [N, half, B] : {Sizes{25, 5, 128}, {33, 5, 64}, {1, 3, 8}})
+    for (const GradMode mode : {GradMode::Overwrite, GradMode::Accumulate}) {
+      const Shape low{N, half, half, 128}, skip{N, 2 * half, 2 * half, B};
+      const auto one = parts_of(low, skip, 8, mode, true),
+                 two = parts_of(low, skip, 8, mode, false);
+      for (size_t i = 0; i < one.size(); ++i) {
+        INFO(B << " channels, number " << i);
+        CHECK(one[i].data == two[i].data);
+      }
+    }
 }
 
 TEST_CASE("convolutions have the same bits in any order", "[cuda]") {
