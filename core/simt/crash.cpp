@@ -45,7 +45,7 @@ CrashReport::~CrashReport() {
 }
 
 CrashStack::CrashStack() {
-  thread_local char memory[64 * 1024];
+  alignas(64) thread_local char memory[64 * 1024];  // AddressSanitizer wants it aligned
   stack_t mine{};
   mine.ss_sp = memory;
   mine.ss_size = sizeof memory;
