@@ -373,24 +373,32 @@ struct BlockVotes {
   }
 };
 
+// Freed also when a fault is thrown.
+struct OwnStream {
+  cudaStream_t it;
+  OwnStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&it, cudaStreamNonBlocking)); }
+  ~OwnStream() { cudaStreamDestroy(it); }
+  OwnStream(const OwnStream&) = delete;
+};
+struct OwnMemory {
+  void* it = nullptr;
+  explicit OwnMemory(size_t bytes) { CUDA_CHECK(cudaMalloc(&it, bytes)); }
+  ~OwnMemory() { cudaFree(it); }
+  OwnMemory(const OwnMemory&) = delete;
+};
+
 template <class P>
 void run_primitive(int blocks, const uint32_t* in, uint32_t* out) {
   const size_t in_bytes = size_t(blocks) * P::in * 4, out_bytes = size_t(blocks) * P::out * 4;
-  cudaStream_t stream;
-  void *from, *to;
-  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  CUDA_CHECK(cudaMalloc(&from, in_bytes));
-  CUDA_CHECK(cudaMalloc(&to, out_bytes));
-  CUDA_CHECK(cudaMemcpyAsync(from, in, in_bytes, cudaMemcpyHostToDevice, stream));
-  CUDA_CHECK(cudaMemsetAsync(to, kFill & 0xFF, out_bytes, stream));
+  const OwnStream stream;
+  const OwnMemory from(in_bytes), to(out_bytes);
+  CUDA_CHECK(cudaMemcpyAsync(from.it, in, in_bytes, cudaMemcpyHostToDevice, stream.it));
+  CUDA_CHECK(cudaMemsetAsync(to.it, kFill & 0xFF, out_bytes, stream.it));
   launch<primitive_kernel<P>>(
-      {stream, dim3(unsigned(blocks), kParts<P>), dim3(unsigned(P::threads)), sizeof(Rows)},
-      static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to));
-  CUDA_CHECK(cudaMemcpyAsync(out, to, out_bytes, cudaMemcpyDeviceToHost, stream));
-  CUDA_CHECK(cudaStreamSynchronize(stream));
-  CUDA_CHECK(cudaFree(from));
-  CUDA_CHECK(cudaFree(to));
-  CUDA_CHECK(cudaStreamDestroy(stream));
+      {stream.it, dim3(unsigned(blocks), kParts<P>), dim3(unsigned(P::threads)), sizeof(Rows)},
+      static_cast<const uint32_t*>(from.it), static_cast<uint32_t*>(to.it));
+  CUDA_CHECK(cudaMemcpyAsync(out, to.it, out_bytes, cudaMemcpyDeviceToHost, stream.it));
+  CUDA_CHECK(cudaStreamSynchronize(stream.it));
 }
 
 template <class P>
