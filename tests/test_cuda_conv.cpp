@@ -112,7 +112,7 @@ void check_exact(const ConvCase& c, std::initializer_list<int> capabilities,
 
 }  // namespace
 
-TEST_CASE("convolutions on every profile, at channels that tiles do not divide", "[cuda]") {
+TEST_CASE("convolutions on every profile, at channels that tiles do not divide", "[cuda][slow]") {
   struct Channels {
     int64_t C, K;
   };
@@ -142,7 +142,7 @@ TEST_CASE("convolutions on every profile, with strides and padding", "[cuda]") {
     check_exact(c, {75, 80, 89, 90});
 }
 
-TEST_CASE("every tile of the convolutions", "[cuda]") {
+TEST_CASE("every tile of the convolutions", "[cuda][slow]") {
   // Many pixels and few channels on the other side: the largest tile with 128 channels, the next
   // with 64 (PixelTiles), for y and for dx.
   for (int64_t channels : {64, 128}) {
@@ -158,7 +158,7 @@ TEST_CASE("every tile of the convolutions", "[cuda]") {
                     {75, 90});
 }
 
-TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda]") {
+TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") {
   const std::span<const Mode> bf16_only(&kModes[2], 1);
   // Images that tiles do not divide, and channels that steps and tiles do not.
   for (const ConvCase& c : {ConvCase{{1, 1, 1}, {3, 17, 19, 40}, {72, 3, 3, 40}},
@@ -201,7 +201,7 @@ std::vector<Values> parts_of(const Shape& low, const Shape& skip, int64_t K, Gra
   return {values_of(stream, dlow), values_of(stream, dskip)};
 }
 
-TEST_CASE("halo tiles write the gradients of both parts, with every tile", "[cuda]") {
+TEST_CASE("halo tiles write the gradients of both parts, with every tile", "[cuda][slow]") {
   struct Sizes {
     int64_t N, half, B;
   };
