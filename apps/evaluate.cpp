@@ -9,7 +9,6 @@
 namespace tessera {
 namespace {
 
-constexpr int64_t kMaxImages = 512;
 constexpr int kTimesteps[] = {250, 500, 750};
 
 struct Images {
@@ -56,7 +55,7 @@ Denoised denoise_batch(Stream& stream, const UNet& model, const NoiseSpec& noise
 std::optional<std::vector<EvalPoint>> evaluate(Stream& stream, const UNet& model,
                                                const Dataset& data, const EvalOptions& options,
                                                const std::function<bool()>& cancelled) {
-  const int64_t count = std::min(data.held_out_size(), kMaxImages);
+  const int64_t count = std::min(data.held_out_size(), options.images);
   ENSURE(count > 0, "no held-out images to evaluate on");
   const int64_t values = options.image_size * options.image_size * model.config().channels;
   std::vector<EvalPoint> points;

@@ -34,9 +34,10 @@ Denoised denoise_batch(Stream& stream, const UNet& model, const NoiseSpec& noise
 struct EvalOptions {
   NoiseSpec noise;
   int64_t image_size, batch;
+  int64_t images = 512;  // of the held-out ones, at most
 };
 
-// At t = 250, 500 and 750 over the first 512 held-out images: mean squared errors over all pixels,
+// At t = 250, 500 and 750 over the first held-out images: mean squared errors over all pixels,
 // not clamped. None when `cancelled` says so in between. Throws Error when a result is not finite.
 std::optional<std::vector<EvalPoint>> evaluate(Stream& stream, const UNet& model,
                                                const Dataset& data, const EvalOptions& options,

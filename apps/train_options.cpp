@@ -76,7 +76,7 @@ TrainOptions preset_options(const std::string& preset) {
   } else {
     options.image_size = 16;
     options.base = 8;
-    options.batch = 16;
+    options.batch = 8;
     options.steps = 20;
     options.log_every = 5;
   }
