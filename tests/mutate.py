@@ -2,14 +2,14 @@
 """The mutation score of the host model: barriers, waits, fences, commits and bounds checks of the
 CUDA kernels are deleted one at a time, and the kernels' tests must notice.
 
-    tests/mutate.py --scratch DIR [--only conv2d_fwd.cu ...] [--jobs N] [--list]
+    tests/mutate.py --scratch DIR [--only conv2d_fwd.cu ...] [--seconds S] [--jobs N] [--list]
 
 The kernels are copied to DIR, mutants.py marks every place, and tessera_simt_tests is linked with
 them three times: plain, with AddressSanitizer and UBSan, with ThreadSanitizer (presets release, asan
 and tsan; what these have not built yet is built). A first run finds which tests reach which place. Then each
-mutant is run by the tests that reach it, quickest first, until one fails; what survives the plain
-build goes on to the sanitizers. A test that runs 20 times as long as it should has caught its mutant,
-too. Comparisons that choose between two inputs ("selection") are reported apart and are not part of
+mutant is run by the tests that reach it, quickest first, until one fails or S seconds of them have
+passed (60); what survives the plain build goes on to the sanitizers, S seconds each. A test that runs
+20 times as long as it should has caught its mutant, too. Comparisons that choose between two inputs ("selection") are reported apart and are not part of
 the score.
 
 DIR/results.jsonl collects the results: a second run goes on where the first one stopped, unless the
@@ -21,6 +21,7 @@ import collections
 import concurrent.futures
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -41,17 +42,12 @@ PROGRAM = "tessera_simt_tests"
 WANTED = 0.9
 
 
-class Checker(NamedTuple):
-    preset: str
-    slower: int  # than the plain build, at most
-
-
-CHECKERS = {"plain": Checker("release", 1), "asan": Checker("asan", 10), "tsan": Checker("tsan", 60)}
+PRESETS = {"plain": "release", "asan": "asan", "tsan": "tsan"}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-    "TSAN_OPTIONS": "halt_on_error=1",
+    "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0",
 }
 
 
@@ -132,7 +128,7 @@ class Builds:
     def build(self, checker):
         """Returns the compiler's output when a kernel does not compile."""
         say("building", checker)
-        preset = CHECKERS[checker].preset
+        preset = PRESETS[checker]
         base, mine = ROOT / "build" / preset, self.scratch / checker
         mine.mkdir(exist_ok=True)
         if not (base / "build.ninja").exists():
@@ -189,11 +185,11 @@ def build_with_mutants(scratch, jobs, numbered):
         broken |= bad
 
 
-def execute(program, unit, seconds, **environment):
+def execute(program, unit, seconds, *arguments, **environment):
     """Runs a unit; returns (exit status or None when it took too long, output)."""
     # Catch's test specifications: commas and brackets mean something.
     name = re.sub(r"([,\[\]\\])", r"\\\1", unit.test)
-    command = [program, name] + (["-c", unit.section] if unit.section else [])
+    command = [program, name, *arguments] + (["-c", unit.section] if unit.section else [])
     try:
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              timeout=seconds, env=os.environ | ENVIRONMENT | environment)
@@ -203,28 +199,30 @@ def execute(program, unit, seconds, **environment):
 
 
 def find_units(program, scratch, jobs):
-    """The tests that pass without a mutant and reach any, with what they reach."""
-    run = subprocess.run([program, "[cuda]", "-r", "xml"], stdout=subprocess.PIPE, text=True,
-                         env=os.environ | ENVIRONMENT)
-    candidates = []
-    for case in xml.fromstring(run.stdout).iter("TestCase"):
-        sections = dict.fromkeys(s.get("name") for s in case.findall("Section"))
-        candidates += [Unit(case.get("name"), s, 0, frozenset()) for s in sections or [""]]
+    """The tests that pass without a mutant and reach any, with what they reach: their sections one
+    by one, where they have any."""
+    run = subprocess.run([program, "[cuda]", "--list-test-names-only"], stdout=subprocess.PIPE,
+                         text=True, env=os.environ | ENVIRONMENT)
+    numbers = itertools.count()
 
-    def measure(numbered_unit):
-        number, unit = numbered_unit
-        file = scratch / f"reached-{number}"
+    def measure(unit):
+        file = scratch / f"reached-{next(numbers)}"
         start = time.monotonic()
-        status, _ = execute(program, unit, 3600, TESSERA_REACHED=str(file))
+        status, output = execute(program, unit, 3600, "-r", "xml", TESSERA_REACHED=str(file))
         seconds = time.monotonic() - start
         if status != 0:
             say("left out, for it fails without any mutant:", unit.name)
-            return None
-        return unit._replace(seconds=seconds, reached=frozenset(map(int, file.read_text().split())))
+            return []
+        cases = xml.fromstring(output).iter("TestCase")
+        sections = dict.fromkeys(s.get("name") for case in cases for s in case.findall("Section"))
+        if sections and not unit.section:
+            return [u for s in sections for u in measure(unit._replace(section=s))]
+        return [unit._replace(seconds=seconds, reached=frozenset(map(int, file.read_text().split())))]
 
+    tests = [Unit(name, "", 0, frozenset()) for name in run.stdout.splitlines()]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        units = list(pool.map(measure, enumerate(candidates)))
-    return sorted((u for u in units if u and u.reached), key=lambda u: u.seconds)
+        units = [u for some in pool.map(measure, tests) for u in some]
+    return sorted((u for u in units if u.reached), key=lambda u: u.seconds)
 
 
 def how_caught(status, output):
@@ -242,48 +240,46 @@ def how_caught(status, output):
     return "crash" if status < 0 or "FATAL" in output or "SIG" in output else "wrong result"
 
 
-class Trust:
-    """Which tests pass without a mutant under a checker: what fails anyway catches nothing."""
+class Expected:
+    """How long a test takes under a checker without a mutant; None when it fails or takes longer
+    than `most`: what fails anyway catches nothing."""
 
-    def __init__(self, builds):
-        self.builds, self.passes, self.lock = builds, {}, threading.Lock()
+    def __init__(self, builds, most):
+        self.builds, self.most, self.seconds = builds, most, {}
+        self.locks = collections.defaultdict(threading.Lock)
 
     def __call__(self, checker, unit):
         if checker == "plain":
-            return True  # find_units has seen to that
-        with self.lock:  # not twice at a time
-            if (checker, unit.name) not in self.passes:
-                status, _ = execute(self.builds.program(checker), unit, limit_of(checker, unit))
-                self.passes[checker, unit.name] = status == 0
-            return self.passes[checker, unit.name]
+            return unit.seconds  # find_units has seen to that
+        program, key = self.builds.program(checker), (checker, unit.name)
+        with self.locks[key]:  # not twice at a time
+            if key not in self.seconds:
+                start = time.monotonic()
+                status, _ = execute(program, unit, self.most)
+                self.seconds[key] = time.monotonic() - start if status == 0 else None
+            return self.seconds[key]
 
 
-def limit_of(checker, unit):
-    """Seconds: 20 times as long as a test should take is a hang."""
-    return 30 + 20 * CHECKERS[checker].slower * unit.seconds
-
-
-def judge(number, builds, units, trust):
+def judge(number, builds, units, expected, most):
     """(how it was caught or None, by which test) of a mutant."""
     reaching = [u for u in units if number in u.reached]
-    if not reaching:
-        return None, "no test reaches it"
-    for checker in CHECKERS:
-        spent = 0
+    passed = dict.fromkeys(PRESETS, 0)
+    for checker in PRESETS:
+        left = most
         for unit in reaching:
-            # Sanitizers are slow: five minutes of a mutant's tests, the quickest ones.
-            if checker != "plain" and spent > 300:
-                break
-            if not trust(checker, unit):
+            if unit.seconds > left:
+                break  # so do all after it, and sanitizers are slower
+            seconds = expected(checker, unit)
+            if seconds is None or seconds > left:
                 continue
-            start = time.monotonic()
-            status, output = execute(builds.program(checker), unit, limit_of(checker, unit),
+            left -= seconds
+            status, output = execute(builds.program(checker), unit, 10 + 20 * seconds,
                                      TESSERA_MUTANT=str(number))
-            spent += time.monotonic() - start
             caught = how_caught(status, output)
             if caught:
                 return caught, unit.name
-    return None, f"passes {len(reaching)} tests"
+            passed[checker] += 1
+    return None, ", ".join(f"{checker} {n}" for checker, n in passed.items())
 
 
 def fingerprint():
@@ -327,7 +323,7 @@ def report(numbered, results):
         lines.append(f"| {kind} | {total} | {total - missed} ({1 - missed / total:.0%}) | " +
                      " | ".join(str(rows[kind][way]) for way in ways) + " |")
     if survivors:
-        lines += ["", "| survivor | kind | deleted | tests | reason |", "| --- | --- | --- | --- | --- |"]
+        lines += ["", "| survivor | kind | deleted | tests passed | reason |", "| --- | --- | --- | --- | --- |"]
         lines += survivors
     total = sum(rows["all"].values())
     return "\n".join(lines) + "\n", 1 - rows["all"][None] / total if total else 1
@@ -338,6 +334,8 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=pathlib.Path, required=True)
     parser.add_argument("--only", nargs="+", help="files of kernels/cuda to make mutants of")
+    parser.add_argument("--seconds", type=float, default=60,
+                        help="of tests without a sanitizer, and with each, for a mutant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
@@ -370,8 +368,9 @@ def main():
         units = find_units(builds.program("plain"), scratch, options.jobs)
         say(f"{len(units)} tests reach mutants, {sum(u.seconds for u in units):.0f} s")
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool, open(file, "a") as out:
-            trust = Trust(builds)
-            futures = {pool.submit(judge, n, builds, units, trust): n for n in todo}
+            expected = Expected(builds, options.seconds)
+            futures = {pool.submit(judge, n, builds, units, expected, options.seconds): n
+                       for n in todo}
             for future in concurrent.futures.as_completed(futures):
                 number = futures[future]
                 caught, by = results[number] = future.result()

@@ -12,6 +12,7 @@
 
 #include "core/check.h"
 #include "core/simt/options.h"
+#include "core/simt/sanitizer.h"
 #include "core/simt/types.h"
 
 namespace tessera::simt {
@@ -69,6 +70,7 @@ inline Thread& self() { return *current_thread; }
 // What the current thread has in flight of family F, derived from InFlight.
 template <class F>
 F& in_flight() {
+  const Unwatched own;  // the next block's thread has the same place
   auto& all = self().in_flight;
   for (const auto& one : all)
     if (auto* found = dynamic_cast<F*>(one.get())) return *found;

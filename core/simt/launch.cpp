@@ -116,7 +116,10 @@ class CooperativeRun {
 // `launched` is not on the host's stack: ThreadSanitizer would see kernels read what lay there.
 void run_grid(std::unique_ptr<Grid> launched, bool cooperative) {
   Grid& grid = *launched;
+  static std::atomic<uint64_t> launches = 0;
   RunningGrid running;
+  running.number = ++launches;
+  running.begin.release();
   running.cooperative = cooperative;
   grid.running = &running;
   if (watch && *watch->address != watch->value)

@@ -18,6 +18,7 @@ constexpr size_t kSharedAlignment = 1024;
 // A block in which threads do nothing but poll, this often each, hangs.
 constexpr size_t kPollsARound = 4;
 constexpr int kRounds = 250;
+constexpr size_t kSpent = 2048;  // fibers kept for the launch after this
 constexpr const char* kPreempted = "an atomic";
 
 std::string text_of(const uint3& i) { return concat('(', i.x, ',', i.y, ',', i.z, ')'); }
@@ -132,6 +133,7 @@ void Block::start(const Grid& grid, uint64_t index) {
     std::fill(std::begin(barrier.came), std::end(barrier.came), 0);
   }
   meetings_.assign((count + 31) / 32, {});
+  if (kThreadSanitizer) reuse_spent();
   make_arena();
 }
 
@@ -178,6 +180,11 @@ bool Block::advance() {
 }
 
 void Block::start_fiber() {
+  if (idle_.empty() && spent_.size() >= kSpent) {
+    idle_.push_back(spent_.back());
+    spent_.pop_back();
+    fibers_[idle_.back()]->fiber.reset();
+  }
   if (idle_.empty()) {
     auto& fiber = fibers_.emplace_back(std::make_unique<FiberOf>());
     fiber->block = this;
@@ -186,19 +193,37 @@ void Block::start_fiber() {
   }
   FiberOf& fiber = *fibers_[idle_.back()];
   idle_.pop_back();
-  // ThreadSanitizer sees every CUDA thread as one of its own.
-  if (!fiber.fiber || kThreadSanitizer) {
-    fiber.fiber.reset();
+  if (!fiber.fiber)
     fiber.fiber = std::make_unique<Fiber>(
         [](void* mine) {
           auto* const f = static_cast<FiberOf*>(mine);
           f->block->run_fiber(f->number);
         },
         &fiber);
-    if (kThreadSanitizer)
-      fiber.fiber->timeline = Timeline(timeline_name(threads_[order_[started_]]));
-  }
+  if (kThreadSanitizer) set_timeline(*fiber.fiber, threads_[order_[started_]]);
   fiber.fiber->resume();
+}
+
+// ThreadSanitizer sees every CUDA thread of a launch as one of its own, and takes a millisecond to
+// make one. A launch comes after the one before it in its stream, and may have its threads.
+void Block::reuse_spent() {
+  const Unwatched scope;
+  if (spent_by_ == grid_->running->number) return;
+  spent_by_ = grid_->running->number;
+  if (spent_on_ != current_timeline())
+    for (const int fiber : spent_) fibers_[fiber]->fiber.reset();
+  spent_on_ = current_timeline();
+  idle_.insert(idle_.end(), spent_.begin(), spent_.end());
+  spent_.clear();
+}
+
+void Block::set_timeline(Fiber& fiber, const Thread& thread) const {
+  if (!fiber.timeline) {
+    fiber.timeline = Timeline(timeline_name(thread));
+  } else {
+    fiber.timeline.rename(timeline_name(thread));
+    grid_->running->begin.acquire_as(fiber.timeline);
+  }
 }
 
 void Block::resume(Thread& thread) {
@@ -215,11 +240,11 @@ void Block::run_fiber(int fiber) {
         run_thread(*thread, fiber);
         if (kThreadSanitizer || !ready_.empty()) break;
       }
-      idle_.push_back(fiber);
+      (kThreadSanitizer ? spent_ : idle_).push_back(fiber);
       current_thread = nullptr;
     }
-    if (!kThreadSanitizer) fibers_[fiber]->fiber->suspend();
-  } while (!kThreadSanitizer);
+    fibers_[fiber]->fiber->suspend();
+  } while (true);
 }
 
 Thread* Block::next_unstarted() {

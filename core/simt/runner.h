@@ -14,13 +14,15 @@ namespace tessera::simt {
 
 // What the blocks of a launch share while it runs.
 struct RunningGrid {
+  uint64_t number = 0;         // of the launch
   std::atomic<int> live = 0;   // blocks that run now, on several host threads
   std::atomic<int> stuck = 0;  // of them: no thread does more than wait and poll
   bool cooperative = false;
   uint64_t synced = 0;  // threads that came to the grid's barrier
   Where where;          // and at which line
   SyncPoint sync;       // of the grid's barrier
-  SyncPoint end;        // what threads did, for the stream
+  SyncPoint begin;      // what the stream did before, for the threads
+  SyncPoint end;        // and what these did, for the stream
 };
 
 // A byte whose last writer is sought: every thread is checked where it gives up its turn.
@@ -93,6 +95,8 @@ class Block {
   };
 
   void start_fiber();
+  void reuse_spent();
+  void set_timeline(Fiber& fiber, const Thread& thread) const;
   void resume(Thread& thread);
   void run_fiber(int fiber);
   void run_thread(Thread& thread, int fiber);
@@ -121,6 +125,10 @@ class Block {
   };
   std::vector<std::unique_ptr<FiberOf>> fibers_;
   std::vector<int> idle_;
+  // With ThreadSanitizer: ran a thread of this launch, whose other threads must not seem to be it.
+  std::vector<int> spent_;
+  const void* spent_on_ = nullptr;  // timeline of that launch's stream
+  uint64_t spent_by_ = 0;           // number of that launch
   std::exception_ptr error_;
   bool cancelled_ = false;
   Barrier barriers_[16];

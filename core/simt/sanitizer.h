@@ -49,9 +49,7 @@ inline constexpr bool kThreadSanitizer = true;
 class Timeline {
  public:
   Timeline() = default;
-  explicit Timeline(const std::string& name) : handle_(__tsan_create_fiber(0)) {
-    __tsan_set_fiber_name(handle_, name.c_str());
-  }
+  explicit Timeline(const std::string& name) : handle_(__tsan_create_fiber(0)) { rename(name); }
   Timeline(Timeline&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Timeline& operator=(Timeline&& other) noexcept {
     std::swap(handle_, other.handle_);
@@ -60,6 +58,8 @@ class Timeline {
   ~Timeline() {
     if (handle_) __tsan_destroy_fiber(handle_);
   }
+  void rename(const std::string& name) const { __tsan_set_fiber_name(handle_, name.c_str()); }
+  explicit operator bool() const { return handle_; }
   void* handle() const { return handle_; }
 
  private:
@@ -88,15 +88,17 @@ class As {
 
 #undef TESSERA_UNSANITIZED
 
+inline const void* current_timeline() { return __tsan_get_current_fiber(); }
+
 // acquire() comes after every release() before it.
 class SyncPoint {
  public:
   void release() const { __tsan_release(place_.get()); }
   void acquire() const { __tsan_acquire(place_.get()); }
   void acquire_as(const Timeline& timeline) const {
-    void* const before = __tsan_get_current_fiber();
+    void *const before = __tsan_get_current_fiber(), *const place = place_.get();
     __tsan_switch_to_fiber(timeline.handle(), 1);
-    acquire();
+    __tsan_acquire(place);
     __tsan_switch_to_fiber(before, 1);
   }
   void renew() { place_ = std::make_shared<char>(); }  // forgets what was released
@@ -123,7 +125,10 @@ inline constexpr bool kThreadSanitizer = false;
 struct Timeline {
   Timeline() = default;
   explicit Timeline(const std::string&) {}
+  void rename(const std::string&) const {}
+  explicit operator bool() const { return true; }
 };
+inline const void* current_timeline() { return nullptr; }
 struct As {
   explicit As(const Timeline&) {}
   ~As() {}

@@ -56,16 +56,6 @@ __global__ void sum_pixels_kernel(Tiling tiling, const T* x, float* partial) {
   for (int j = 0; j < V; ++j) to[j] = sum[j];
 }
 
-template <class T>
-struct PutSum {
-  T* dt;
-  bool accumulate;
-  int C;
-  __device__ void operator()(int64_t n, int c, float sum) const {
-    put_at(dt + n * C + c, sum, accumulate);
-  }
-};
-
 }  // namespace
 
 void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y) {
@@ -114,8 +104,8 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
     launch<sum_pixels_kernel<T, V>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
         dy.data<T>(), partial.data<float>());
-    sum_rows(stream, tiling.N, tiling.slices, tiling.C, partial.data<float>(),
-             PutSum<T>{dt.tensor.data<T>(), accumulate, tiling.C});
+    sum_rows(stream, tiling.N, tiling.N * tiling.slices, tiling.slices, tiling.C,
+             partial.data<float>(), PutSum<T>{dt.tensor.data<T>(), accumulate, tiling.C});
   };
   with_packs(dy, run);
 }

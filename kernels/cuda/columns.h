@@ -91,7 +91,8 @@ struct ColumnScratch {
   float values[V][kTileThreads];
 };
 
-// Sums over the rows of a tile; every thread gets the sums of its column. All threads must come.
+// Sums over the rows of a tile; every thread gets the sums of its column. All threads must come,
+// also those past the last whole row.
 template <int V>
 __device__ __forceinline__ void column_sums(float (&values)[V], int cols, int rows,
                                             ColumnScratch<V>& scratch) {
@@ -99,43 +100,56 @@ __device__ __forceinline__ void column_sums(float (&values)[V], int cols, int ro
   int half = 1;
   while (2 * half < rows) half *= 2;
   for (; half > 0; half /= 2) {
-    if (row >= half && row < 2 * half && row < rows)
+    if (row >= half && row < 2 * half)
       for (int j = 0; j < V; ++j) scratch.values[j][threadIdx.x] = values[j];
     __syncthreads();
-    if (row < half && row + half < rows)
+    if (row + half < rows)
       for (int j = 0; j < V; ++j) values[j] += scratch.values[j][threadIdx.x + half * cols];
   }
   if (row == 0)
     for (int j = 0; j < V; ++j) scratch.values[j][threadIdx.x] = values[j];
   __syncthreads();
-  if (row < rows)
-    for (int j = 0; j < V; ++j) values[j] = scratch.values[j][int(threadIdx.x) % cols];
+  for (int j = 0; j < V; ++j) values[j] = scratch.values[j][int(threadIdx.x) % cols];
 }
 
-// Sums of x [outer,count,inner] over the middle: put(o, i, sum). Blocks (outer, chunks of inner).
-template <class Put>
-__global__ void sum_rows_kernel(int64_t count, int inner, int cols, const float* x, Put put) {
+template <class T, class Put>
+__global__ void sum_rows_kernel(int64_t rows, int64_t count, int inner, int cols, const T* x,
+                                Put put) {
   auto& scratch = shared_memory<ColumnScratch<1>>();
-  const int rows = kTileThreads / cols, row = int(threadIdx.x) / cols;
+  const int step = kTileThreads / cols, row = int(threadIdx.x) / cols;
   const int i = int(blockIdx.y) * cols + int(threadIdx.x) % cols;
-  const int64_t o = blockIdx.x;
+  const int64_t o = blockIdx.x, end = (o + 1) * count < rows ? (o + 1) * count : rows;
   float sum[1] = {};
-  if (row < rows && i < inner)
-    for (int64_t r = row; r < count; r += rows) sum[0] += x[(o * count + r) * inner + i];
-  column_sums(sum, cols, rows, scratch);
+  if (i < inner)
+    for (int64_t r = o * count + row; r < end; r += step) sum[0] += to_float(x[r * inner + i]);
+  column_sums(sum, cols, step, scratch);
   if (row == 0 && i < inner) put(o, i, sum[0]);
 }
 
-// put is a struct with a __device__ operator()(int64_t o, int i, float sum).
-template <class Put>
-void sum_rows(Stream& stream, int64_t outer, int64_t count, int64_t inner, const float* x,
+// Sums of x [rows,inner] over `count` rows each, the last ones over what is left of them, outer in
+// all: put(o, i, sum). put is a struct with a __device__ operator()(int64_t o, int i, float sum).
+template <class T, class Put>
+void sum_rows(Stream& stream, int64_t outer, int64_t rows, int64_t count, int64_t inner, const T* x,
               const Put& put) {
   if (outer * inner == 0) return;
   const int cols = int(std::min<int64_t>(inner, kTileCols));
-  launch<sum_rows_kernel<Put>>(
+  ENSURE(outer <= INT32_MAX && ceil_div(inner, cols) <= 65535, "sums of ", rows, " rows of ", inner,
+         ", ", count, " each");
+  launch<sum_rows_kernel<T, Put>>(
       {cuda_stream(stream), dim3(unsigned(outer), unsigned(ceil_div(inner, cols))),
        dim3(kTileThreads), sizeof(ColumnScratch<1>)},
-      count, int(inner), cols, x, put);
+      rows, count, int(inner), cols, x, put);
 }
+
+// y [outer,inner] = or += the sums.
+template <class T>
+struct PutSum {
+  T* y;
+  bool accumulate;
+  int64_t inner;
+  __device__ void operator()(int64_t o, int i, float sum) const {
+    put_at(y + o * inner + i, sum, accumulate);
+  }
+};
 
 }  // namespace tessera::TESSERA_CUDA

@@ -315,12 +315,12 @@ void norm_act_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, c
   launch<norm_act_sums_kernel<T, V, Act>>(
       {on, tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling, in, dy,
       partial.data<float>());
-  sum_rows(stream, 2 * N, slices, C, partial.data<float>(),
+  sum_rows(stream, 2 * N, 2 * N * slices, slices, C, partial.data<float>(),
            PutImage<T>{sums.data<float>(), data_or_null<T>(dt.tensor),
                        dt.mode == GradMode::Accumulate, N, C});
   if (dgamma || dbeta)
     sum_rows(
-        stream, 2, N, C, sums.data<float>(),
+        stream, 2, 2 * N, N, C, sums.data<float>(),
         PutParameters{data_or_null<float>(dbeta.tensor), data_or_null<float>(dgamma.tensor),
                       dbeta.mode == GradMode::Accumulate, dgamma.mode == GradMode::Accumulate});
   if (!dx) return;
