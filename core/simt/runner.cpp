@@ -205,16 +205,28 @@ void Block::start_fiber() {
 }
 
 // ThreadSanitizer sees every CUDA thread of a launch as one of its own, and takes a millisecond to
-// make one. A launch comes after the one before it in its stream, and may have its threads.
+// make one. A launch comes after the one before it in its stream, and may have its threads. Those
+// of other streams are kept for these: the sanitizer would give a new thread the number of one that
+// is gone, and take the two for one.
 void Block::reuse_spent() {
   const Unwatched scope;
   if (spent_by_ == grid_->running->number) return;
   spent_by_ = grid_->running->number;
-  if (spent_on_ != current_timeline())
-    for (const int fiber : spent_) fibers_[fiber]->fiber.reset();
-  spent_on_ = current_timeline();
   idle_.insert(idle_.end(), spent_.begin(), spent_.end());
   spent_.clear();
+  if (spent_on_ == current_line) return;
+  parked_[spent_on_] = std::move(idle_);
+  spent_on_ = current_line;
+  idle_ = std::move(parked_[spent_on_]);
+  parked_.erase(spent_on_);
+  size_t parked = 0;
+  for (const auto& [line, fibers] : parked_) parked += fibers.size();
+  if (parked <= kSpent) return;
+  for (const auto& [line, fibers] : parked_) {
+    for (const int fiber : fibers) fibers_[fiber]->fiber.reset();
+    idle_.insert(idle_.begin(), fibers.begin(), fibers.end());
+  }
+  parked_.clear();
 }
 
 void Block::set_timeline(Fiber& fiber, const Thread& thread) const {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <deque>
 #include <exception>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -127,8 +128,9 @@ class Block {
   std::vector<int> idle_;
   // With ThreadSanitizer: ran a thread of this launch, whose other threads must not seem to be it.
   std::vector<int> spent_;
-  const void* spent_on_ = nullptr;  // timeline of that launch's stream
-  uint64_t spent_by_ = 0;           // number of that launch
+  uint64_t spent_on_ = 0;                        // number of the timeline that launched it
+  std::map<uint64_t, std::vector<int>> parked_;  // of other timelines
+  uint64_t spent_by_ = 0;                        // and of the launch
   std::exception_ptr error_;
   bool cancelled_ = false;
   Barrier barriers_[16];

@@ -2,7 +2,9 @@
 // threads. In a build without them all of it is empty.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -49,10 +51,14 @@ inline constexpr bool kThreadSanitizer = true;
 class Timeline {
  public:
   Timeline() = default;
-  explicit Timeline(const std::string& name) : handle_(__tsan_create_fiber(0)) { rename(name); }
-  Timeline(Timeline&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  explicit Timeline(const std::string& name) : handle_(__tsan_create_fiber(0)), number_(++made) {
+    rename(name);
+  }
+  Timeline(Timeline&& other) noexcept
+      : handle_(std::exchange(other.handle_, nullptr)), number_(other.number_) {}
   Timeline& operator=(Timeline&& other) noexcept {
     std::swap(handle_, other.handle_);
+    std::swap(number_, other.number_);
     return *this;
   }
   ~Timeline() {
@@ -61,10 +67,14 @@ class Timeline {
   void rename(const std::string& name) const { __tsan_set_fiber_name(handle_, name.c_str()); }
   explicit operator bool() const { return handle_; }
   void* handle() const { return handle_; }
+  uint64_t number() const { return number_; }  // from 1, no other ever has it
 
  private:
+  static inline std::atomic<uint64_t> made = 0;
   void* handle_ = nullptr;
+  uint64_t number_ = 0;
 };
+inline thread_local uint64_t current_line = 0;  // number of the timeline of As, 0: outside of any
 
 // Code of the scope runs as another timeline, on the stack of this one: Unwatched but for what it
 // marks as Watched. Neither call may be on the sanitizer's stack of calls, which each line has: it
@@ -72,23 +82,25 @@ class Timeline {
 #define TESSERA_UNSANITIZED __attribute__((no_sanitize("thread"), noinline))
 class As {
  public:
-  TESSERA_UNSANITIZED explicit As(const Timeline& timeline) : before_(__tsan_get_current_fiber()) {
+  TESSERA_UNSANITIZED explicit As(const Timeline& timeline)
+      : before_(__tsan_get_current_fiber()),
+        line_before_(std::exchange(current_line, timeline.number())) {
     __tsan_switch_to_fiber(timeline.handle(), 1);
     __tsan_ignore_thread_begin();
   }
   TESSERA_UNSANITIZED ~As() {
     __tsan_ignore_thread_end();
     __tsan_switch_to_fiber(before_, 1);
+    current_line = line_before_;
   }
   As(const As&) = delete;
 
  private:
   void* before_;
+  uint64_t line_before_;
 };
 
 #undef TESSERA_UNSANITIZED
-
-inline const void* current_timeline() { return __tsan_get_current_fiber(); }
 
 // acquire() comes after every release() before it.
 class SyncPoint {
@@ -128,7 +140,7 @@ struct Timeline {
   void rename(const std::string&) const {}
   explicit operator bool() const { return true; }
 };
-inline const void* current_timeline() { return nullptr; }
+inline constexpr uint64_t current_line = 0;
 struct As {
   explicit As(const Timeline&) {}
   ~As() {}
