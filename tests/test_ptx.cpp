@@ -175,6 +175,20 @@ TEST_CASE("ldmatrix.trans and stmatrix transpose every matrix", "[ptx]") {
   }
 }
 
+TEST_CASE("bank conflicts of a matrix's rows are counted", "[ptx]") {
+  alignas(128) static unsigned char memory[8 * 144];
+  const auto passes = [&](int pitch, int rows) {
+    const uint64_t before = simt::matrix_traffic.passes;
+    simt::count_matrix([&](int row) { return memory + row % rows * pitch; });
+    return simt::matrix_traffic.passes - before;
+  };
+  CHECK(passes(16, 8) == 1);
+  CHECK(passes(144, 8) == 1);
+  CHECK(passes(32, 8) == 2);
+  CHECK(passes(128, 8) == 8);
+  CHECK(passes(128, 2) == 2);  // the same row again costs nothing
+}
+
 TEST_CASE("what ldmatrix must not be given", "[ptx]") {
   const ScopedOptions restore(options());
   SimtRun simt;

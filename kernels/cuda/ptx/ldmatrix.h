@@ -6,6 +6,9 @@
 // (PTX ISA, "ldmatrix", "stmatrix".)
 #pragma once
 
+#ifndef TESSERA_GPU
+#include "core/simt/matrix_traffic.h"
+#endif
 #include "kernels/cuda/ptx/common.h"
 
 namespace tessera::TESSERA_CUDA::ptx {
@@ -72,8 +75,15 @@ uint16_t* matrix_element(void* const* lanes, int i, int lane, int half) {
   return static_cast<uint16_t*>(static_cast<MatrixOperands*>(lanes[8 * i + from])->row) + at;
 }
 
+template <int matrices>
+void count_matrices(void* const* lanes) {
+  for (int i = 0; i < matrices; ++i)
+    count_matrix([&](int row) { return static_cast<MatrixOperands*>(lanes[8 * i + row])->row; });
+}
+
 template <int matrices, bool transposed>
 void load_matrices(void* const* lanes) {
+  count_matrices<matrices>(lanes);
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < matrices; ++i)
       static_cast<MatrixOperands*>(lanes[lane])->registers[i] =
@@ -83,6 +93,7 @@ void load_matrices(void* const* lanes) {
 
 template <int matrices, bool transposed>
 void store_matrices(void* const* lanes) {
+  count_matrices<matrices>(lanes);
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < matrices; ++i) {
       const uint32_t pair = static_cast<MatrixOperands*>(lanes[lane])->registers[i];
