@@ -20,9 +20,9 @@ Var composed(Tape& tape, const Var& x, const Var& time, const ResidualBlockArgs&
 
 // A convolution of the block's input: of x, or of concat(upsample(x), skip).
 void conv_in(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
-             const Var& b, Tensor& y) {
-  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, b.value, y)
-            : conv2d_fwd(stream, spec, x.value, w.value, b.value, y);
+             const Var& b, Tensor& y, MomentsOut* moments = nullptr) {
+  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, b.value, y, moments)
+            : conv2d_fwd(stream, spec, x.value, w.value, b.value, y, moments);
 }
 
 void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
@@ -43,7 +43,7 @@ struct Saved {
   Tensor t;      // [N,K] linear(time)
   Tensor y1, h;  // conv1(x), and gelu(norm1(y1) + t): conv2's input
   Tensor y2;     // conv2(h)
-  Tensor moments1, moments2;
+  MomentsOut moments1, moments2;
 };
 
 void backward(Stream& stream, Saved& k, const Tensor& dy) {
@@ -52,17 +52,15 @@ void backward(Stream& stream, Saved& k, const Tensor& dy) {
   const auto out = [&](const Var& v) { return v.slot->out(stream); };
 
   Tensor d2 = like(k.y2);
-  group_norm_gelu_bwd(stream, a.spec, k.y2, k.moments2, a.norm2_gamma.value, a.norm2_beta.value, {},
-                      dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
+  group_norm_gelu_bwd(stream, a.spec, k.y2, k.moments2.moments, a.norm2_gamma.value,
+                      a.norm2_beta.value, {}, dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
   k.y2 = {};
   conv2d_bwd_weight(stream, kSame3x3, k.h, d2, out(a.conv2_w), out(a.conv2_b));
-  Tensor d1 = k.h;  // h has had its last use: its memory takes its gradient
-  conv2d_bwd_data(stream, kSame3x3, d2, a.conv2_w.value, {d1});
+  Tensor d1 = k.h, dt = like(k.t);  // h has had its last use: its memory takes a gradient
+  norm_gelu_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
+                       a.norm1_beta.value, k.t, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
+                       out(a.norm1_beta), {dt});
   d2 = {};
-
-  Tensor dt = like(k.t);
-  group_norm_gelu_bwd(stream, a.spec, k.y1, k.moments1, a.norm1_gamma.value, a.norm1_beta.value,
-                      k.t, d1, {d1}, out(a.norm1_gamma), out(a.norm1_beta), {dt});
   linear_bwd_weight(stream, k.time.value, dt, out(a.time_w), out(a.time_b));
   linear_bwd_data(stream, dt, a.time_w.value, out(k.time));
   conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
@@ -78,17 +76,18 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
   const Shape out_shape{N, in[1], in[2], K};
   const auto activations = [&] { return Tensor::empty(stream, out_shape, dtype); };
   const auto moments = [&] {
-    return Tensor::empty(stream, {N, a.spec.norm.groups, 2}, master_of(dtype));
+    return MomentsOut{a.spec.norm,
+                      Tensor::empty(stream, {N, a.spec.norm.groups, 2}, master_of(dtype))};
   };
 
   auto k = std::make_shared<Saved>(Saved{x, skip, time, a, Tensor::empty(stream, {N, K}, dtype),
                                          activations(), activations(), activations(), moments(),
                                          moments()});
   linear_fwd(stream, time.value, a.time_w.value, a.time_b.value, k->t);
-  conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1);
+  conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, &k->moments1);
   group_norm_gelu_fwd(stream, a.spec, k->y1, a.norm1_gamma.value, a.norm1_beta.value, k->t, {},
-                      k->h, k->moments1);
-  conv2d_fwd(stream, kSame3x3, k->h, a.conv2_w.value, a.conv2_b.value, k->y2);
+                      k->h, k->moments1.moments, k->moments1.made);
+  conv2d_fwd(stream, kSame3x3, k->h, a.conv2_w.value, a.conv2_b.value, k->y2, &k->moments2);
 
   Tensor shortcut = x.value;
   if (a.shortcut_w.slot) {
@@ -113,7 +112,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
                             a.shortcut_b.slot ? &a.shortcut_b : &none};
   Var y = tape.output(out_shape, dtype, inputs);
   group_norm_gelu_fwd(stream, a.spec, k->y2, a.norm2_gamma.value, a.norm2_beta.value, {}, shortcut,
-                      y.value, k->moments2);
+                      y.value, k->moments2.moments, k->moments2.made);
   tape.record("residual_block", inputs, y,
               [k](Stream& s, const Tensor& dy) { backward(s, *k, dy); });
   return y;

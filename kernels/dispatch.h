@@ -79,6 +79,14 @@ inline const float* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? tensor.data<float>() : nullptr;
 }
 
+// Throws unless there is room for the moments of y, and starts them as not made.
+inline void expect_moments(MomentsOut& out, const Tensor& y) {
+  const int G = out.spec.groups;
+  ENSURE(G > 0 && y.dim(3) % G == 0, "moments: ", y.dim(3), " channels in ", G, " groups");
+  expect("moments", out.moments, {y.dim(0), G, 2}, master_of(y.dtype()));
+  out.made = false;
+}
+
 // Where sums into a gradient start; also what an empty batch contributes.
 inline void start_sum(Stream& stream, Grad grad) {
   if (grad && grad.mode == GradMode::Overwrite) grad.tensor.zero(stream);

@@ -14,6 +14,19 @@ namespace tessera {
 
 enum class GradMode { Overwrite, Accumulate };
 
+struct GroupNormSpec {
+  int groups = 8;
+  float eps = 1e-5f;
+};
+
+// Asks a convolution for the moments of its output, for the GroupNorm after it (below). Not every
+// kernel has them on its way: `made` says whether they were computed.
+struct MomentsOut {
+  GroupNormSpec spec;
+  Tensor moments;
+  bool made = false;
+};
+
 struct Grad {
   Tensor tensor;
   GradMode mode = GradMode::Overwrite;
@@ -39,9 +52,9 @@ struct ConvProblem {
   double flops() const { return 2.0 * double(N * P * Q) * double(K * R * S * C); }
 };
 
-// b [K] may be undefined; db is computed only with dw.
+// b [K] may be undefined; db is computed only with dw. moments: see MomentsOut; may be null.
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
-                const Tensor& b, Tensor& y);
+                const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx);
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
@@ -64,11 +77,6 @@ void gelu_bwd(Stream& stream, GeluForm form, const Tensor& x, const Tensor& dy, 
 // ---- GroupNorm: y = (x - mean) * rstd * gamma + beta, mean and biased variance over H, W and the
 // C/groups channels of a group. Wu and He, "Group normalization" (2018). x [N,H,W,C], gamma and
 // beta [C]; moments [N,groups,2] receives mean and rstd = 1/sqrt(variance + eps) for the way back.
-struct GroupNormSpec {
-  int groups = 8;
-  float eps = 1e-5f;
-};
-
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments);
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
@@ -76,7 +84,7 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     Grad dgamma, Grad dbeta);
 
 // Fused: y = gelu(group_norm(x) + t[n,c]) + residual. t [N,C] and residual [N,H,W,C] may be
-// undefined.
+// undefined. known: moments holds those of x already (MomentsOut).
 struct NormGelu {
   GroupNormSpec norm;
   GeluForm form = GeluForm::Exact;
@@ -84,12 +92,19 @@ struct NormGelu {
 
 void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments);
+                         Tensor& moments, bool known = false);
 // The residual's gradient is dy itself, and not this function's business. dx may be dy in place.
 void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
                          const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                          const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
                          Grad dt);
+
+// Fused: dx of group_norm_gelu where its dy is conv2d_bwd_data(dy, w): the way back through
+// conv2d(gelu(group_norm(x) + t), w), all but dw. t may be undefined.
+void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
+                          const Tensor& x, const Tensor& moments, const Tensor& gamma,
+                          const Tensor& beta, const Tensor& t, const Tensor& w, const Tensor& dy,
+                          Grad dx, Grad dgamma, Grad dbeta, Grad dt);
 
 // ---- Layout. space_to_channel: x [N,H,W,C] -> y [N,H/2,W/2,4C], channel c*4 + p1*2 + p2 of y
 // holds row p1, column p2 of every 2x2 patch. Each is the other's inverse and transpose.
@@ -109,7 +124,7 @@ void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip
 // [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
 // dskip are computed together, and db only with dw.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y);
+                      const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
 void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
                            Grad dskip);
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,

@@ -3,8 +3,10 @@
 // whatever their order, so results must equal the oracle's, rounded once to the storage's type;
 // those of random numbers must have the same bits in any order of blocks and threads.
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <span>
 
+#include "core/simt/matrix_traffic.h"
 #include "core/simt/options.h"
 #include "kernels/kernels.h"
 #include "tests/op_runner.h"
@@ -38,14 +40,17 @@ Values part(const Values& x, int64_t first, int64_t channels) {
   return y;
 }
 
-// y, dx (or dlow and dskip), dw, db.
+// dx (not with A), y, dw, db. nan_in: "x", "low" or "dy", of which the first channel of the pixel
+// in the middle is NaN.
 std::vector<Values> run(Stream& stream, const ConvCase& c, DType storage, Numbers numbers,
-                        DType rounded) {
+                        DType rounded, const std::string& nan_in = "") {
   const DType master = storage == DType::f64 ? DType::f64 : DType::f32;
   const auto input = [&](const char* name, const Shape& shape) {
     Values values = draw(numbers, name, 0, shape);
     if (rounded == DType::bf16)
       for (double& x : values.data) x = to_float(to_bf16(float(x)));
+    if (name == nan_in)
+      values.data[size_t((shape[1] / 2 * shape[2] + shape[2] / 2) * shape[3])] = std::nan("");
     return values;
   };
   const Values all_x = input("x", c.x);
@@ -97,14 +102,15 @@ std::vector<Values> on_simt(const ConvCase& c, const Mode& mode, Numbers numbers
 }
 
 void check_exact(const ConvCase& c, std::initializer_list<int> capabilities,
-                 std::span<const Mode> modes = kModes) {
+                 std::span<const Mode> modes = kModes,
+                 simt::Landing landing = simt::Landing::Latest) {
   Stream oracle(poisoned_cpu());
   for (const Mode& mode : modes) {
     const std::vector<Values> right = expected(oracle, c, mode);
     for (int capability : capabilities) {
       INFO(mode.name << " on " << capability << ": x " << c.x << ", w " << c.w << ", stride "
                      << c.spec.stride << ", A " << c.A);
-      const auto got = on_simt(c, mode, Numbers::Integers, capability, 1, simt::Landing::Latest);
+      const auto got = on_simt(c, mode, Numbers::Integers, capability, 1, landing);
       for (size_t i = 0; i < right.size(); ++i) CHECK(difference(got[i], right[i], 0) == "");
     }
   }
@@ -158,6 +164,13 @@ TEST_CASE("every tile of the convolutions", "[cuda][slow]") {
                     {75, 90});
 }
 
+TEST_CASE("halo tiles at small sizes", "[cuda][small]") {
+  const std::span<const Mode> bf16_only(&kModes[2], 1);
+  // Two steps of depth, and two tiles.
+  check_exact({{1, 1, 1}, {1, 5, 9, 40}, {8, 3, 3, 40}}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {1, 6, 8, 24}, {8, 3, 3, 24}, 16}, {80}, bf16_only);
+}
+
 TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") {
   const std::span<const Mode> bf16_only(&kModes[2], 1);
   // Images that tiles do not divide, and channels that steps and tiles do not.
@@ -175,6 +188,25 @@ TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") 
   check_exact({{1, 1, 1}, {49, 9, 9, 128}, {8, 3, 3, 128}}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {97, 10, 10, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {49, 10, 10, 16}, {128, 3, 3, 16}, 8}, {80}, bf16_only);
+  // An even number of steps: a load too many would land where the results are.
+  check_exact({{1, 1, 1}, {49, 9, 9, 40}, {128, 3, 3, 40}}, {80}, bf16_only, simt::Landing::Random);
+}
+
+TEST_CASE("halo tiles read shared memory without bank conflicts", "[cuda]") {
+  const simt::ScopedOptions restore(simt::options());
+  // Every tile, forward and back, over one source and two: see "every tile" above.
+  for (const ConvCase& c : {ConvCase{{1, 1, 1}, {1, 8, 8, 64}, {64, 3, 3, 64}},
+                            {{1, 1, 1}, {1, 8, 8, 64}, {64, 3, 3, 64}, 32},
+                            {{1, 1, 1}, {96, 5, 9, 32}, {64, 3, 3, 32}},
+                            {{1, 1, 1}, {96, 5, 9, 64}, {8, 3, 3, 64}},
+                            {{1, 1, 1}, {96, 5, 9, 32}, {128, 3, 3, 32}},
+                            {{1, 1, 1}, {96, 5, 9, 128}, {8, 3, 3, 128}}}) {
+    INFO(c.x << " -> " << c.w[0]);
+    const uint64_t matrices = simt::matrix_traffic.matrices, passes = simt::matrix_traffic.passes;
+    on_simt(c, kModes[2], Numbers::Normal, 80, 1, simt::Landing::Latest);
+    CHECK(simt::matrix_traffic.matrices > matrices);
+    CHECK(simt::matrix_traffic.passes - passes == simt::matrix_traffic.matrices - matrices);
+  }
 }
 
 // dlow and dskip: written at once, or divided from the gradient of the concatenation.
@@ -216,6 +248,39 @@ TEST_CASE("halo tiles write the gradients of both parts, with every tile", "[cud
         CHECK(one[i].data == two[i].data);
       }
     }
+}
+
+// What is multiplied with the zeros around an image or past a filter must not matter.
+TEST_CASE("a convolution's NaN stays in its windows", "[cuda]") {
+  const auto without_nans = [](Values values) {
+    for (double& x : values.data)
+      if (std::isnan(x)) x = 12345;
+    return values;
+  };
+  Stream oracle(poisoned_cpu());
+  for (const ConvCase& c : {ConvCase{{1, 1, 1}, {1, 9, 11, 20}, {12, 3, 3, 20}},
+                            {{1, 1, 1}, {2, 9, 11, 40}, {24, 3, 3, 40}},
+                            {{2, 0, 0}, {1, 8, 10, 8}, {8, 2, 2, 8}},
+                            {{1, 1, 1}, {1, 10, 12, 40}, {8, 3, 3, 40}, 24}})
+    for (const Mode& mode : kModes)
+      for (const char* name : {"x", "dy", "low"}) {
+        if (c.A == 0 && std::string(name) == "low") continue;
+        std::vector<Values> right =
+            run(oracle, c, DType::f64, Numbers::Integers, mode.storage, name);
+        if (mode.storage == DType::bf16)
+          for (size_t i = 0; i + 2 < right.size(); ++i) right[i] = as_bf16(right[i]);
+        for (int capability : {75, 80}) {
+          INFO(mode.name << " on " << capability << ": x " << c.x << ", NaN in " << name);
+          simt::Options options;
+          options.profile = simt::profile_of(capability);
+          const simt::ScopedOptions scope(options);
+          Stream stream(poisoned(DeviceType::simt));
+          stream.math = mode.math;
+          const auto got = run(stream, c, mode.storage, Numbers::Integers, mode.storage, name);
+          for (size_t i = 0; i < right.size(); ++i)
+            CHECK(difference(without_nans(got[i]), without_nans(right[i]), 0) == "");
+        }
+      }
 }
 
 TEST_CASE("convolutions have the same bits in any order", "[cuda]") {

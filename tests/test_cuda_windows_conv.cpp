@@ -131,14 +131,21 @@ TEST_CASE("conv2d_fwd and bwd_data past 2^31 elements", "[cuda][huge]") {
         HugeGrad dx(stream, {N, H, W, C}, path.dtype, GradMode::Accumulate);
         for (Huge* input : {&x, &dy, static_cast<Huge*>(&dx)}) fill_last_windows(*input);
         for (Huge* input : {&w, &b}) input->fill();
+        Huge y_too(stream, {N, H, W, K}, path.dtype);
+        MomentsOut moments{{1}, Tensor::empty(stream, {N, 1, 2})};
         conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y.tensor);
+        conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y_too.tensor, &moments);
         conv2d_bwd_data(stream, kSame, dy.tensor, w.tensor, dx.grad());
         stream.synchronize();
+        CHECK(moments.made == (path.dtype == DType::bf16 && odd == 0));
         int wrong = 0;
         for (int64_t q = W - kPixels; q < W; ++q) {
-          for (int64_t k = 0; k < K; ++k)
-            wrong += y.at(y.index(N - 1, H - 1, q, k)) !=
-                     y.rounded(b.at(k) + window_sum(w, N - 1, H - 1, q, k, padded(x)));
+          for (int64_t k = 0; k < K; ++k) {
+            const int64_t i = y.index(N - 1, H - 1, q, k);
+            const double right = y.rounded(b.at(k) + window_sum(w, N - 1, H - 1, q, k, padded(x)));
+            wrong += y.at(i) != right;
+            wrong += y_too.at(i) != right;
+          }
           for (int64_t c = 0; c < C; ++c) {
             const int64_t i = dx.index(N - 1, H - 1, q, c);
             wrong += dx.at(i) !=
@@ -147,6 +154,39 @@ TEST_CASE("conv2d_fwd and bwd_data past 2^31 elements", "[cuda][huge]") {
         }
         CHECK(wrong == 0);
       }
+}
+
+TEST_CASE("norm_gelu_conv2d_bwd past 2^31 elements", "[cuda][huge]") {
+  constexpr int64_t C = kManyChannels, K = kFewChannels, kGroups = 4;
+  HugeStream stream(N * kGroups, HugeStream::kReserveSums);  // all blocks that add up tiles
+  Huge x(stream, {N, H, W, C}, DType::bf16), dy(stream, {N, H, W, K}, DType::bf16),
+      w(stream, {K, 3, 3, C}, DType::bf16), t(stream, {N, C}, DType::bf16),
+      gamma(stream, {C}, DType::f32), beta(stream, {C}, DType::f32),
+      moments(stream, {N, kGroups, 2}, DType::f32);
+  HugeGrad dx(stream, x.tensor.shape(), DType::bf16, GradMode::Overwrite);
+  for (Huge* input : {&x, &dy}) fill_last_windows(*input);
+  w.fill();
+  // z is of the order of 1.
+  for (Huge* input : {&t, &gamma, &beta})
+    for (int64_t i = 0; i < input->tensor.numel(); ++i) input->set(i, input->number(i) / 8);
+  for (int64_t i = 0; i < N * kGroups; ++i) {
+    moments.set(2 * i, moments.number(i) / 8);
+    moments.set(2 * i + 1, 0.25);
+  }
+  norm_gelu_conv2d_bwd(stream, {{kGroups}}, kSame, x.tensor, moments.tensor, gamma.tensor,
+                       beta.tensor, t.tensor, w.tensor, dy.tensor, dx.grad(), {}, {}, {});
+  stream.synchronize();
+  int wrong = 0;
+  for (int64_t q = W - kPixels; q < W; ++q)
+    for (int64_t c = 0; c < C; ++c) {
+      const int64_t i = x.index(N - 1, H - 1, q, c), m = 2 * ((N - 1) * kGroups + c / 8);
+      const double a = moments.at(m + 1) * gamma.at(c);
+      const double z = (x.at(i) - moments.at(m)) * a + beta.at(c) + t.at((N - 1) * C + c);
+      const double right = a * reached_sum(w, N - 1, H - 1, q, c, padded(dy)) * exact_gelu_slope(z);
+      // The means over so many pixels are next to nothing.
+      wrong += !(std::abs(dx.at(i) - right) <= 1e-2 * std::abs(right) + 1e-2);
+    }
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("conv2d with filters past 2^31 elements", "[cuda][huge]") {

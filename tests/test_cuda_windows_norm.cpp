@@ -12,9 +12,9 @@ using namespace tessera;
 namespace {
 
 constexpr int64_t N = 2, H = 513, W = 513, P = H * W;
-constexpr int64_t kPixels = 100;   // the last ones, which hold numbers
-constexpr int64_t kBefore = 2000;  // and these before them the first pixel's value: more than run
-constexpr uint64_t kBlocks = 8;    // a multiple of 2 N: sums over tiles have N or 2 N blocks a row
+constexpr int64_t kPixels = 100;     // the last ones, which hold numbers
+constexpr int64_t kBefore = 2000;    // and these before them the first pixel's value: more than run
+constexpr uint64_t kBlocks = 8;      // a multiple of 2 N: sums have N or 2 N blocks a channel
 constexpr double kFirstPixel = 0.5;  // no number
 
 // Channels that come in packs and others, all in groups.

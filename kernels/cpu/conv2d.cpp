@@ -39,7 +39,7 @@ void for_each_product(const ConvProblem& c, F f) {
 }
 
 void conv2d_fwd(Stream&, const ConvSpec& spec, const Tensor& x, const Tensor& w, const Tensor& b,
-                Tensor& y) {
+                Tensor& y, MomentsOut*) {
   const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
   double* out = y.data<double>();
   for (int64_t i = 0; i < y.numel(); ++i) out[i] = b ? b.data<double>()[i % problem.K] : 0.0;
@@ -73,7 +73,7 @@ void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, co
 namespace cpu {
 
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
-                const Tensor& b, Tensor& y) {
+                const Tensor& b, Tensor& y, MomentsOut*) {
   const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
   stream.state<OneDnn>().conv_fwd(problem, x.data<float>(), {w.data<float>(), problem.C},
                                   data_or_null(b), y.data<float>());
@@ -108,13 +108,14 @@ ON_CUDA(conv2d_bwd_data)
 ON_CUDA(conv2d_fwd)
 
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
-                const Tensor& b, Tensor& y) {
+                const Tensor& b, Tensor& y, MomentsOut* moments) {
   const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
   expect("conv2d_fwd: w", w, w.shape(), x.dtype());
   expect_if("conv2d_fwd: b", b, {problem.K}, master_of(x.dtype()));
   expect("conv2d_fwd: y", y, problem.y(), x.dtype());
+  if (moments) expect_moments(*moments, y);
   if (y.numel() == 0) return;
-  DISPATCH(stream, x.dtype(), conv2d_fwd(stream, spec, x, w, b, y));
+  DISPATCH(stream, x.dtype(), conv2d_fwd(stream, spec, x, w, b, y, moments));
 }
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,

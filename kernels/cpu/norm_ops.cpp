@@ -2,6 +2,7 @@
 // as the composition of the plain ones. The fast loops are in group_norm.cpp.
 #include <cmath>
 
+#include "kernels/composed.h"
 #include "kernels/cpu/group_norm.h"
 
 namespace tessera {
@@ -73,7 +74,7 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 
 void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments) {
+                         Tensor& moments, bool) {
   Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
   tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, moments);
   if (t) tessera::add_broadcast_fwd(stream, z, t, z);
@@ -95,9 +96,13 @@ void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
   tessera::group_norm_bwd(stream, spec.norm, x, moments, gamma, dz, dx, dgamma, dbeta);
 }
 
+using composed::norm_gelu_conv2d_bwd;
+
 }  // namespace oracle
 
 namespace cpu {
+
+using composed::norm_gelu_conv2d_bwd;
 
 NormShape shape_of(const GroupNormSpec& spec, const Tensor& x) {
   return {x.dim(0), x.dim(1) * x.dim(2), x.dim(3), spec.groups, spec.eps};
@@ -125,7 +130,7 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 
 void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments) {
+                         Tensor& moments, bool) {
   norm_act_fwd(stream, shape_of(spec.norm, x), act_of(spec.form),
                {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t),
                 data_or_null(residual)},
@@ -143,6 +148,7 @@ void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
 
 }  // namespace cpu
 
+ON_CUDA(norm_gelu_conv2d_bwd)
 ON_CUDA(group_norm_gelu_bwd)
 ON_CUDA(group_norm_gelu_fwd)
 ON_CUDA(group_norm_bwd)
@@ -183,14 +189,14 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 
 void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments) {
+                         Tensor& moments, bool known) {
   check_norm(spec.norm, x, gamma, moments);
   expect("group_norm_gelu_fwd: beta", beta, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_gelu_fwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
   expect_if("group_norm_gelu_fwd: residual", residual, x.shape(), x.dtype());
   expect("group_norm_gelu_fwd: y", y, x.shape(), x.dtype());
   DISPATCH(stream, x.dtype(),
-           group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, residual, y, moments));
+           group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, residual, y, moments, known));
 }
 
 void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
@@ -208,6 +214,28 @@ void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
   DISPATCH(
       stream, x.dtype(),
       group_norm_gelu_bwd(stream, spec, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt));
+}
+
+void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
+                          const Tensor& x, const Tensor& moments, const Tensor& gamma,
+                          const Tensor& beta, const Tensor& t, const Tensor& w, const Tensor& dy,
+                          Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+  check_norm(spec.norm, x, gamma, moments);
+  const auto problem = ConvProblem::of(conv, x.shape(), w.shape());
+  expect("norm_gelu_conv2d_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
+  expect_if("norm_gelu_conv2d_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
+  expect("norm_gelu_conv2d_bwd: w", w, w.shape(), x.dtype());
+  expect("norm_gelu_conv2d_bwd: dy", dy, problem.y(), x.dtype());
+  expect_if("norm_gelu_conv2d_bwd: dx", dx.tensor, x.shape(), x.dtype());
+  expect_if("norm_gelu_conv2d_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("norm_gelu_conv2d_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("norm_gelu_conv2d_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
+  if (dy.numel() == 0)
+    return composed::norm_gelu_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
+                                          dgamma, dbeta, dt);
+  DISPATCH(stream, x.dtype(),
+           norm_gelu_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx, dgamma,
+                                dbeta, dt));
 }
 
 }  // namespace tessera

@@ -44,7 +44,7 @@ namespace oracle {
 
 // By definition: through the concatenation.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y) {
+                      const Tensor& b, Tensor& y, MomentsOut*) {
   const int pad = int(w.dim(1) / 2);
   Tensor x = Tensor::empty(stream, {skip.dim(0), skip.dim(1), skip.dim(2), w.dim(3)}, DType::f64);
   concat_upsample_fwd(stream, low, skip, x);
@@ -145,7 +145,7 @@ void take_parity(const Upcat& u, const Tensor& y, int p, int q, Tensor& x) {
 }  // namespace
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y) {
+                      const Tensor& b, Tensor& y, MomentsOut*) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
   OneDnn& dnn = stream.state<OneDnn>();
   const float* filter = w.data<float>();
@@ -228,14 +228,15 @@ ON_CUDA(upcat_conv2d_bwd_data)
 ON_CUDA(upcat_conv2d_fwd)
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y) {
+                      const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
   expect("upcat_conv2d_fwd: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_fwd: w", w, w.shape(), low.dtype());
   expect_if("upcat_conv2d_fwd: b", b, {u.K}, master_of(low.dtype()));
   expect("upcat_conv2d_fwd: y", y, u.skip_part().y(), low.dtype());
+  if (moments) expect_moments(*moments, y);
   if (y.numel() == 0) return;
-  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, b, y));
+  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, b, y, moments));
 }
 
 void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,

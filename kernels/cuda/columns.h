@@ -113,12 +113,12 @@ __device__ __forceinline__ void column_sums(float (&values)[V], int cols, int ro
 }
 
 template <class T, class Put>
-__global__ void sum_rows_kernel(int64_t rows, int64_t count, int inner, int cols, const T* x,
-                                Put put) {
+__global__ void sum_rows_kernel(unsigned outer, int64_t rows, int64_t count, int inner, int cols,
+                                const T* x, Put put) {
   auto& scratch = shared_memory<ColumnScratch<1>>();
   const int step = kTileThreads / cols, row = int(threadIdx.x) / cols;
-  const int i = int(blockIdx.y) * cols + int(threadIdx.x) % cols;
-  const int64_t o = blockIdx.x, end = (o + 1) * count < rows ? (o + 1) * count : rows;
+  const int i = int(blockIdx.x / outer) * cols + int(threadIdx.x) % cols;
+  const int64_t o = blockIdx.x % outer, end = (o + 1) * count < rows ? (o + 1) * count : rows;
   float sum[1] = {};
   if (i < inner)
     for (int64_t r = o * count + row; r < end; r += step) sum[0] += to_float(x[r * inner + i]);
@@ -133,12 +133,11 @@ void sum_rows(Stream& stream, int64_t outer, int64_t rows, int64_t count, int64_
               const Put& put) {
   if (outer * inner == 0) return;
   const int cols = int(std::min<int64_t>(inner, kTileCols));
-  ENSURE(outer <= INT32_MAX && ceil_div(inner, cols) <= 65535, "sums of ", rows, " rows of ", inner,
-         ", ", count, " each");
+  const int64_t blocks = outer * ceil_div(inner, cols);
+  ENSURE(blocks <= INT32_MAX, "sums of ", rows, " rows of ", inner, ", ", count, " each");
   launch<sum_rows_kernel<T, Put>>(
-      {cuda_stream(stream), dim3(unsigned(outer), unsigned(ceil_div(inner, cols))),
-       dim3(kTileThreads), sizeof(ColumnScratch<1>)},
-      rows, count, int(inner), cols, x, put);
+      {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kTileThreads), sizeof(ColumnScratch<1>)},
+      unsigned(outer), rows, count, int(inner), cols, x, put);
 }
 
 // y [outer,inner] = or += the sums.

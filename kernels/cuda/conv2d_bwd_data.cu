@@ -1,9 +1,24 @@
 // dx of conv2d as an implicit matrix product: rows n h w, columns c, depth r s k. A block has a
 // tile of dx and gathers what reached it, so nothing is scattered; with a stride, the taps that do
 // not meet a pixel are zeros that are multiplied all the same.
+#include "kernels/composed.h"
 #include "kernels/cuda/conv_launch.h"
 
 namespace tessera::TESSERA_CUDA {
+namespace conv {
+namespace {
+
+// Whether halo tiles compute dx of this convolution.
+bool halo_bwd_data_fits(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
+                        const Tensor& dx) {
+  if (dy.dtype() != DType::bf16) return false;
+  const Sizes s(ConvProblem::of(spec, dx.shape(), w.shape()));
+  return has_halo_kernels(stream, s) && !is_tiny(s) && packs_fit<bf16, 8>(s.K, dy.data<bf16>()) &&
+         packs_fit<bf16, 8>(s.C, w.data<bf16>(), dx.data<bf16>());
+}
+
+}  // namespace
+}  // namespace conv
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx) {
@@ -13,8 +28,7 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
     constexpr int V = kPack<T>;
     const T *up = dy.data<T>(), *filters = w.data<T>();
     if constexpr (sizeof(T) == 2)
-      if (conv::has_halo_kernels(stream, s) && !conv::is_tiny(s) && packs_fit<T, V>(s.K, up) &&
-          packs_fit<T, V>(s.C, filters, dx.tensor.data<T>()))
+      if (conv::halo_bwd_data_fits(stream, spec, dy, w, dx.tensor))
         return conv::run_halo(
             stream, int(dy.dim(0)), conv::Image<T>{up, s.P, s.Q, s.K},
             conv::TurnedFilters{filters, s.K, s.C},
@@ -24,6 +38,36 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
         s.C,     s.taps_k(),   packs_fit<T, V>(s.K, up) && packs_fit<T, V>(s.C, filters)};
     conv::run_pixels(stream, p, nullptr, dx.tensor.data<T>(), dx.mode);
   });
+}
+
+// With halo tiles the convolution takes the norm's sums while it has a tile; else the two are done
+// one after the other.
+void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
+                          const Tensor& x, const Tensor& moments, const Tensor& gamma,
+                          const Tensor& beta, const Tensor& t, const Tensor& w, const Tensor& dy,
+                          Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+  if (!conv::halo_bwd_data_fits(stream, conv, dy, w, x) ||
+      !packs_fit<bf16, 8>(0, data_or_null<bf16>(dx.tensor)))
+    return composed::norm_gelu_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
+                                          dgamma, dbeta, dt);
+  Tensor dh = dx && dx.mode == GradMode::Overwrite ? dx.tensor
+                                                   : Tensor::empty(stream, x.shape(), x.dtype());
+  const auto in = norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {});
+  const auto run = [&]<GeluForm form>() {
+    conv::run_halo_sums(
+        stream, int(dy.dim(0)),
+        conv::Image<bf16>{dy.data<bf16>(), int(dy.dim(1)), int(dy.dim(2)), int(dy.dim(3))},
+        conv::TurnedFilters{w.data<bf16>(), int(w.dim(0)), int(w.dim(3))},
+        [&](const conv::TileSums& to) {
+          return conv::HaloNormGrad<form>{in, dh.data<bf16>(), to};
+        },
+        [&](const Tensor& partial, const TileParts&) {
+          norm_gelu_bwd_from_sums(stream, spec, x, moments, gamma, beta, t, dh, partial, dx, dgamma,
+                                  dbeta, dt);
+        });
+  };
+  spec.form == GeluForm::Exact ? run.template operator()<GeluForm::Exact>()
+                               : run.template operator()<GeluForm::Tanh>();
 }
 
 }  // namespace tessera::TESSERA_CUDA

@@ -5,13 +5,13 @@
 namespace tessera::TESSERA_CUDA {
 
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
-                const Tensor& b, Tensor& y) {
+                const Tensor& b, Tensor& y, MomentsOut* moments) {
   const conv::Sizes s(ConvProblem::of(spec, x.shape(), w.shape()));
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();
     conv::run_fwd(stream, s, conv::Image<T>{from, s.H, s.W, s.C}, packs_fit<T, kPack<T>>(s.C, from),
-                  w, b, y);
+                  w, b, y, moments);
   });
 }
 

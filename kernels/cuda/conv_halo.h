@@ -1,5 +1,5 @@
 // 3x3 convolutions (stride 1, padding 1) of bf16 on tensor cores by halo tiles: the mainloop that
-// forward and the data's gradient share. A block computes TN x TH x TW pixels by BN channels. For
+// forward and the data's gradient share. A block computes TH x TW pixels by BN channels. For
 // each 32 channels of the input it loads its pixels and their border once, and all nine taps read
 // them there: an implicit matrix product would load every pixel nine times.
 //
@@ -30,11 +30,11 @@ namespace tessera::TESSERA_CUDA::conv {
 using gemm::MmaOperandTile;
 using gemm::WarpSums;
 
-// A block's pixels TN x TH x TW and channels BN, and the part of a warp: WM x WN of these.
-template <int TN_, int TH_, int TW_, int BN_, int WM_, int WN_>
+// A block's pixels TH x TW of one image and channels BN, and the part of a warp: WM x WN of these.
+template <int TH_, int TW_, int BN_, int WM_, int WN_>
 struct HaloTile {
-  static constexpr int TN = TN_, TH = TH_, TW = TW_, BN = BN_, WM = WM_, WN = WN_;
-  static constexpr int BM = TN * TH * TW;
+  static constexpr int TN = 1, TH = TH_, TW = TW_, BN = BN_, WM = WM_, WN = WN_;
+  static constexpr int BM = TH * TW;
   static constexpr int kThreads = 32 * (BM / WM) * (BN / WN);
   template <class T>
   static constexpr int BK = 32;
@@ -64,10 +64,11 @@ struct HaloPlanes {
       const int pixel = i / kChunks, chunk = i % kChunks;
       const int n = first.n + pixel / ((TH + 2) * kWidth);
       const int h = first.h - 1 + pixel / kWidth % (TH + 2), w = first.w - 1 + pixel % kWidth;
-      const bool inside = n < N && unsigned(h) < unsigned(image.H) &&
-                          unsigned(w) < unsigned(image.W) && c + 8 * chunk < image.channels();
+      const bool has_pixel = n < N && unsigned(h) < unsigned(image.H) &&
+                             unsigned(w) < unsigned(image.W) && c + 8 * chunk < image.channels();
       ptx::cp_async16(elements[chunk][pixel],
-                      inside ? image.at(n, h, w, c + 8 * chunk) : image.any(), inside ? 16 : 0);
+                      has_pixel ? image.at(n, h, w, c + 8 * chunk) : image.any(),
+                      has_pixel ? 16 : 0);
     }
   }
 };
@@ -117,23 +118,29 @@ struct FilterRow {
     for (int i = int(threadIdx.x); i < 3 * kLines * kPacks; i += Tile::kThreads) {
       const int point = i % kPacks * 8, line = i / kPacks % kLines, s = i / (kPacks * kLines);
       const int x = column + (along_depth ? line : point), k = depth + (along_depth ? point : line);
-      const bool inside = x < filters.columns && k < filters.depth;
-      ptx::cp_async16(taps[s].pack(line, point), inside ? filters.at(x, k, r, s) : filters.w,
-                      inside ? 16 : 0);
+      const bool has_filter = x < filters.columns && k < filters.depth;
+      ptx::cp_async16(taps[s].pack(line, point), has_filter ? filters.at(x, k, r, s) : filters.w,
+                      has_filter ? 16 : 0);
     }
   }
 };
 
+// What a block has computed, rounded, and room for its warps to add up sums over pixels.
+template <class Tile>
+struct HaloResults {
+  alignas(128) bf16 out[Tile::BM][Tile::BN + 8];  // rows of 16 bytes more: no bank conflicts
+  float sums[2][Tile::kThreads / 32][Tile::BN];
+};
+
 template <class Tile, bool along_depth>
 struct HaloShared {
-  using Planes = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32>;
-  static constexpr int kOutPitch = Tile::BN + 8;  // rows of 16 bytes more: no bank conflicts
+  using Planes = HaloPlanes<1, Tile::TH, Tile::TW, 32>;
   union {
     struct {
       Planes input[2];
       FilterRow<Tile, along_depth> filters[2];
     };
-    alignas(128) bf16 out[Tile::BM][kOutPitch];
+    HaloResults<Tile> results;
   };
 };
 
@@ -162,8 +169,7 @@ struct HaloSizes {
 // The m-th pixel of a tile.
 template <class Tile>
 __device__ __forceinline__ Place pixel_of(const Place& first, int m) {
-  return {first.n + m / (Tile::TH * Tile::TW), first.h + m / Tile::TW % Tile::TH,
-          first.w + m % Tile::TW};
+  return {first.n, first.h + m / Tile::TW, first.w + m % Tile::TW};
 }
 
 // A block's sums -> shared memory, rounded, with the bias, and with what the output holds where it
@@ -171,7 +177,7 @@ __device__ __forceinline__ Place pixel_of(const Place& first, int m) {
 template <class Tile, class Output>
 __device__ __forceinline__ void put_sums(const WarpSums<Tile>& sums, const HaloSizes& sizes,
                                          const Place& first, int column, int row, int warp_column,
-                                         const Output& output, bf16 (*out)[Tile::BN + 8]) {
+                                         const Output& output, HaloResults<Tile>& results) {
   const int lane = int(threadIdx.x) % 32;
   TESSERA_UNROLL
   for (int i = 0; i < WarpSums<Tile>::kRows * 2; ++i) {
@@ -184,7 +190,7 @@ __device__ __forceinline__ void put_sums(const WarpSums<Tile>& sums, const HaloS
       const auto before = output.before(sizes, pixel_of<Tile>(first, m), column + x);
       two.set(0, pair[0] + before[0]);
       two.set(1, pair[1] + before[1]);
-      two.store(&out[m][x]);
+      two.store(&results.out[m][x]);
     }
   }
 }
@@ -224,9 +230,9 @@ __global__ void __launch_bounds__(Tile::kThreads)
           shared.filters[step % 2].taps[s], row, warp_column);
   }
   __syncthreads();  // the results take the place of what was multiplied
-  put_sums<Tile>(sums, sizes, first, column, row, warp_column, output, shared.out);
+  put_sums<Tile>(sums, sizes, first, column, row, warp_column, output, shared.results);
   __syncthreads();
-  output.template store<Tile>(sizes, first, column, shared.out);
+  output.store(sizes, first, column, shared.results);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

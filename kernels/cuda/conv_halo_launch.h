@@ -26,7 +26,7 @@ struct Two {
   __device__ __forceinline__ float operator[](int i) const { return values[i]; }
 };
 __device__ __forceinline__ bool is_inside(const HaloSizes& s, const Place& at) {
-  return at.n < s.N && at.h < s.H && at.w < s.W;
+  return at.h < s.H && at.w < s.W;
 }
 __device__ __forceinline__ int64_t pixel_number(const Place& at, int H, int W) {
   return int64_t(at.n * H + at.h) * W + at.w;
@@ -39,7 +39,7 @@ __device__ __forceinline__ Two load_two(const bf16* from) {
 // A block's results -> y [N,H,W,K], channels `column` and on; add: to what is there.
 template <class Tile>
 __device__ __forceinline__ void store_image(const HaloSizes& sizes, const Place& first, int column,
-                                            const bf16 (*out)[Tile::BN + 8], bf16* y, int K,
+                                            const HaloResults<Tile>& results, bf16* y, int K,
                                             bool add) {
   constexpr int kPacks = Tile::BN / 8;
   for (int i = int(threadIdx.x); i < Tile::BM * kPacks; i += Tile::kThreads) {
@@ -47,7 +47,7 @@ __device__ __forceinline__ void store_image(const HaloSizes& sizes, const Place&
     const Place at = pixel_of<Tile>(first, m);
     if (!is_inside(sizes, at) || column + x >= K) continue;
     bf16* const to = y + pixel_number(at, sizes.H, sizes.W) * K + column + x;
-    auto pack = Pack<bf16, 8>::load(&out[m][x]);
+    auto pack = Pack<bf16, 8>::load(&results.out[m][x]);
     if (add) {
       const auto before = Pack<bf16, 8>::load(to);
       TESSERA_UNROLL
@@ -72,8 +72,8 @@ struct HaloImage {
   }
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
-                                        const bf16 (*out)[Tile::BN + 8]) const {
-    store_image<Tile>(sizes, first, column, out, y, K, false);
+                                        const HaloResults<Tile>& results) const {
+    store_image(sizes, first, column, results, y, K, false);
   }
 };
 
@@ -89,8 +89,8 @@ struct HaloParts {
   __device__ __forceinline__ Two before(const HaloSizes&, const Place&, int) const { return {}; }
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
-                                        const bf16 (*out)[Tile::BN + 8]) const {
-    if (column >= A) return store_image<Tile>(sizes, first, column - A, out, dskip, B, add_skip);
+                                        const HaloResults<Tile>& results) const {
+    if (column >= A) return store_image(sizes, first, column - A, results, dskip, B, add_skip);
     constexpr int kPacks = Tile::BN / 8, kAcross = Tile::TW / 2;
     for (int i = int(threadIdx.x); i < Tile::BM / 4 * kPacks; i += Tile::kThreads) {
       const int patch = i / kPacks, x = i % kPacks * 8;
@@ -102,7 +102,7 @@ struct HaloParts {
       Pack<bf16, 8> sum, in[4];
       TESSERA_UNROLL
       for (int p = 0; p < 4; ++p)
-        in[p] = Pack<bf16, 8>::load(&out[m + p / 2 * Tile::TW + p % 2][x]);
+        in[p] = Pack<bf16, 8>::load(&results.out[m + p / 2 * Tile::TW + p % 2][x]);
       if (add_low) sum = Pack<bf16, 8>::load(to);
       TESSERA_UNROLL
       for (int j = 0; j < 8; ++j)
@@ -123,9 +123,9 @@ int64_t pixel_tiles(int N, int H, int W) {
 // Calls f(tile).
 template <class F>
 void with_halo_tile(int N, int H, int W, int columns, const F& f) {
-  using Few = HaloTile<1, 16, 16, 64, 64, 32>;  // channels
-  using Many = HaloTile<1, 8, 16, 128, 64, 32>;
-  using Small = HaloTile<1, 8, 8, 64, 32, 32>;
+  using Few = HaloTile<16, 16, 64, 64, 32>;  // channels
+  using Many = HaloTile<8, 16, 128, 64, 32>;
+  using Small = HaloTile<8, 8, 64, 32, 32>;
   const auto enough = [&]<class Tile>(Tile) {
     return W > 8 && pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN) >= kEnoughHaloBlocks;
   };
@@ -134,20 +134,25 @@ void with_halo_tile(int N, int H, int W, int columns, const F& f) {
   f(Small{});
 }
 
+template <class Tile, class Image, class Filters, class Output>
+void launch_halo(Stream& stream, int N, const Image& image, const Filters& filters,
+                 const Output& output) {
+  const HaloSizes sizes(Tile{}, N, image.H, image.W, filters.columns);
+  const int64_t blocks =
+      pixel_tiles<Tile>(N, image.H, image.W) * ceil_div(filters.columns, Tile::BN);
+  ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
+  launch<conv_halo_kernel<Tile, Image, Filters, Output>>(
+      {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
+       sizeof(HaloShared<Tile, Filters::kAlongDepth>)},
+      image, filters, sizes, output);
+}
+
 template <class Image, class Filters, class Output>
 void run_halo(Stream& stream, int N, const Image& image, const Filters& filters,
               const Output& output) {
   if (N == 0) return;
   with_halo_tile(N, image.H, image.W, filters.columns, [&](auto tile) {
-    using Tile = decltype(tile);
-    const HaloSizes sizes(tile, N, image.H, image.W, filters.columns);
-    const int64_t blocks =
-        pixel_tiles<Tile>(N, image.H, image.W) * ceil_div(filters.columns, Tile::BN);
-    ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
-    launch<conv_halo_kernel<Tile, Image, Filters, Output>>(
-        {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
-         sizeof(HaloShared<Tile, Filters::kAlongDepth>)},
-        image, filters, sizes, output);
+    launch_halo<decltype(tile)>(stream, N, image, filters, output);
   });
 }
 
@@ -175,8 +180,7 @@ void run_halo_wgrad(Stream& stream, int N, const Image& image, const Tensor& dy,
                   data_or_null<float>(bias_sums), parts == 1 && dw.mode == GradMode::Accumulate,
                   parts == 1 && db.mode == GradMode::Accumulate});
     if (parts == 1) return;
-    sum_parts(stream, sums, dw);
-    if (db) sum_parts(stream, bias_sums, db);
+    db ? sum_parts(stream, sums, dw, bias_sums, db) : sum_parts(stream, sums, dw);
   };
   if (image.W > 8)
     run(WgradTile<1, 16>{});

@@ -2,7 +2,7 @@
 // the depth.
 #pragma once
 
-#include "kernels/cuda/conv_halo_launch.h"
+#include "kernels/cuda/conv_halo_norm.h"
 #include "kernels/cuda/conv_operands.h"
 #include "kernels/cuda/gemm_mma.h"
 #include "kernels/cuda/gemm_simt.h"
@@ -141,15 +141,30 @@ void bias_grad(Stream& stream, const Tensor& dy, Grad db);
 
 // ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.
 template <class Image>
+void run_halo_fwd(Stream& stream, int N, const Image& image, const StraightFilters& filters,
+                  const HaloImage& y, MomentsOut* moments) {
+  if (!moments) return run_halo(stream, N, image, filters, y);
+  run_halo_sums(
+      stream, N, image, filters,
+      [&](const TileSums& to) {
+        return HaloMoments{y, to};
+      },
+      [&](const Tensor& partial, const TileParts& tiles) {
+        merge_moments(stream, tiles, moments->spec, partial, moments->moments);
+      });
+  moments->made = true;
+}
+
+template <class Image>
 void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, const Tensor& w,
-             const Tensor& b, Tensor& y) {
+             const Tensor& b, Tensor& y, MomentsOut* moments) {
   using T = typename Image::Element;
   const T* filters = w.data<T>();
   if constexpr (sizeof(T) == 2)
     if (packed && has_halo_kernels(stream, s) && !is_tiny(s) &&
         packs_fit<T, kPack<T>>(s.K, filters, y.data<T>()))
-      return run_halo(stream, int(y.dim(0)), image, StraightFilters{filters, s.C, s.K},
-                      HaloImage{y.data<T>(), data_or_null<float>(b), s.K, false});
+      return run_halo_fwd(stream, int(y.dim(0)), image, StraightFilters{filters, s.C, s.K},
+                          HaloImage{y.data<T>(), data_or_null<float>(b), s.K, false}, moments);
   const Product<Windows<Image>, Filters<T>> p{
       {s, image}, {filters, s.K, s.taps_c()},
       s.y_pixels, s.K,

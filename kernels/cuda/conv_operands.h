@@ -100,8 +100,8 @@ struct Reached {
   __device__ __forceinline__ Place outer(int i) const { return sizes.padded_pixel(i); }
   __device__ __forceinline__ Tap depth(int i) const { return sizes.tap_k(i); }
   __device__ __forceinline__ const T* at(const Place& pixel, const Tap& tap) const {
+    // Where these are negative, the quotient of what they are as unsigned numbers is past P or Q.
     const int h = pixel.h - tap.r, w = pixel.w - tap.s;
-    if (h < 0 || w < 0) return nullptr;
     const int p = sizes.by_stride.quotient(h), q = sizes.by_stride.quotient(w);
     if (p >= sizes.P || q >= sizes.Q || p * sizes.stride != h || q * sizes.stride != w)
       return nullptr;

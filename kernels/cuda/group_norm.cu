@@ -5,27 +5,16 @@
 // two steps over what it holds in registers, so that a large mean costs nothing; a small kernel
 // merges tiles and channels into the moments of a group (Chan, Golub, LeVeque 1979); a pass applies
 // y = act((x - mean) a + b) + residual with a = rstd gamma, b = beta + t. Backward: a pass sums
-// S1 = sum dz and S2 = sum dz xhat, dz = dy act'(z), per tile and channel; small kernels add up the
-// tiles (dt = S1), the images (dbeta = sum S1, dgamma = sum S2) and the channels of a group; a pass
-// computes dz again and dx = a dz - p - (x - mean) q.
+// S1 = sum dz and S2 = sum dz xhat, dz = dy act'(z), per tile and channel; a small kernel adds up
+// the tiles of an image (dt = S1) and the channels of a group, another the images (dbeta = sum S1,
+// dgamma = sum S2); a pass computes dz again and dx = a dz - p - (x - mean) q. Convolutions may
+// have taken the sums of the first pass in either direction (norm.h).
 #include "kernels/cuda/columns.h"
-#include "kernels/cuda/gelu_math.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/reduce.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
-
-struct None {
-  __device__ __forceinline__ static float value(float z) { return z; }
-  __device__ __forceinline__ static float derivative(float) { return 1.0f; }
-};
-template <GeluForm form>
-struct Gelu {
-  __device__ __forceinline__ static float value(float z) { return gelu_of<form>(z); }
-  __device__ __forceinline__ static float derivative(float z) {
-    return gelu_derivative_of<form>(z);
-  }
-};
 
 // ---- Moments
 
@@ -38,7 +27,7 @@ __global__ void channel_moments_kernel(Tiling tiling, const T* x, float* partial
   Pack<T, V> values[kTilePixels];
   for (int k = 0; k < kTilePixels; ++k) values[k] = tile.load(x, k);
   float pivot[V] = {}, sum[V] = {}, m2[V] = {};
-  if (tile.has_channel && tile.row < tiling.rows) {
+  if (tile.has_channel) {
     const auto pixel = Pack<T, V>::load(x + tile.n * tiling.P * tiling.C + tile.channel);
     for (int j = 0; j < V; ++j) pivot[j] = pixel[j];
   }
@@ -67,26 +56,50 @@ struct MergeShared {
   BlockScratch<float, kMergeThreads> scratch;
 };
 
-// moments [N,G,2] from partial; a block for each group.
+// Slices of neighbouring pixels (columns.h), whose means are less the value of their image's first
+// pixel.
 template <class T>
-__global__ void group_moments_kernel(Tiling tiling, int per_group, float eps, const T* x,
-                                     const float* partial, float* moments) {
+struct Slices {
+  const T* x;
+  int64_t P;
+  int C, pixels_of_one, parts;
+
+  __device__ __forceinline__ float base(int64_t n, int64_t c) const {
+    return to_float(x[n * P * C + c]);
+  }
+  __device__ __forceinline__ int64_t pixels(int64_t part) const {
+    const int64_t left = P - part * pixels_of_one;
+    return left < pixels_of_one ? left : pixels_of_one;
+  }
+};
+// Tiles of a convolution.
+struct Tiles {
+  TileParts tiles;
+  int across, parts;
+
+  __device__ __forceinline__ float base(int64_t, int64_t) const { return 0; }
+  __device__ __forceinline__ int64_t pixels(int64_t part) const {
+    const int h = int(part) / across * tiles.TH, w = int(part) % across * tiles.TW;
+    return min(tiles.TH, tiles.H - h) * min(tiles.TW, tiles.W - w);
+  }
+};
+
+// moments [N,G,2] from partial; a block for each group.
+template <class Parts>
+__global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, int per_group,
+                                     float eps, const float* partial, float* moments) {
   auto& shared = shared_memory<MergeShared>();
-  const int64_t G = tiling.C / per_group, n = blockIdx.x / G, c = blockIdx.x % G * per_group;
-  const T* first = x + n * tiling.P * tiling.C + c;
-  const float* means = partial + n * tiling.slices * tiling.C + c;
-  const float* m2s = means + tiling.N * tiling.slices * tiling.C;
-  const int64_t entries = int64_t(tiling.slices) * per_group;
-  const float size = float(tiling.P * per_group), pivot = to_float(first[0]);
-  // Of entry i, a channel of a tile: its place, its mean less the pivot, its size.
-  const auto place = [&](int64_t i) { return i / per_group * tiling.C + i % per_group; };
+  const int64_t G = C / per_group, n = blockIdx.x / G, c = blockIdx.x % G * per_group;
+  const float* means = partial + n * parts.parts * C + c;
+  const float* m2s = means + N * parts.parts * C;
+  const int64_t entries = int64_t(parts.parts) * per_group;
+  const float size = float(P * per_group), pivot = parts.base(n, c) + means[0];
+  // Of entry i, a channel of a part: its place, its mean less the pivot, its size.
+  const auto place = [&](int64_t i) { return i / per_group * C + i % per_group; };
   const auto mean = [&](int64_t i) {
-    return (to_float(first[i % per_group]) - pivot) + means[place(i)];
+    return (parts.base(n, c + i % per_group) - pivot) + means[place(i)];
   };
-  const auto pixels = [&](int64_t i) {
-    const int64_t left = tiling.P - i / per_group * tiling.pixels;
-    return float(left < tiling.pixels ? left : tiling.pixels);
-  };
+  const auto pixels = [&](int64_t i) { return float(parts.pixels(i / per_group)); };
   float sum = 0, m2 = 0;
   for (int64_t i = threadIdx.x; i < entries; i += kMergeThreads) sum += pixels(i) * mean(i);
   const float offset = block_reduce(sum, Sum{}, shared.scratch) / size;
@@ -100,37 +113,17 @@ __global__ void group_moments_kernel(Tiling tiling, int per_group, float eps, co
   moments[2 * blockIdx.x + 1] = 1.0f / sqrtf(m2 / size + eps);
 }
 
+template <class Parts>
+void merge_parts(Stream& stream, const Parts& parts, const GroupNormSpec& spec, int64_t P,
+                 const Tensor& partial, Tensor& moments) {
+  const int64_t N = partial.dim(1), C = partial.dim(3);
+  launch<group_moments_kernel<Parts>>({cuda_stream(stream), dim3(unsigned(N * spec.groups)),
+                                       dim3(kMergeThreads), sizeof(MergeShared)},
+                                      parts, N, P, int(C), int(C / spec.groups), spec.eps,
+                                      partial.data<float>(), moments.data<float>());
+}
+
 // ---- Forward
-
-// x [N,P,C], moments [N,G,2], gamma and beta [C]; beta, t [N,C] and residual [N,P,C] may be null.
-template <class T>
-struct NormArgs {
-  const T* x;
-  const float *moments, *gamma, *beta;
-  const T *t, *residual;
-  int per_group;
-};
-
-// z = (x - mean) a + b of the channels of a thread.
-template <int V>
-struct Affine {
-  float mean[V], a[V], b[V];
-
-  template <class T>
-  __device__ __forceinline__ Affine(const NormArgs<T>& in, int64_t n, int channel, int C) {
-    for (int j = 0; j < V; ++j) {
-      const int c = channel + j;
-      const float* m = in.moments + (n * (C / in.per_group) + c / in.per_group) * 2;
-      mean[j] = m[0];
-      a[j] = m[1] * in.gamma[c];
-      b[j] = in.beta ? in.beta[c] : 0.0f;
-      if (in.t) b[j] += to_float(in.t[n * C + c]);
-    }
-  }
-  __device__ __forceinline__ float operator()(int j, float x) const {
-    return (x - mean[j]) * a[j] + b[j];
-  }
-};
 
 template <class T, int V, class Act>
 __global__ void norm_act_fwd_kernel(Tiling tiling, NormArgs<T> in, T* y) {
@@ -183,20 +176,6 @@ __global__ void norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy,
   }
 }
 
-// Sums of an image: sums [2,N,C], and dt [N,C], the first half of them, unless it is null.
-template <class T>
-struct PutImage {
-  float* sums;
-  T* dt;
-  bool accumulate;
-  int64_t N;
-  int C;
-  __device__ void operator()(int64_t o, int c, float sum) const {
-    sums[o * C + c] = sum;
-    if (dt && o < N) put_at(dt + o * C + c, sum, accumulate);
-  }
-};
-
 // Sums over the images: dbeta, then dgamma; null where not wanted.
 struct PutParameters {
   float *dbeta, *dgamma;
@@ -207,27 +186,50 @@ struct PutParameters {
   }
 };
 
-// p and q [N,G,2] of dx = a dz - p - (x - mean) q, from
-// dx = rstd (gamma dz - mean_group(gamma dz) - xhat mean_group(gamma dz xhat)). A warp for each
-// group.
-__global__ void group_terms_kernel(int64_t N, int64_t P, int C, int per_group, const float* sums,
-                                   const float* gamma, const float* moments, float* terms) {
-  const int64_t G = C / per_group;
-  const int64_t i = blockIdx.x * int64_t(kMergeThreads / 32) + threadIdx.x / 32;
-  if (i >= N * G) return;  // whole warps
-  const float* s1 = sums + i / G * C;
+// From partial [2,N,parts,C]: sums [2,N,C], S1 and S2 of each image and channel; dt [N,C] = or +=
+// S1 unless null; and p and q [N,G,2] of dx = a dz - p - (x - mean) q, which is dx = rstd (gamma dz
+// - mean_group(gamma dz) - xhat mean_group(gamma dz xhat)). A block for each group of each image.
+template <class T>
+struct GroupSums {
+  int64_t N, P, parts;
+  int C, per_group, cols;  // cols: channels that a block adds up at a time
+  const float *partial, *gamma, *moments;
+  float *sums, *terms;
+  T* dt;
+  bool accumulate_dt;
+};
+
+template <class T>
+__global__ void group_sums_kernel(GroupSums<T> a) {
+  auto& scratch = shared_memory<ColumnScratch<2>>();
+  const int64_t G = a.C / a.per_group, n = blockIdx.x / G, second = a.N * a.parts * a.C;
+  const int first = int(blockIdx.x % G) * a.per_group;
+  const int rows = kTileThreads / a.cols;
+  const int row = int(threadIdx.x) / a.cols, col = int(threadIdx.x) % a.cols;
   float m1 = 0, m2 = 0;
-  for (int d = int(threadIdx.x) % 32; d < per_group; d += 32) {
-    const int c = int(i % G) * per_group + d;
-    m1 += gamma[c] * s1[c];
-    m2 += gamma[c] * s1[c + N * C];
+  for (int begin = 0; begin < a.per_group; begin += a.cols) {
+    const int c = first + begin + col;
+    const bool mine = begin + col < a.per_group;
+    float sum[2] = {};
+    for (int64_t part = row; mine && part < a.parts; part += rows) {
+      const float* from = a.partial + (n * a.parts + part) * a.C + c;
+      sum[0] += from[0];
+      sum[1] += from[second];
+    }
+    column_sums(sum, a.cols, rows, scratch);
+    if (row != 0 || !mine) continue;
+    a.sums[n * a.C + c] = sum[0];
+    a.sums[(a.N + n) * a.C + c] = sum[1];
+    if (a.dt) put_at(a.dt + n * a.C + c, sum[0], a.accumulate_dt);
+    m1 += a.gamma[c] * sum[0];
+    m2 += a.gamma[c] * sum[1];
   }
-  m1 = warp_reduce(m1, Sum{});
+  m1 = warp_reduce(m1, Sum{});  // row 0 is in the first warp
   m2 = warp_reduce(m2, Sum{});
-  if (threadIdx.x % 32 != 0) return;
-  const float size = float(P * per_group), rstd = moments[2 * i + 1];
-  terms[2 * i] = rstd * m1 / size;
-  terms[2 * i + 1] = rstd * rstd * m2 / size;
+  if (threadIdx.x != 0) return;
+  const float size = float(a.P * a.per_group), rstd = a.moments[2 * blockIdx.x + 1];
+  a.terms[2 * blockIdx.x] = rstd * m1 / size;
+  a.terms[2 * blockIdx.x + 1] = rstd * rstd * m2 / size;
 }
 
 // dx may be dy.
@@ -261,37 +263,25 @@ __global__ void norm_act_bwd_kernel(Tiling tiling, NormArgs<T> in, const T* dy, 
 
 // ---- Launches
 
-template <class T>
-NormArgs<T> args_of(const GroupNormSpec& spec, const Tensor& x, const Tensor& moments,
-                    const Tensor& gamma, const Tensor& beta, const Tensor& t,
-                    const Tensor& residual) {
-  return {x.data<T>(),
-          moments.data<float>(),
-          gamma.data<float>(),
-          data_or_null<float>(beta),
-          data_or_null<T>(t),
-          data_or_null<T>(residual),
-          int(x.dim(3) / spec.groups)};
-}
-
 template <class Act>
 void norm_act_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                   const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                  Tensor& moments) {
+                  Tensor& moments, bool known) {
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
     const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
     if (tiling.empty()) return;
-    const auto in = args_of<T>(spec, x, moments, gamma, beta, t, residual);
-    Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
+    const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, residual);
     const cudaStream_t on = cuda_stream(stream);
-    launch<channel_moments_kernel<T, V>>(
-        {on, tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling, in.x,
-        partial.data<float>());
-    launch<group_moments_kernel<T>>(
-        {on, dim3(unsigned(tiling.N * spec.groups)), dim3(kMergeThreads), sizeof(MergeShared)},
-        tiling, in.per_group, spec.eps, in.x, partial.data<float>(), moments.data<float>());
+    if (!known) {
+      Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
+      launch<channel_moments_kernel<T, V>>(
+          {on, tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling, in.x,
+          partial.data<float>());
+      merge_parts(stream, Slices<T>{in.x, tiling.P, tiling.C, tiling.pixels, tiling.slices}, spec,
+                  tiling.P, partial, moments);
+    }
     launch<norm_act_fwd_kernel<T, V, Act>>({on, tiling.grid(), dim3(kTileThreads)}, tiling, in,
                                            y.data<T>());
   };
@@ -304,30 +294,27 @@ void start_sums(Stream& stream, std::initializer_list<Grad> grads) {
     if (grad && grad.mode == GradMode::Overwrite) grad.tensor.zero(stream);
 }
 
-template <class T, int V, class Act>
-void norm_act_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, const T* dy, Grad dx,
-                  Grad dgamma, Grad dbeta, Grad dt) {
-  const auto [N, P, C, slices] = std::tuple(tiling.N, tiling.P, tiling.C, tiling.slices);
+// From partial sums [2,N,parts,C] to all gradients; dy is what Act's derivative is still to be
+// multiplied with.
+template <class Act, class T, int V>
+void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, const T* dy,
+                const Tensor& partial, Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+  const auto [N, P, C] = std::tuple(tiling.N, tiling.P, tiling.C);
   const int64_t groups = N * (C / in.per_group);
   const cudaStream_t on = cuda_stream(stream);
-  Tensor partial = Tensor::empty(stream, {2, N, slices, C});
-  Tensor sums = Tensor::empty(stream, {2, N, C});
-  launch<norm_act_sums_kernel<T, V, Act>>(
-      {on, tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling, in, dy,
-      partial.data<float>());
-  sum_rows(stream, 2 * N, 2 * N * slices, slices, C, partial.data<float>(),
-           PutImage<T>{sums.data<float>(), data_or_null<T>(dt.tensor),
-                       dt.mode == GradMode::Accumulate, N, C});
+  Tensor sums = Tensor::empty(stream, {2, N, C}), terms = Tensor::empty(stream, {groups, 2});
+  launch<group_sums_kernel<T>>(
+      {on, dim3(unsigned(groups)), dim3(kTileThreads), sizeof(ColumnScratch<2>)},
+      GroupSums<T>{N, P, partial.dim(2), C, in.per_group, std::min(in.per_group, kTileCols),
+                   partial.data<float>(), in.gamma, in.moments, sums.data<float>(),
+                   terms.data<float>(), data_or_null<T>(dt.tensor),
+                   dt.mode == GradMode::Accumulate});
   if (dgamma || dbeta)
     sum_rows(
         stream, 2, 2 * N, N, C, sums.data<float>(),
         PutParameters{data_or_null<float>(dbeta.tensor), data_or_null<float>(dgamma.tensor),
                       dbeta.mode == GradMode::Accumulate, dgamma.mode == GradMode::Accumulate});
   if (!dx) return;
-  Tensor terms = Tensor::empty(stream, {groups, 2});
-  launch<group_terms_kernel>(
-      {on, dim3(unsigned(ceil_div(groups, kMergeThreads / 32))), dim3(kMergeThreads)}, N, P, C,
-      in.per_group, sums.data<float>(), in.gamma, in.moments, terms.data<float>());
   launch<norm_act_bwd_kernel<T, V, Act>>({on, tiling.grid(), dim3(kTileThreads)}, tiling, in, dy,
                                          terms.data<float>(), dx.tensor.data<T>(),
                                          dx.mode == GradMode::Accumulate);
@@ -342,17 +329,38 @@ void norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
     const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
-    norm_act_bwd<T, V, Act>(stream, tiling, args_of<T>(spec, x, moments, gamma, beta, t, {}),
-                            dy.data<T>(), dx, dgamma, dbeta, dt);
+    const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, {});
+    Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
+    launch<norm_act_sums_kernel<T, V, Act>>(
+        {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
+        in, dy.data<T>(), partial.data<float>());
+    finish_bwd<Act, T, V>(stream, tiling, in, dy.data<T>(), partial, dx, dgamma, dbeta, dt);
   };
   with_packs(x, run, dy, dx.tensor);
 }
 
 }  // namespace
 
+void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& spec,
+                   const Tensor& partial, Tensor& moments) {
+  merge_parts(stream, Tiles{parts, parts.across(), parts.count()}, spec, int64_t(parts.H) * parts.W,
+              partial, moments);
+}
+
+void norm_gelu_bwd_from_sums(Stream& stream, const NormGelu& spec, const Tensor& x,
+                             const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                             const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
+                             Grad dgamma, Grad dbeta, Grad dt) {
+  const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), 8);
+  auto* run = spec.form == GeluForm::Exact ? finish_bwd<Gelu<GeluForm::Exact>, bf16, 8>
+                                           : finish_bwd<Gelu<GeluForm::Tanh>, bf16, 8>;
+  run(stream, tiling, norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {}), dy.data<bf16>(),
+      partial, dx, dgamma, dbeta, dt);
+}
+
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments) {
-  norm_act_fwd<None>(stream, spec, x, gamma, beta, {}, {}, y, moments);
+  norm_act_fwd<None>(stream, spec, x, gamma, beta, {}, {}, y, moments, false);
 }
 
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
@@ -364,10 +372,10 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 
 void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments) {
+                         Tensor& moments, bool known) {
   auto* run = spec.form == GeluForm::Exact ? norm_act_fwd<Gelu<GeluForm::Exact>>
                                            : norm_act_fwd<Gelu<GeluForm::Tanh>>;
-  run(stream, spec.norm, x, gamma, beta, t, residual, y, moments);
+  run(stream, spec.norm, x, gamma, beta, t, residual, y, moments, known);
 }
 
 void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,

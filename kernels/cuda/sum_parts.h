@@ -19,12 +19,25 @@ struct SumParts {
   }
 };
 
+inline SumParts parts_of(const Tensor& partial, Grad out) {
+  return {partial.data<float>(), partial.dim(0), out.tensor.numel(), out.tensor.data<float>(),
+          out.mode == GradMode::Accumulate};
+}
+
 // partial [parts, elements of out]
 inline void sum_parts(Stream& stream, const Tensor& partial, Grad out) {
-  const int64_t size = out.tensor.numel();
-  for_each(stream, size,
-           SumParts{partial.data<float>(), partial.dim(0), size, out.tensor.data<float>(),
-                    out.mode == GradMode::Accumulate});
+  for_each(stream, out.tensor.numel(), parts_of(partial, out));
+}
+
+// Two such sums in one launch.
+struct SumTwoParts {
+  SumParts a, b;
+  __device__ void operator()(int64_t i) const { i < a.size ? a(i) : b(i - a.size); }
+};
+inline void sum_parts(Stream& stream, const Tensor& partial_a, Grad a, const Tensor& partial_b,
+                      Grad b) {
+  for_each(stream, a.tensor.numel() + b.tensor.numel(),
+           SumTwoParts{parts_of(partial_a, a), parts_of(partial_b, b)});
 }
 
 }  // namespace tessera::TESSERA_CUDA

@@ -41,10 +41,10 @@ bool halo_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
 }  // namespace
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y) {
+                      const Tensor& b, Tensor& y, MomentsOut* moments) {
   with_storage(low.dtype(), [&](auto zero) {
     with_image<decltype(zero)>(low, skip, [&](const auto& image, bool packed) {
-      conv::run_fwd(stream, sizes_of(skip.shape(), w.shape()), image, packed, w, b, y);
+      conv::run_fwd(stream, sizes_of(skip.shape(), w.shape()), image, packed, w, b, y, moments);
     });
   });
 }

@@ -1,0 +1,85 @@
+// What GroupNorm's kernels share with the convolutions that take its sums while they have a tile at
+// hand (conv_halo_norm.h). Partial sums are [2,N,parts,C]: two numbers for each channel of each
+// part of an image, a slice of neighbouring pixels (columns.h) or a tile of a convolution.
+#pragma once
+
+#include "kernels/cuda/gelu_math.h"
+
+namespace tessera::TESSERA_CUDA {
+
+struct None {
+  __device__ __forceinline__ static float value(float z) { return z; }
+  __device__ __forceinline__ static float derivative(float) { return 1.0f; }
+};
+template <GeluForm form>
+struct Gelu {
+  __device__ __forceinline__ static float value(float z) { return gelu_of<form>(z); }
+  __device__ __forceinline__ static float derivative(float z) {
+    return gelu_derivative_of<form>(z);
+  }
+};
+
+// x [N,P,C], moments [N,G,2], gamma and beta [C]; beta, t [N,C] and residual [N,P,C] may be null.
+template <class T>
+struct NormArgs {
+  const T* x;
+  const float *moments, *gamma, *beta;
+  const T *t, *residual;
+  int per_group;
+};
+
+// z = (x - mean) a + b of V channels.
+template <int V>
+struct Affine {
+  float mean[V], a[V], b[V];
+
+  template <class T>
+  __device__ __forceinline__ Affine(const NormArgs<T>& in, int64_t n, int channel, int C) {
+    for (int j = 0; j < V; ++j) {
+      const int c = channel + j;
+      const float* m = in.moments + (n * (C / in.per_group) + c / in.per_group) * 2;
+      mean[j] = m[0];
+      a[j] = m[1] * in.gamma[c];
+      b[j] = in.beta ? in.beta[c] : 0.0f;
+      if (in.t) b[j] += to_float(in.t[n * C + c]);
+    }
+  }
+  __device__ __forceinline__ float operator()(int j, float x) const {
+    return (x - mean[j]) * a[j] + b[j];
+  }
+};
+
+template <class T>
+NormArgs<T> norm_args(const GroupNormSpec& spec, const Tensor& x, const Tensor& moments,
+                      const Tensor& gamma, const Tensor& beta, const Tensor& t,
+                      const Tensor& residual) {
+  return {x.data<T>(),
+          moments.data<float>(),
+          gamma.data<float>(),
+          data_or_null<float>(beta),
+          data_or_null<T>(t),
+          data_or_null<T>(residual),
+          int(x.dim(3) / spec.groups)};
+}
+
+// The tiles of TH x TW pixels of an image, as parts.
+struct TileParts {
+  int H, W, TH, TW;
+
+  int across() const { return (W + TW - 1) / TW; }
+  int count() const { return (H + TH - 1) / TH * across(); }
+};
+
+// moments [N,G,2] from partial: the mean and M2 (sum of squared deviations from it) of each channel
+// of each tile.
+void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& spec,
+                   const Tensor& partial, Tensor& moments);
+
+// The rest of group_norm_gelu_bwd from partial: the sums of dz, the gradient behind the norm, and
+// of dz xhat. x, dy, dx [N,H,W,C] in bf16 at addresses of packs, C % 8 == 0; dx may be dy.
+void norm_gelu_bwd_from_sums(Stream& stream, const NormGelu& spec, const Tensor& x,
+                             const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                             const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
+                             Grad dgamma, Grad dbeta, Grad dt);
+
+}  // namespace tessera::TESSERA_CUDA

@@ -1,0 +1,289 @@
+// Convolutions of bf16 that take a GroupNorm's sums on their way, at shapes that tiles and packs do
+// not divide, on every profile that has tensor cores: the forward one against what it has stored,
+// the way back against its composition of plain ops in double precision.
+#include <catch2/catch.hpp>
+#include <cmath>
+
+#include "core/simt/options.h"
+#include "tests/op_runner.h"
+
+using namespace tessera;
+
+namespace {
+
+constexpr ConvSpec kSame{1, 1, 1};
+
+simt::Options host_model(int capability, uint64_t seed = 1) {
+  simt::Options options;
+  options.profile = simt::profile_of(capability);
+  options.order = simt::Order::Random;
+  options.seed = seed;
+  options.landing = seed % 2 ? simt::Landing::Latest : simt::Landing::Random;
+  options.trap_uninitialised = true;
+  return options;
+}
+
+struct FusedCase {
+  Shape x;
+  int64_t K;
+  int groups;
+  int64_t A = 0;     // channels of x that come from a map of half its size
+  float bias = 0;    // of y: a large mean
+  bool made = true;  // by halo tiles
+};
+
+std::string text_of(const FusedCase& c) {
+  return concat(c.x, " -> ", c.K, " in ", c.groups, " groups, A ", c.A, ", bias ", c.bias);
+}
+
+Tensor drawn(Stream& stream, const char* name, const Shape& shape, float scale = 1,
+             DType dtype = DType::bf16) {
+  Values values = draw(Numbers::Normal, name, 0, shape, scale);
+  return tensor_of(stream, dtype == DType::f32 ? values : as_bf16(values), dtype);
+}
+
+struct Forward {
+  Values y, moments;
+  bool made;
+};
+
+Forward forward(const FusedCase& c, bool with_moments, int capability, uint64_t seed) {
+  const simt::ScopedOptions scope(host_model(capability, seed));
+  Stream stream(poisoned(DeviceType::simt));
+  const Shape& s = c.x;
+  const Tensor w = drawn(stream, "w", {c.K, 3, 3, s[3]}, 0.3f);
+  const Tensor b =
+      tensor_of(stream, {{c.K}, std::vector<double>(size_t(c.K), double(c.bias))}, DType::f32);
+  Tensor y = Tensor::empty(stream, {s[0], s[1], s[2], c.K}, DType::bf16);
+  MomentsOut out{{c.groups}, Tensor::empty(stream, {s[0], c.groups, 2})};
+  MomentsOut* const wanted = with_moments ? &out : nullptr;
+  if (c.A)
+    upcat_conv2d_fwd(stream, drawn(stream, "low", {s[0], s[1] / 2, s[2] / 2, c.A}),
+                     drawn(stream, "skip", {s[0], s[1], s[2], s[3] - c.A}), w, b, y, wanted);
+  else
+    conv2d_fwd(stream, kSame, drawn(stream, "x", s), w, b, y, wanted);
+  return {values_of(stream, y), values_of(stream, out.moments), out.made};
+}
+
+// Mean and rstd of the groups of y, in double precision.
+Values moments_of(const Values& y, int groups) {
+  const int64_t N = y.shape[0], C = y.shape[3], P = y.shape[1] * y.shape[2], D = C / groups;
+  Values result{{N, groups, 2}, {}};
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto sum = [&](auto f) {
+        double total = 0;
+        for (int64_t p = 0; p < P; ++p)
+          for (int64_t c = g * D; c < (g + 1) * D; ++c)
+            total += f(y.data[size_t((n * P + p) * C + c)]);
+        return total / double(P * D);
+      };
+      const double mean = sum([](double v) { return v; });
+      const double variance = sum([&](double v) { return (v - mean) * (v - mean); });
+      result.data.push_back(mean);
+      result.data.push_back(1 / std::sqrt(variance + 1e-5));
+    }
+  return result;
+}
+
+void check_forward(const FusedCase& c, std::initializer_list<int> capabilities) {
+  for (int capability : capabilities) {
+    INFO(text_of(c) << " on " << capability);
+    const Forward got = forward(c, true, capability, 1), again = forward(c, true, capability, 2);
+    CHECK(got.made == c.made);
+    CHECK(got.y.data == forward(c, false, capability, 1).y.data);
+    CHECK(got.y.data == again.y.data);
+    if (!c.made) continue;
+    CHECK(got.moments.data == again.moments.data);
+    const Values right = moments_of(got.y, c.groups);
+    for (size_t i = 0; i < right.data.size(); i += 2) {
+      INFO("group " << i / 2);
+      const double mean = right.data[i], rstd = right.data[i + 1];
+      CHECK(std::abs(got.moments.data[i] - mean) <= 3e-7 * std::abs(mean) + 4e-6 / rstd);
+      CHECK(std::abs(got.moments.data[i + 1] - rstd) <= 1e-5 * rstd);
+    }
+  }
+}
+
+// Inputs of the way back, in bf16 or, of the same numbers, in f64; dx, dgamma, dbeta, dt.
+struct BackwardCase {
+  Shape x;
+  int64_t K;
+  int groups;
+  GeluForm form = GeluForm::Exact;
+  GradMode mode = GradMode::Overwrite;
+  bool with_t = true;
+  bool unaligned = false;  // dx lies between two packs
+};
+
+std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype, bool composed) {
+  const DType master = master_of(dtype);
+  const Shape& s = c.x;
+  const auto input = [&](const char* name, const Shape& shape, float scale = 1) {
+    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape, scale)), dtype);
+  };
+  const auto vector = [&](const char* name) {
+    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, {s[3]})), master);
+  };
+  const Tensor x = input("x", s), w = input("w", {c.K, 3, 3, s[3]}, 0.2f);
+  const Tensor dy = input("dy", {s[0], s[1], s[2], c.K}), gamma = vector("gamma"),
+               beta = vector("beta");
+  const Tensor t = c.with_t ? input("t", {s[0], s[3]}) : Tensor{};
+  Values m = moments_of(values_of(stream, x), c.groups);
+  const Tensor moments = tensor_of(stream, m, master);
+  Tensor dx = input("dx", s);
+  if (c.unaligned) {
+    const Values before = values_of(stream, dx);
+    dx = Tensor::empty(stream, {s.numel() + 1}, dtype).slice(1, s);
+    const Tensor same = tensor_of(stream, before, dtype);
+    add_bwd(stream, same, {dx});
+  }
+  Tensor dgamma = vector("dgamma"), dbeta = vector("dbeta"),
+         dt = c.with_t ? input("dt", {s[0], s[3]}) : Tensor{};
+  const Grad grads[] = {{dx, c.mode}, {dgamma, c.mode}, {dbeta, c.mode}, {dt, c.mode}};
+  const NormGelu spec{{c.groups}, c.form};
+  if (composed) {
+    Tensor dh = Tensor::empty(stream, s, dtype);
+    conv2d_bwd_data(stream, kSame, dy, w, {dh});
+    group_norm_gelu_bwd(stream, spec, x, moments, gamma, beta, t, dh, grads[0], grads[1], grads[2],
+                        grads[3]);
+  } else {
+    norm_gelu_conv2d_bwd(stream, spec, kSame, x, moments, gamma, beta, t, w, dy, grads[0], grads[1],
+                         grads[2], grads[3]);
+  }
+  std::vector<Values> results;
+  for (const Grad& grad : grads)
+    if (grad) results.push_back(values_of(stream, grad.tensor));
+  return results;
+}
+
+void check_backward(const BackwardCase& c, std::initializer_list<int> capabilities) {
+  Stream oracle(poisoned_cpu());
+  const auto right = backward(oracle, c, DType::f64, true);
+  for (int capability : capabilities) {
+    std::vector<Values> first;
+    for (uint64_t seed : {1, 2}) {
+      const simt::ScopedOptions scope(host_model(capability, seed));
+      Stream stream(poisoned(DeviceType::simt));
+      const auto got = backward(stream, c, DType::bf16, false);
+      if (first.empty()) first = got;
+      REQUIRE(got.size() == right.size());
+      for (size_t i = 0; i < right.size(); ++i) {
+        INFO(c.x << " <- " << c.K << " on " << capability << ", result " << i);
+        CHECK(difference(got[i], right[i], 1e-2) == "");
+        CHECK(got[i].data == first[i].data);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("convolutions with a norm's sums at small sizes", "[cuda][small]") {
+  check_forward({{1, 5, 9, 8}, 8, 2}, {80});
+  check_forward({{1, 6, 8, 24}, 8, 1, 16}, {80});
+  check_backward({{1, 5, 9, 8}, 8, 2}, {80});
+}
+
+TEST_CASE("a convolution leaves the moments of what it stores", "[cuda]") {
+  for (const FusedCase& c : {FusedCase{{2, 5, 7, 8}, 8, 1},
+                             {{3, 17, 19, 8}, 72, 3},  // a group in two tiles of channels
+
+                             {{1, 9, 33, 16}, 64, 8},
+                             {{2, 8, 8, 8}, 8, 8},
+                             {{1, 18, 10, 24}, 24, 3, 16},
+                             {{1, 16, 16, 8}, 16, 2, 0, 100},
+                             {{1, 17, 9, 8}, 16, 2, 0, -1000}})
+    check_forward(c, {80, 89, 90});
+  // Not by halo tiles: images that are tiny, channels without packs, no tensor cores.
+  check_forward({{2, 4, 9, 8}, 8, 1, 0, 0, false}, {80});
+  check_forward({{1, 6, 6, 7}, 8, 1, 0, 0, false}, {80});
+  check_forward({{1, 6, 6, 8}, 8, 1, 0, 0, false}, {75});
+}
+
+TEST_CASE("a convolution leaves moments with every tile", "[cuda][slow]") {
+  check_forward({{97, 9, 9, 8}, 64, 8}, {80});
+  check_forward({{49, 9, 9, 8}, 128, 8}, {80});
+  check_forward({{97, 10, 10, 16}, 64, 4, 8}, {80});
+  check_forward({{49, 10, 10, 16}, 128, 16, 8}, {80});
+}
+
+TEST_CASE("the way back through norm, GELU and convolution in one", "[cuda]") {
+  for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh})
+    for (const BackwardCase& c : {BackwardCase{{2, 5, 7, 8}, 8, 1, form},
+                                  {{2, 17, 19, 72}, 8, 3, form},
+                                  {{1, 9, 33, 16}, 24, 8, form, GradMode::Accumulate},
+                                  {{1, 8, 8, 16}, 8, 4, form, GradMode::Overwrite, false}})
+      check_backward(c, {80, 89, 90});
+  // By the plain ops: images that are tiny, channels or addresses without packs, no tensor cores.
+  check_backward({{2, 3, 9, 8}, 8, 1}, {80});
+  check_backward({{1, 6, 6, 12}, 7, 3}, {80});
+  check_backward({{1, 6, 6, 8}, 8, 2}, {75});
+  for (GradMode mode : {GradMode::Overwrite, GradMode::Accumulate})
+    check_backward({{1, 8, 8, 16}, 8, 4, GeluForm::Exact, mode, true, true}, {80});
+}
+
+TEST_CASE("no images have no moments and no gradients", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(80));
+  Stream stream(poisoned(DeviceType::simt));
+  const Shape s{0, 8, 8, 8};
+  Tensor none = Tensor::empty(stream, s, DType::bf16), dgamma = Tensor::empty(stream, {8}),
+         dbeta = tensor_of(stream, {{8}, {1, 2, 3, 4, 5, 6, 7, 8}}, DType::f32);
+  const Tensor w = drawn(stream, "w", {8, 3, 3, 8}), gamma = Tensor::zeros(stream, {8});
+  MomentsOut out{{2}, Tensor::empty(stream, {0, 2, 2}), true};
+  conv2d_fwd(stream, kSame, none, w, {}, none, &out);
+  CHECK(!out.made);
+  norm_gelu_conv2d_bwd(stream, {{2}}, kSame, none, out.moments, gamma, gamma, {}, w, none, {none},
+                       {dgamma}, {dbeta, GradMode::Accumulate}, {});
+  CHECK(dgamma.to_vector<float>(stream) == std::vector<float>(8, 0.0f));
+  CHECK(dbeta.to_vector<float>(stream) == std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8});
+}
+
+TEST_CASE("moments that are known are not computed again", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(80));
+  Stream stream(poisoned(DeviceType::simt));
+  const Tensor x = drawn(stream, "x", {1, 4, 4, 8}), zeros = Tensor::zeros(stream, {8}),
+               ones = tensor_of(stream, {{8}, std::vector<double>(8, 1.0)}, DType::f32);
+  Tensor y = Tensor::empty(stream, x.shape(), DType::bf16),
+         moments = tensor_of(stream, {{1, 1, 2}, {100, 1}}, DType::f32);
+  group_norm_gelu_fwd(stream, {{1}}, x, ones, zeros, {}, {}, y, moments, true);
+  for (double value : values_of(stream, y).data) CHECK(value == 0);  // gelu(x - 100)
+  CHECK(values_of(stream, moments).data == std::vector<double>{100, 1});
+}
+
+TEST_CASE("the way back in one with every tile", "[cuda][slow]") {
+  for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh}) {
+    check_backward({{97, 9, 9, 64}, 8, 8, form}, {80});
+    check_backward({{49, 9, 9, 128}, 8, 8, form}, {80});
+  }
+}
+
+TEST_CASE("the way back in one computes only the gradients that are wanted", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(80));
+  Stream stream(poisoned(DeviceType::simt));
+  const Shape s{2, 6, 5, 16};
+  const Tensor x = drawn(stream, "x", s), w = drawn(stream, "w", {8, 3, 3, 16}, 0.2f),
+               dy = drawn(stream, "dy", {2, 6, 5, 8}), t = drawn(stream, "t", {2, 16}),
+               gamma = drawn(stream, "gamma", {16}, 1, DType::f32),
+               beta = drawn(stream, "beta", {16}, 1, DType::f32);
+  const Tensor moments = tensor_of(stream, moments_of(values_of(stream, x), 4), DType::f32);
+  const auto run = [&](const Grad(&g)[4]) {
+    norm_gelu_conv2d_bwd(stream, {{4}}, kSame, x, moments, gamma, beta, t, w, dy, g[0], g[1], g[2],
+                         g[3]);
+  };
+  const auto fresh = [&](int i) {
+    return i == 0   ? Tensor::empty(stream, s, DType::bf16)
+           : i == 3 ? Tensor::empty(stream, {2, 16}, DType::bf16)
+                    : Tensor::empty(stream, {16});
+  };
+  Grad all[4];
+  for (int i = 0; i < 4; ++i) all[i].tensor = fresh(i);
+  run(all);
+  for (int i = 0; i < 4; ++i) {
+    Grad one[4];
+    one[i].tensor = fresh(i);
+    run(one);
+    INFO("result " << i);
+    CHECK(values_of(stream, one[i].tensor).data == values_of(stream, all[i].tensor).data);
+  }
+}
