@@ -1,6 +1,5 @@
 #include "apps/trainer.h"
 
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -99,7 +98,9 @@ Trainer::Step& Trainer::prepare(const Batch& batch) {
     auto made = std::make_unique<Step>(stream_);
     step = made.get();
     const auto i64 = [&](int64_t size) { return Tensor::empty(stream_, {size}, DType::i64); };
-    step->samples = i64(n), step->step = i64(1), step->epoch = i64(1);
+    step->numbers = i64(n + 2);
+    step->samples = step->numbers.slice(0, {n}), step->step = step->numbers.slice(n, {1});
+    step->epoch = step->numbers.slice(n + 1, {1});
     step->factors = Tensor::empty(stream_, {AdamFactors<float>::kCount});
     if (images_) {
       step->images = images_, step->rows = step->samples;
@@ -113,9 +114,9 @@ Trainer::Step& Trainer::prepare(const Batch& batch) {
     steps_[n] = std::move(made);
   }
   if (!images_) upload<uint8_t>(step->images, batch.images);
-  upload<int64_t>(step->samples, batch.samples);
-  upload<int64_t>(step->step, std::array{adam_.step + 1});
-  upload<int64_t>(step->epoch, std::array{int64_t{batch.epoch}});
+  std::vector<int64_t> numbers(batch.samples.begin(), batch.samples.end());
+  numbers.insert(numbers.end(), {adam_.step + 1, int64_t{batch.epoch}});
+  upload<int64_t>(step->numbers, numbers);
   upload<float>(step->factors, adam_factors(adam_.spec(), adam_.step + 1));
   return *step;
 }

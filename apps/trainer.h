@@ -52,8 +52,9 @@ class Trainer {
   // recorded once and issued as one from then on.
   struct Step {
     explicit Step(Stream& stream) : recording(stream) {}
-    Tensor images, rows, samples;  // u8 [n or all,S,S,C], i64 [n]
-    Tensor step, epoch, factors;   // i64 [1] and [1], f32 (AdamTensors)
+    Tensor images, rows;                   // u8 [n or all,S,S,C], i64 [n]
+    Tensor numbers, samples, step, epoch;  // i64 [n+2]: [n], [1] and [1] of it
+    Tensor factors;                        // f32 (AdamTensors)
     Recording recording;
   };
   // The step of a batch's size, with the batch uploaded to it.
