@@ -12,6 +12,7 @@
 #include <array>
 #include <iostream>
 #include <optional>
+#include <regex>
 
 #include "apps/guarded_main.h"
 #include "core/recording.h"
@@ -76,25 +77,27 @@ std::string without_spaces(std::string text) {
 
 template <class Run>
 void add(const std::string& name, Run run) {
-  benchmark::RegisterBenchmark(without_spaces(name).c_str(), run)
+  benchmark::RegisterBenchmark(name.c_str(), run)
       ->Unit(benchmark::kMillisecond)
       ->UseManualTime()
       ->Iterations(1);  // of which each is the median of many
 }
 
 struct Options {
-  DeviceType device;
+  DeviceType device = DeviceType::cpu;
   int threads = 0;
   double seconds = 0.2;
   bool libraries = true, tiny = false;
+  std::string predict;  // only print predictions for names that match; empty: measure
 };
 
 bool is_on_gpus_only(const std::string& name) {
   return name.find("batch 128") != std::string::npos || name.find("sweep") != std::string::npos;
 }
 
-// Nothing is computed or allocated before a benchmark runs.
-void register_all(std::optional<Session>& session, const Options& options) {
+// f(name, case, direction, mode) for every benchmark of an op.
+template <class F>
+void for_each_op(const Options& options, const F& f) {
   std::vector<Mode> modes{kF32};
   if (options.device != DeviceType::cpu) modes = {kF32, kTf32, kBf16};
   const CaseTable table = all_cases();
@@ -104,24 +107,57 @@ void register_all(std::optional<Session>& session, const Options& options) {
     for (const Direction direction : directions(c))
       for (const Mode& mode : modes)
         if (has_product || mode.arithmetic.math == Math::f32)
-          add(concat(c.op, '/', name_of(direction), '/', mode.name, '/', c.name),
-              [=, &session](benchmark::State& state) {
-                bench_op(state, *session, c, direction, mode);
-              });
+          f(without_spaces(concat(c.op, '/', name_of(direction), '/', mode.name, '/', c.name)), c,
+            direction, mode);
   }
-  for (const KernelCase& c : kernel_cases(options.tiny)) {
-    if (options.device != DeviceType::cuda && is_on_gpus_only(c.name)) continue;
-    add(concat("kernel/", c.name), [=, &session](benchmark::State& state) {
+}
+// f(name, case) for every other kernel.
+template <class F>
+void for_each_kernel(const Options& options, const F& f) {
+  for (const KernelCase& c : kernel_cases(options.tiny))
+    if (options.device == DeviceType::cuda || !is_on_gpus_only(c.name))
+      f(without_spaces(concat("kernel/", c.name)), c);
+}
+
+// Prints the predictions for all benchmarks of a GPU whose names match.
+void print_predictions(const std::string& regex) {
+  Options options;
+  options.device = DeviceType::cuda;
+  const std::regex pattern(regex);
+  int rows = 0;
+  const auto print = [&](const std::string& name, const Cost& cost, const Mode& mode) {
+    if (!std::regex_search(name, pattern)) return;
+    if (rows++ == 0) std::cout << prediction_row("benchmark", nullptr, mode) << '\n';
+    std::cout << prediction_row(name, &cost, mode) << '\n';
+  };
+  for_each_op(options, [&](const std::string& name, const OpCase& c, Direction d, const Mode& m) {
+    print(name, cost_of(c, d, m.arithmetic.storage), m);
+  });
+  for_each_kernel(options,
+                  [&](const std::string& name, const KernelCase& c) { print(name, c.cost, kF32); });
+  if (rows == 0) throw UsageError("no benchmark has such a name");
+}
+
+// Nothing is computed or allocated before a benchmark runs.
+void register_all(std::optional<Session>& session, const Options& options) {
+  for_each_op(options, [&](const std::string& name, const OpCase& c, Direction d, const Mode& m) {
+    add(name, [=, &session](benchmark::State& state) { bench_op(state, *session, c, d, m); });
+  });
+  for_each_kernel(options, [&](const std::string& name, const KernelCase& c) {
+    add(name, [=, &session](benchmark::State& state) {
       session->measure(state, c.cost, kF32, c.prepare(session->stream()));
       session->stream().synchronize();
       session->device()->pool()->trim();
     });
-  }
+  });
+  std::vector<Mode> modes{kF32};
+  if (options.device != DeviceType::cpu) modes = {kF32, kTf32, kBf16};
   for (const Training& training : trainings(options.device, options.tiny))
     for (const Mode& mode : modes)
-      add(concat("training step/", mode.name, '/', training.name), [=](benchmark::State& state) {
-        bench_training(state, options.device, options.threads, options.seconds, training, mode);
-      });
+      add(without_spaces(concat("training step/", mode.name, '/', training.name)),
+          [=](benchmark::State& state) {
+            bench_training(state, options.device, options.threads, options.seconds, training, mode);
+          });
 }
 
 // Takes our flags out of the command line and leaves Google Benchmark's. Nothing when it only asked
@@ -129,13 +165,15 @@ void register_all(std::optional<Session>& session, const Options& options) {
 std::optional<Options> parse(int& argc, char** argv) {
   CLI::App app("Times kernels and training steps. All other flags are Google Benchmark's.");
   std::string device, cases;
-  Options options{DeviceType::cpu};
+  Options options;
   app.add_option("--device", device, "cpu, cuda or simt; default: cuda where there is a GPU");
   app.add_option("--cases", cases, "benchmarks, or the small shapes of the tests (simt's default)")
       ->check(CLI::IsMember({"benchmarks", "tests"}));
   app.add_option("--threads", options.threads, "of the CPU; 0 (default): all")
       ->check(CLI::Range(0, 1024));
   app.add_option("--seconds", options.seconds, "of measured work of each (default 0.2)");
+  app.add_option("--predict", options.predict,
+                 "only print what some cards need at least for GPU benchmarks whose names match");
   app.add_flag("!--no-libraries", options.libraries, "do not time cuDNN and cuBLAS beside");
   app.footer("--benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_format=json, ...");
   app.allow_extras();
@@ -162,6 +200,7 @@ std::optional<Options> parse(int& argc, char** argv) {
 int run(int argc, char** argv) {
   const auto options = parse(argc, argv);
   if (!options) return 0;
+  if (!options->predict.empty()) return print_predictions(options->predict), 0;
   const bool lists = std::any_of(argv + 1, argv + argc, [](std::string_view argument) {
     return argument.starts_with("--benchmark_list_tests");
   });

@@ -61,9 +61,26 @@ class Session {
   std::map<std::string, double> matmul_;  // flop/s of a large product, by Mode::name
 };
 
+// What a card's data sheet promises: bytes/s of its memory, and flop/s without sparsity, sums in
+// f32, of f32 without tensor cores, tf32 and bf16.
+struct Card {
+  const char* name;
+  double bandwidth, f32, tf32, bf16;
+};
+inline constexpr Card kCards[] = {{"H200", 4.8e12, 67e12, 494e12, 989e12},
+                                  {"A100", 2.039e12, 19.5e12, 156e12, 312e12},
+                                  {"RTX4090", 1.008e12, 82.6e12, 82.6e12, 165.2e12}};
+
+// Seconds that a card needs at least: to compute or to move the bytes, whichever takes longer.
+double predicted_seconds(const Card& card, const Cost& cost, const Mode& mode);
+// One row of a Markdown table of these, in microseconds; a null cost: the table's head.
+std::string prediction_row(const std::string& name, const Cost* cost, const Mode& mode);
+
 // Which directions of a case are timed one by one.
 std::vector<Direction> directions(const OpCase& c);
 const char* name_of(Direction direction);
+// Flops and bytes of one direction with activations stored as `storage`.
+Cost cost_of(const OpCase& c, Direction direction, DType storage);
 void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
               const Mode& mode);
 

@@ -31,22 +31,29 @@ double bytes_of(const Shape& shape, DType dtype) {
   return double(shape.numel()) * double(size_of(dtype));
 }
 
+// y of an op with one weight: conv2d, upcat_conv2d, linear.
+Shape product_of(const OpCase& c) {
+  if (c.conv) return c.conv->y();
+  ENSURE(c.op == "linear", "bench: what is the output of ", c.op, "?");
+  return {c.inputs[0][0], c.inputs[1][0]};
+}
+
+}  // namespace
+
 // A gradient of a product costs as many operations as the product, and moves dy, the other factor
 // and itself. The table's bytes are those of f32.
-Cost cost_of(const OpCase& c, Direction direction, DType storage, const Shape& y) {
+Cost cost_of(const OpCase& c, Direction direction, DType storage) {
   if (direction == Direction::Forward || direction == Direction::Backward) {
     Cost cost = direction == Direction::Forward ? c.forward : c.backward;
     cost.bytes *= double(size_of(storage)) / 4;
     return cost;
   }
-  Cost cost{c.forward.flops, bytes_of(y, storage)};
+  Cost cost{c.forward.flops, bytes_of(product_of(c), storage)};
   for (size_t i = 0; i < c.inputs.size(); ++i)
     cost.bytes += bytes_of(c.inputs[i], wanted(c, direction, i) ? gradient_dtype(c, i, storage)
                                                                 : value_dtype(c, i, storage));
   return cost;
 }
-
-}  // namespace
 
 const char* name_of(Direction direction) {
   switch (direction) {
@@ -90,7 +97,7 @@ void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direct
       y = c.apply(*tape, inputs);
     };
     forward();
-    const Cost cost = cost_of(c, direction, storage, y.shape());
+    const Cost cost = cost_of(c, direction, storage);
     if (backward) {
       const Tensor dy = random_tensor(stream, y.shape(), y.value.dtype());
       session.measure(

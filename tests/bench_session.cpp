@@ -37,6 +37,8 @@ void Session::measure(benchmark::State& state, const Cost& cost, const Mode& mod
     seconds = median_seconds(*timer_, budget_, call, before);
     state.SetIterationTime(seconds);
   }
+  for (const Card& card : kCards)
+    state.counters[concat(card.name, " us")] = predicted_seconds(card, cost, mode) * 1e6;
   const double flops = cost.flops / seconds, bytes = cost.bytes / seconds;
   if (flops > 0) state.counters["GFLOP/s"] = flops / 1e9;
   if (bytes > 0) state.counters["GB/s"] = bytes / 1e9;

@@ -117,3 +117,16 @@ TEST_CASE("bench refuses what it does not know", "[bench]") {
     CHECK(run.err.find("bench: error: ") != std::string::npos);
   }
 }
+
+TEST_CASE("bench predicts what cards need without one", "[bench]") {
+  const Finished run = run_program(
+      "bench", {"--predict", "^conv2d/(forward|wgrad)/bf16/lesson_64x64x64_3x3_.32,64,64,64._"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  // 2 * 32 * 64^2 * 64 * 576 flop; x and y of 2 bytes, 64 * 576 filters of 2 or, as gradients, 4.
+  for (const char* row :
+       {"| benchmark | Mflop | MB | H200, us | A100, us | RTX4090, us | measured |",
+        "9663.7 | 33.63 | 9.8 | 31.0 | 58.5 |", "9663.7 | 33.70 | 9.8 | 31.0 | 58.5 |"})
+    CHECK_THAT(run.out, Catch::Contains(row));
+  CHECK(run_program("bench", {"--predict", "nothing"}).status != 0);
+}
