@@ -266,7 +266,7 @@ TEST_CASE("grid_sync of a cooperative launch", "[simt]") {
   });
 }
 
-TEST_CASE("a cooperative grid that the profile cannot hold at once is refused", "[simt]") {
+TEST_CASE("a cooperative grid that the profile cannot hold at once is refused", "[simt][slow]") {
   const ScopedOptions scope(options());
   Array<int> values(1);
   TestStream stream;

@@ -196,7 +196,7 @@ __device__ __forceinline__ void put_sums(const WarpSums<Tile>& sums, const HaloS
 }
 
 template <class Tile, class Image, class Filters, class Output>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads == 256 ? Output::kBlocks : 0)
     conv_halo_kernel(Image image, Filters filters, HaloSizes sizes, Output output) {
   using Shared = HaloShared<Tile, Filters::kAlongDepth>;
   using Planes = typename Shared::Planes;

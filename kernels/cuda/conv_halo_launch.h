@@ -19,7 +19,8 @@ inline bool has_halo_kernels(Stream& stream, const Sizes& s) {
 inline bool is_tiny(const Sizes& s) { return s.H < 5 || s.W < 5; }
 
 // ---- Outputs: before(...) is what is added to a pixel's sums in two neighbouring channels,
-// store() takes a block's results from shared memory to where they belong.
+// store() takes a block's results from shared memory to where they belong. kBlocks: of 256
+// threads, that registers must leave room for on a multiprocessor; 0: as the compiler likes.
 
 struct Two {
   float values[2];
@@ -59,6 +60,7 @@ __device__ __forceinline__ void store_image(const HaloSizes& sizes, const Place&
 
 // y [N,H,W,K] = sums + bias, or += sums, rounded once.
 struct HaloImage {
+  static constexpr int kBlocks = 0;
   bf16* y;
   const float* bias;  // or null
   int K;
@@ -82,6 +84,7 @@ struct HaloImage {
 // the whole gradient would be, rounded. A block's channels belong to one of the two: A is a
 // multiple of BN.
 struct HaloParts {
+  static constexpr int kBlocks = 2;
   bf16 *dlow, *dskip;
   int A, B;
   bool add_low, add_skip;

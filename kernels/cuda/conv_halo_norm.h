@@ -70,6 +70,7 @@ struct TileSums {
 // y = sums + bias, and the mean and M2 of every channel of y, as stored, in the tile: in two steps,
 // and less one of the values, so that a large mean costs nothing.
 struct HaloMoments : HaloImage {
+  static constexpr int kBlocks = 2;
   TileSums to;
 
   template <class Tile>
@@ -103,6 +104,7 @@ struct HaloMoments : HaloImage {
 // GroupNorm computes from x (norm.h).
 template <GeluForm form>
 struct HaloNormGrad {
+  static constexpr int kBlocks = 0;
   NormArgs<bf16> in;
   bf16* dy;
   TileSums to;
