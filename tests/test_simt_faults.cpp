@@ -333,7 +333,7 @@ TEST_CASE("an instruction that the profile lacks", "[simt]") {
               "(0,0,0)");
 }
 
-TEST_CASE("a crash says where it was", "[simt][crash]") {
+TEST_CASE("a crash says where it was", "[simt]") {
   Array<int> out(8), index(std::vector{1});
   const auto wild = crash_of([&] { run<wild_kernel>(dim3(2), dim3(8), 0, out, index); });
   CHECK_THAT(wild, Catch::Contains("::wild_kernel, block (0,0,0), thread (3,0,0)"));
