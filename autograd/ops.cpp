@@ -130,11 +130,12 @@ Var upcat_conv2d(Tape& tape, const Var& low, const Var& skip, const Var& w, cons
   const Var b = given(bias);
   Var y = tape.output(with_channels(skip.shape(), w.shape()[0]), low.value.dtype(),
                       {&low, &skip, &w, &b});
-  upcat_conv2d_fwd(tape.stream(), low.value, skip.value, w.value, b.value, y.value);
+  upcat_conv2d_fwd(tape.stream(), low.value, skip.value, w.value, w.phases, b.value, y.value);
   tape.record("upcat_conv2d", {&low, &skip, &w, &b}, y,
               [low, skip, w, b = b.slot](Stream& s, const Tensor& dy) {
                 upcat_conv2d_bwd_weight(s, low.value, skip.value, dy, w.slot->out(s), b->out(s));
-                upcat_conv2d_bwd_data(s, dy, w.value, low.slot->out(s), skip.slot->out(s));
+                upcat_conv2d_bwd_data(s, dy, w.value, w.phases, low.slot->out(s),
+                                      skip.slot->out(s));
               });
   return y;
 }

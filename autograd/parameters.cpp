@@ -26,7 +26,8 @@ Shape Parameter::file_shape() const {
   return s;
 }
 
-Parameter& Parameters::add(std::string name, const Shape& shape, Init init, FileLayout layout) {
+Parameter& Parameters::add(std::string name, const Shape& shape, Init init, FileLayout layout,
+                           int64_t upsampled) {
   ENSURE(!values, "parameter '", name, "' comes after allocate()");
   for (const Parameter& other : list_)
     ENSURE(other.name != name, "two parameters are called '", name, "'");
@@ -34,7 +35,7 @@ Parameter& Parameters::add(std::string name, const Shape& shape, Init init, File
   var.slot = std::make_shared<GradSlot>();
   var.slot->name = name;
   var.slot->shape = shape;
-  list_.push_back({std::move(name), layout, init, size_, {}, std::move(var)});
+  list_.push_back({std::move(name), layout, init, upsampled, size_, {}, std::move(var)});
   size_ += (shape.numel() + kAlign - 1) / kAlign * kAlign;
   return list_.back();
 }
@@ -49,6 +50,9 @@ void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t s
     p.master = values.slice(p.offset, p.var.slot->shape);
     p.var.value = copies && p.is_filter() ? copies.slice(p.offset, p.var.slot->shape) : p.master;
     p.var.slot->dtype = precision.master;
+    const Shape& shape = p.var.slot->shape;
+    if (copies && p.upsampled)
+      p.var.phases = Tensor::empty(stream, {shape[0], 4, 4, p.upsampled}, copies.dtype());
     const RngKey key{seed, 0, position++, Purpose::init};
     precision.master == DType::f64 ? draw<double>(stream, p.master, p.init, key)
                                    : draw<float>(stream, p.master, p.init, key);
@@ -75,6 +79,12 @@ int64_t Parameters::count() const {
 
 void Parameters::refresh_copies(Stream& stream) {
   if (copies) copy_rounded(stream, values, copies);
+  refresh_phases(stream);
+}
+
+void Parameters::refresh_phases(Stream& stream) {
+  for (Parameter& p : list_)
+    if (p.var.phases) upcat_phases(stream, p.master, p.var.phases);
 }
 
 void Parameters::clear_gradients() {
@@ -97,6 +107,7 @@ void Adam::update(const Tensor& loss) {
   if (!norm_is_known_) grad_norm(stream_, parameters_.grads, norm_);
   norm_is_known_ = false;
   adam_step(stream_, spec_, ++step, tensors(loss));
+  parameters_.refresh_phases(stream_);
 }
 
 void Adam::issue(const Tensor& loss, const Tensor& now, const Tensor& factors) {
@@ -104,6 +115,7 @@ void Adam::issue(const Tensor& loss, const Tensor& now, const Tensor& factors) {
   AdamTensors t = tensors(loss);
   t.now = now, t.factors = factors;
   adam_step(stream_, spec_, step + 1, t);
+  parameters_.refresh_phases(stream_);
 }
 
 AdamTensors Adam::tensors(const Tensor& loss) const {

@@ -28,6 +28,8 @@ struct Parameter {
   std::string name;  // PyTorch's
   FileLayout layout;
   Init init;
+  int64_t upsampled;   // first channels of a 3x3 filter, that read an upsampled image: phases of
+                       // them are kept where kernels want these (upcat_conv2d)
   int64_t offset = 0;  // of the first element in the arenas
   Tensor master;       // the value: a slice of Parameters::values
   Var var;             // what operations read: the master, or its bf16 copy; and the gradient
@@ -41,7 +43,8 @@ struct Parameter {
 class Parameters {
  public:
   // Adds a parameter; addresses stay valid. Before allocate(). Throws when the name is taken.
-  Parameter& add(std::string name, const Shape& shape, Init init, FileLayout layout);
+  Parameter& add(std::string name, const Shape& shape, Init init, FileLayout layout,
+                 int64_t upsampled = 0);
 
   // Makes the arenas and draws the initial values from (seed, position of the parameter).
   void allocate(Stream& stream, const Precision& precision, uint64_t seed);
@@ -54,6 +57,8 @@ class Parameters {
 
   // After the values were written: brings the copies up to date.
   void refresh_copies(Stream& stream);
+  // The part of it that the optimizer's own pass cannot do: sums of several values.
+  void refresh_phases(Stream& stream);
 
   // The next backward pass overwrites gradients instead of adding to them.
   void clear_gradients();

@@ -21,7 +21,7 @@ Var composed(Tape& tape, const Var& x, const Var& time, const ResidualBlockArgs&
 // A convolution of the block's input: of x, or of concat(upsample(x), skip).
 void conv_in(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
              const Var& b, Tensor& y, MomentsOut* moments = nullptr) {
-  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, b.value, y, moments)
+  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, w.phases, b.value, y, moments)
             : conv2d_fwd(stream, spec, x.value, w.value, b.value, y, moments);
 }
 
@@ -33,7 +33,7 @@ void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& 
     return conv2d_bwd_data(stream, spec, dy, w.value, dx);
   }
   upcat_conv2d_bwd_weight(stream, x.value, skip.value, dy, dw, db);
-  upcat_conv2d_bwd_data(stream, dy, w.value, dx, skip.slot->out(stream));
+  upcat_conv2d_bwd_data(stream, dy, w.value, w.phases, dx, skip.slot->out(stream));
 }
 
 // What the fused block keeps for its way back: the convolutions' inputs and outputs.

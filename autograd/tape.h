@@ -31,6 +31,7 @@ struct GradSlot {
 struct Var {
   Tensor value;
   std::shared_ptr<GradSlot> slot;
+  Tensor phases = {};  // of a filter over an upsampled image, if they are kept (upcat_phases)
 
   // A leaf: data (wanted = false), or an input whose gradient somebody reads.
   static Var leaf(Tensor value, bool wanted = false, std::string name = "");

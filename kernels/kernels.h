@@ -123,12 +123,19 @@ void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
 // [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
 // dskip are computed together, and db only with dw.
+// phases: bf16, what upcat_phases makes of a 3x3 filter; may be undefined. Kernels in bf16 on CUDA
+// use it; without it they make their own, from a filter that is rounded already.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
-                           Grad dskip);
+                      const Tensor& phases, const Tensor& b, Tensor& y,
+                      MomentsOut* moments = nullptr);
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
+                           Grad dlow, Grad dskip);
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db);
+// The sub-pixel form: at output pixels (2y+p, 2x+q) the 3x3 filter w [K,3,3,A+B] is a 2x2 filter
+// over low, phases[k,2p+q,2u+v,a] = sum of w[k,r,s,a] over (r+1-p)/2 = u, (s+1-q)/2 = v.
+// phases [K,4,4,A] is bf16 on CUDA, where w is f32 or bf16, and of w's type elsewhere.
+void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases);
 
 // x = value, any shape.
 void fill(Stream& stream, Tensor& x, double value);

@@ -15,10 +15,11 @@ Var TimestepEmbedding::forward(Tape& tape, const Tensor& t) const {
 }
 
 ResidualBlock::ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T,
-                             const BlockOptions& options)
+                             const BlockOptions& options, int64_t upsampled)
     : Module(scope),
       options_(options),
-      conv1_(scope / "conv1", C, K, 3, {1, 1, 1}),
+      conv1_(scope / "conv1", C, K, 3, {1, 1, 1}, FileLayout::Filter,
+             options.fusion == ops::Fusion::On ? upsampled : 0),
       norm1_(scope / "norm1", K, options.groups),
       conv2_(scope / "conv2", K, K, 3, {1, 1, 1}),
       norm2_(scope / "norm2", K, options.groups),
@@ -58,7 +59,7 @@ Var DownBlock::forward(Tape& tape, const Var& x, const Var& time, Var& skip) con
 
 UpBlock::UpBlock(const Scope& scope, int64_t C, int64_t S, int64_t K, int64_t T,
                  const BlockOptions& options)
-    : Module(scope), block_(scope / "res_block", C + S, K, T, options) {}
+    : Module(scope), block_(scope / "res_block", C + S, K, T, options, C) {}
 
 Var UpBlock::forward(Tape& tape, const Var& x, const Var& skip, const Var& time) const {
   return block_.forward(tape, x, time, skip);

@@ -28,10 +28,12 @@ class TimestepEmbedding : public Module {
 };
 
 // gelu(norm2(conv2(gelu(norm1(conv1(x)) + linear(time))))) + shortcut(x). x [N,H,W,C], time [N,T]
-// is the GELU of the embedding, which is the same for all blocks -> [N,H,W,K].
+// is the GELU of the embedding, which is the same for all blocks -> [N,H,W,K]. With a skip, x is
+// the first `upsampled` of the C channels, at half the resolution.
 class ResidualBlock : public Module {
  public:
-  ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T, const BlockOptions& options);
+  ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T, const BlockOptions& options,
+                int64_t upsampled = 0);
   Var forward(Tape& tape, const Var& x, const Var& time, const Var& skip = {}) const;
 
  private:

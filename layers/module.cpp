@@ -11,10 +11,10 @@ Init uniform_by(int64_t fan_in) { return {1.0f / std::sqrt(float(fan_in)), 0.0f}
 }  // namespace
 
 Conv2d::Conv2d(const Scope& scope, int64_t C, int64_t K, int64_t R, const ConvSpec& conv_spec,
-               FileLayout layout)
+               FileLayout layout, int64_t upsampled)
     : Module(scope),
       spec(conv_spec),
-      weight(scope.parameter("weight", {K, R, R, C}, uniform_by(C * R * R), layout)),
+      weight(scope.parameter("weight", {K, R, R, C}, uniform_by(C * R * R), layout, upsampled)),
       bias(scope.parameter("bias", {K}, uniform_by(C * R * R))) {}
 
 Var Conv2d::forward(Tape& tape, const Var& x) const {

@@ -16,8 +16,8 @@ class Scope {
     return Scope(parameters_, name_.empty() ? child : name_ + "." + child);
   }
   Parameter& parameter(const std::string& name, const Shape& shape, Init init,
-                       FileLayout layout = FileLayout::Same) const {
-    return parameters_.add((*this / name).name_, shape, init, layout);
+                       FileLayout layout = FileLayout::Same, int64_t upsampled = 0) const {
+    return parameters_.add((*this / name).name_, shape, init, layout, upsampled);
   }
   const std::string& name() const { return name_; }
 
@@ -38,11 +38,11 @@ class Module {
   std::string name_;
 };
 
-// x [N,H,W,C] -> [N,P,Q,K]. PyTorch's default initialisation.
+// x [N,H,W,C] -> [N,P,Q,K]. PyTorch's default initialisation. upsampled: see Parameter.
 class Conv2d : public Module {
  public:
   Conv2d(const Scope& scope, int64_t C, int64_t K, int64_t R, const ConvSpec& spec,
-         FileLayout layout = FileLayout::Filter);
+         FileLayout layout = FileLayout::Filter, int64_t upsampled = 0);
   Var forward(Tape& tape, const Var& x) const;
 
   const ConvSpec spec;

@@ -119,6 +119,30 @@ TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(upcat({1, 5, 4, 2}, {7, 3, 3, 5}), Contains("low is [1,2,2,3], skip is [1,5,4,2]"));
   CHECK_THAT(upcat({1, 4, 4, 2}, {7, 3, 3, 4}),
              Contains("w takes 4 channels, low and skip have 3 + 2"));
+  CHECK_THAT(upcat({1, 4, 4, 0}, {7, 3, 3, 3}), Contains("both need channels"));
+
+  const auto with_phases = [&](int64_t R, const Shape& shape, DType dtype) {
+    return error_of([&] {
+      Tensor y = b.zeros({1, 4, 4, 7});
+      upcat_conv2d_fwd(b.stream, b.zeros({1, 2, 2, 3}), b.zeros({1, 4, 4, 2}),
+                       b.zeros({7, R, R, 5}), b.zeros(shape, dtype), {}, y);
+    });
+  };
+  CHECK_THAT(with_phases(3, {7, 4, 4, 3}, DType::f32),
+             Contains("phases is [7,4,4,3] f32, expected [7,4,4,3] bf16"));
+  CHECK_THAT(with_phases(3, {7, 4, 4, 5}, DType::bf16),
+             Contains("phases is [7,4,4,5] bf16, expected [7,4,4,3] bf16"));
+  CHECK_THAT(with_phases(1, {7, 4, 4, 3}, DType::bf16), Contains("phases of a filter 1x1"));
+  const auto phases = [&](const Shape& w, const Shape& shape) {
+    return error_of([&] {
+      Tensor made = b.zeros(shape);
+      upcat_phases(b.stream, b.zeros(w), made);
+    });
+  };
+  CHECK_THAT(phases({7, 1, 1, 5}, {7, 4, 4, 3}), Contains("w is [7,1,1,5], expected 3x3"));
+  CHECK_THAT(phases({7, 3, 3, 5}, {7, 4, 4, 6}), Contains("phases is [7,4,4,6], w is [7,3,3,5]"));
+  CHECK_THAT(phases({7, 3, 3, 5}, {6, 4, 4, 3}),
+             Contains("phases is [6,4,4,3] f32, expected [7,4,4,3] f32"));
 }
 
 TEST_CASE("sums and the loss refuse what does not fit", "[ops][errors]") {

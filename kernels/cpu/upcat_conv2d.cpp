@@ -25,6 +25,7 @@ struct Upcat {
     return R == 1 ? ConvProblem{N, h, w, A, K, 1, 1, h, w, {1, 0, 0}}
                   : ConvProblem{N, h, w, A, K, 2, 2, h, w, {1, 1 - p, 1 - q}};
   }
+  Shape phases() const { return {K, 4, 4, A}; }
 };
 
 Upcat check(const Shape& low, const Shape& skip, const Shape& w) {
@@ -35,24 +36,52 @@ Upcat check(const Shape& low, const Shape& skip, const Shape& w) {
          low[3], " + ", skip[3]);
   ENSURE(w[1] == w[2] && (w[1] == 1 || w[1] == 3), "upcat_conv2d: w is ", w,
          ", expected 1x1 or 3x3");
+  ENSURE(low[3] > 0 && skip[3] > 0, "upcat_conv2d: low is ", low, ", skip is ", skip,
+         ": both need channels");
   return {low[0], low[1], low[2], low[3], skip[3], w[0], w[1]};
+}
+
+// The taps first .. last of a 3x3 filter's row (or column) that tap u of parity p sums.
+struct Taps {
+  int first, last;
+};
+Taps taps_of(int p, int u) { return {u == 0 ? 0 : 1 + p, u == 1 ? 2 : p}; }
+
+template <class T>
+void sum_phases(const Tensor& w, Tensor& phases) {
+  const int64_t K = w.dim(0), C = w.dim(3), A = phases.dim(3);
+  const T* from = w.data<T>();
+  T* to = phases.data<T>();
+  for (int64_t i = 0; i < K * 16; ++i) {
+    const Taps rows = taps_of(int(i / 8 % 2), int(i / 2 % 2)),
+               columns = taps_of(int(i / 4 % 2), int(i % 2));
+    for (int64_t a = 0; a < A; ++a) {
+      T sum = 0;
+      for (int r = rows.first; r <= rows.last; ++r)
+        for (int s = columns.first; s <= columns.last; ++s)
+          sum += from[(i / 16 * 9 + 3 * r + s) * C + a];
+      to[i * A + a] = sum;
+    }
+  }
 }
 
 }  // namespace
 
 namespace oracle {
 
+void upcat_phases(Stream&, const Tensor& w, Tensor& phases) { sum_phases<double>(w, phases); }
+
 // By definition: through the concatenation.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y, MomentsOut*) {
+                      const Tensor&, const Tensor& b, Tensor& y, MomentsOut*) {
   const int pad = int(w.dim(1) / 2);
   Tensor x = Tensor::empty(stream, {skip.dim(0), skip.dim(1), skip.dim(2), w.dim(3)}, DType::f64);
   concat_upsample_fwd(stream, low, skip, x);
   tessera::conv2d_fwd(stream, {1, pad, pad}, x, w, b, y);
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
-                           Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor&,
+                           Grad dlow, Grad dskip) {
   const int pad = int(w.dim(1) / 2);
   Tensor dx = Tensor::empty(stream, {dy.dim(0), dy.dim(1), dy.dim(2), w.dim(3)}, DType::f64);
   tessera::conv2d_bwd_data(stream, {1, pad, pad}, dy, w, {dx});
@@ -70,13 +99,10 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 }  // namespace oracle
 
 namespace cpu {
-namespace {
 
-// The taps first .. last of a 3x3 filter's row (or column) that tap u of parity p sums.
-struct Taps {
-  int first, last;
-};
-Taps taps_of(int p, int u) { return {u == 0 ? 0 : 1 + p, u == 1 ? 2 : p}; }
+void upcat_phases(Stream&, const Tensor& w, Tensor& phases) { sum_phases<float>(w, phases); }
+
+namespace {
 
 // The filter [K,2,2,A] of one parity.
 Tensor parity_filter(Stream& stream, const Upcat& u, const Tensor& w, int p, int q) {
@@ -145,7 +171,7 @@ void take_parity(const Upcat& u, const Tensor& y, int p, int q, Tensor& x) {
 }  // namespace
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y, MomentsOut*) {
+                      const Tensor&, const Tensor& b, Tensor& y, MomentsOut*) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
   OneDnn& dnn = stream.state<OneDnn>();
   const float* filter = w.data<float>();
@@ -165,8 +191,8 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
     }
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
-                           Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor&,
+                           Grad dlow, Grad dskip) {
   const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
   OneDnn& dnn = stream.state<OneDnn>();
   const float* filter = w.data<float>();
@@ -223,32 +249,54 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 
 }  // namespace cpu
 
+ON_CUDA(upcat_phases)
 ON_CUDA(upcat_conv2d_bwd_weight)
 ON_CUDA(upcat_conv2d_bwd_data)
 ON_CUDA(upcat_conv2d_fwd)
 
+namespace {
+
+void expect_phases(const char* what, const Upcat& u, const Tensor& phases) {
+  ENSURE(!phases || u.R == 3, what, " of a filter ", u.R, "x", u.R);
+  expect_if(what, phases, u.phases(), DType::bf16);
+}
+
+}  // namespace
+
+void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
+  ENSURE(w.shape().rank() == 4 && w.dim(1) == 3 && w.dim(2) == 3, "upcat_phases: w is ", w.shape(),
+         ", expected 3x3");
+  ENSURE(phases.shape().rank() == 4 && phases.dim(3) <= w.dim(3), "upcat_phases: phases is ",
+         phases.shape(), ", w is ", w.shape());
+  const DType dtype = stream.device().type() == DeviceType::cpu ? w.dtype() : DType::bf16;
+  expect("upcat_phases: phases", phases, {w.dim(0), 4, 4, phases.dim(3)}, dtype);
+  DISPATCH(stream, w.dtype(), upcat_phases(stream, w, phases));
+}
+
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y, MomentsOut* moments) {
+                      const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
   expect("upcat_conv2d_fwd: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_fwd: w", w, w.shape(), low.dtype());
+  expect_phases("upcat_conv2d_fwd: phases", u, phases);
   expect_if("upcat_conv2d_fwd: b", b, {u.K}, master_of(low.dtype()));
   expect("upcat_conv2d_fwd: y", y, u.skip_part().y(), low.dtype());
   if (moments) expect_moments(*moments, y);
   if (y.numel() == 0) return;
-  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, b, y, moments));
+  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, phases, b, y, moments));
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
-                           Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
+                           Grad dlow, Grad dskip) {
   if (!dlow && !dskip) return;
   ENSURE(dlow && dskip, "upcat_conv2d_bwd_data: only one of dlow and dskip is wanted");
   const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
   expect("upcat_conv2d_bwd_data: dy", dy, u.skip_part().y(), w.dtype());
+  expect_phases("upcat_conv2d_bwd_data: phases", u, phases);
   expect("upcat_conv2d_bwd_data: dlow", dlow.tensor, dlow.tensor.shape(), w.dtype());
   expect("upcat_conv2d_bwd_data: dskip", dskip.tensor, dskip.tensor.shape(), w.dtype());
   if (dy.numel() == 0) return;
-  DISPATCH(stream, w.dtype(), upcat_conv2d_bwd_data(stream, dy, w, dlow, dskip));
+  DISPATCH(stream, w.dtype(), upcat_conv2d_bwd_data(stream, dy, w, phases, dlow, dskip));
 }
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,

@@ -13,7 +13,8 @@ bool halo_bwd_data_fits(Stream& stream, const ConvSpec& spec, const Tensor& dy, 
                         const Tensor& dx) {
   if (dy.dtype() != DType::bf16) return false;
   const Sizes s(ConvProblem::of(spec, dx.shape(), w.shape()));
-  return has_halo_kernels(stream, s) && !is_tiny(s) && packs_fit<bf16, 8>(s.K, dy.data<bf16>()) &&
+  return has_halo_kernels(stream, s) && !is_tiny(s.H, s.W) &&
+         packs_fit<bf16, 8>(s.K, dy.data<bf16>()) &&
          packs_fit<bf16, 8>(s.C, w.data<bf16>(), dx.data<bf16>());
 }
 
@@ -23,21 +24,13 @@ bool halo_bwd_data_fits(Stream& stream, const ConvSpec& spec, const Tensor& dy, 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx) {
   const conv::Sizes s(ConvProblem::of(spec, dx.tensor.shape(), w.shape()));
-  with_storage(dy.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    constexpr int V = kPack<T>;
-    const T *up = dy.data<T>(), *filters = w.data<T>();
-    if constexpr (sizeof(T) == 2)
-      if (conv::halo_bwd_data_fits(stream, spec, dy, w, dx.tensor))
-        return conv::run_halo(
-            stream, int(dy.dim(0)), conv::Image<T>{up, s.P, s.Q, s.K},
-            conv::TurnedFilters{filters, s.K, s.C},
-            conv::HaloImage{dx.tensor.data<T>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
-    const conv::Product<conv::Reached<T>, conv::FiltersAcross<T>> p{
-        {s, up}, {s, filters}, s.x_pixels,
-        s.C,     s.taps_k(),   packs_fit<T, V>(s.K, up) && packs_fit<T, V>(s.C, filters)};
-    conv::run_pixels(stream, p, nullptr, dx.tensor.data<T>(), dx.mode);
-  });
+  if (conv::halo_bwd_data_fits(stream, spec, dy, w, dx.tensor))
+    return conv::run_halo(
+        stream, int(dy.dim(0)), conv::Image<bf16>{dy.data<bf16>(), s.P, s.Q, s.K},
+        conv::TurnedFilters{w.data<bf16>(), s.K, s.C, s.C},
+        conv::HaloImage{dx.tensor.data<bf16>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
+  with_storage(dy.dtype(),
+               [&](auto zero) { conv::run_bwd_data<decltype(zero)>(stream, s, dy, w, 0, dx); });
 }
 
 // With halo tiles the convolution takes the norm's sums while it has a tile; else the two are done
@@ -53,18 +46,22 @@ void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& 
   Tensor dh = dx && dx.mode == GradMode::Overwrite ? dx.tensor
                                                    : Tensor::empty(stream, x.shape(), x.dtype());
   const auto in = norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {});
+  const int N = int(dy.dim(0)), H = int(dy.dim(1)), W = int(dy.dim(2)), K = int(w.dim(0)),
+            C = int(w.dim(3));
+  const conv::HaloSource<conv::TurnedFilters> source{{dy.data<bf16>(), H, W, K},
+                                                     {w.data<bf16>(), K, C, C}};
   const auto run = [&]<GeluForm form>() {
-    conv::run_halo_sums(
-        stream, int(dy.dim(0)),
-        conv::Image<bf16>{dy.data<bf16>(), int(dy.dim(1)), int(dy.dim(2)), int(dy.dim(3))},
-        conv::TurnedFilters{w.data<bf16>(), int(w.dim(0)), int(w.dim(3))},
-        [&](const conv::TileSums& to) {
-          return conv::HaloNormGrad<form>{in, dh.data<bf16>(), to};
-        },
-        [&](const Tensor& partial, const TileParts&) {
-          norm_gelu_bwd_from_sums(stream, spec, x, moments, gamma, beta, t, dh, partial, dx, dgamma,
-                                  dbeta, dt);
-        });
+    conv::with_halo_tile(N, H, W, C, [&](auto tile) {
+      conv::launch_halo_sums<decltype(tile)>(
+          stream, N, H, W, C, source,
+          [&](const conv::TileSums& to) {
+            return conv::HaloNormGrad<form>{in, dh.data<bf16>(), to};
+          },
+          [&](const Tensor& partial, const TileParts&) {
+            norm_gelu_bwd_from_sums(stream, spec, x, moments, gamma, beta, t, dh, partial, dx,
+                                    dgamma, dbeta, dt);
+          });
+    });
   };
   spec.form == GeluForm::Exact ? run.template operator()<GeluForm::Exact>()
                                : run.template operator()<GeluForm::Tanh>();

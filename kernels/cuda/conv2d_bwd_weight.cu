@@ -17,7 +17,29 @@ void bias_grad(Stream& stream, const Tensor& dy, Grad db) {
     sum_rows(stream, parts, pixels, kPixels, K, dy.data<T>(),
              PutSum<float>{partial.data<float>(), false, K});
   });
-  sum_parts(stream, partial, db);
+  sum_parts(stream, parts_of(partial, db));
+}
+
+void run_halo_wgrad(Stream& stream, int N, const Image<bf16>& x, const Tensor& dy, Grad dw,
+                    int first, Grad db) {
+  const int K = int(dw.tensor.dim(0)), row = int(dw.tensor.dim(3));
+  float* const to = dw.tensor.data<float>() + first;
+  with_wgrad_tile<3>(x.W, [&](auto tile) {
+    using Tile = decltype(tile);
+    const WgradSplit s = split_of<Tile>(N, x.H, x.W, K, x.C);
+    if (s.parts == 1)  // is the result; more are added in order
+      return launch_wgrad<Tile>(
+          stream, N, x, s,
+          {dy.data<bf16>(), K, x.C, 0, 0, to, row, data_or_null<float>(db.tensor),
+           dw.mode == GradMode::Accumulate, db.mode == GradMode::Accumulate});
+    Tensor sums = Tensor::empty(stream, {s.parts, K, 9, x.C}), bias_sums;
+    if (db) bias_sums = Tensor::empty(stream, {s.parts, K});
+    launch_wgrad<Tile>(stream, N, x, s,
+                       {dy.data<bf16>(), K, x.C, 0, 0, sums.data<float>(), x.C,
+                        data_or_null<float>(bias_sums), false, false});
+    const SumParts all = parts_of(sums, to, x.C, row, dw.mode);
+    db ? sum_parts(stream, all, parts_of(bias_sums, db)) : sum_parts(stream, all);
+  });
 }
 
 }  // namespace conv
@@ -25,6 +47,9 @@ void bias_grad(Stream& stream, const Tensor& dy, Grad db) {
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db) {
   const conv::Sizes s(ConvProblem::of(spec, x.shape(), dw.tensor.shape()));
+  if (conv::halo_wgrad_fits(stream, s, dy, dw) && packs_fit<bf16, 8>(s.C, x.data<bf16>()))
+    return conv::run_halo_wgrad(stream, int(dy.dim(0)), {x.data<bf16>(), s.H, s.W, s.C}, dy, dw, 0,
+                                db);
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();

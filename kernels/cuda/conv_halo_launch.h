@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/conv_halo_wgrad.h"
+#include "kernels/cuda/conv_phase.h"
 #include "kernels/cuda/sum_parts.h"
 
 namespace tessera::TESSERA_CUDA::conv {
@@ -16,18 +17,18 @@ inline bool has_halo_kernels(Stream& stream, const Sizes& s) {
 
 // Images that a tile of 8 x 8 would be mostly zeros for: forward and the data's gradient are left
 // to the implicit product.
-inline bool is_tiny(const Sizes& s) { return s.H < 5 || s.W < 5; }
+inline bool is_tiny(int H, int W) { return H < 5 || W < 5; }
 
 // ---- Outputs: before(...) is what is added to a pixel's sums in two neighbouring channels,
-// store() takes a block's results from shared memory to where they belong. kBlocks: of 256
-// threads, that registers must leave room for on a multiprocessor; 0: as the compiler likes.
+// store() takes a block's results from shared memory to where they belong. kBlocks: see
+// BlocksWanted.
 
 struct Two {
   float values[2];
   __device__ __forceinline__ float operator[](int i) const { return values[i]; }
 };
 __device__ __forceinline__ bool is_inside(const HaloSizes& s, const Place& at) {
-  return at.h < s.H && at.w < s.W;
+  return at.n < s.N && at.h < s.H && at.w < s.W;
 }
 __device__ __forceinline__ int64_t pixel_number(const Place& at, int H, int W) {
   return int64_t(at.n * H + at.h) * W + at.w;
@@ -35,27 +36,6 @@ __device__ __forceinline__ int64_t pixel_number(const Place& at, int H, int W) {
 __device__ __forceinline__ Two load_two(const bf16* from) {
   const auto two = Pack<bf16, 2>::load(from);
   return {two[0], two[1]};
-}
-
-// A block's results -> y [N,H,W,K], channels `column` and on; add: to what is there.
-template <class Tile>
-__device__ __forceinline__ void store_image(const HaloSizes& sizes, const Place& first, int column,
-                                            const HaloResults<Tile>& results, bf16* y, int K,
-                                            bool add) {
-  constexpr int kPacks = Tile::BN / 8;
-  for (int i = int(threadIdx.x); i < Tile::BM * kPacks; i += Tile::kThreads) {
-    const int m = i / kPacks, x = i % kPacks * 8;
-    const Place at = pixel_of<Tile>(first, m);
-    if (!is_inside(sizes, at) || column + x >= K) continue;
-    bf16* const to = y + pixel_number(at, sizes.H, sizes.W) * K + column + x;
-    auto pack = Pack<bf16, 8>::load(&results.out[m][x]);
-    if (add) {
-      const auto before = Pack<bf16, 8>::load(to);
-      TESSERA_UNROLL
-      for (int j = 0; j < 8; ++j) pack.set(j, before[j] + pack[j]);
-    }
-    pack.store(to);
-  }
 }
 
 // y [N,H,W,K] = sums + bias, or += sums, rounded once.
@@ -75,42 +55,13 @@ struct HaloImage {
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
                                         const HaloResults<Tile>& results) const {
-    store_image(sizes, first, column, results, y, K, false);
-  }
-};
-
-// The two parts of a gradient of concat(upsample(low), skip): dskip [N,H,W,B] gets its channels,
-// dlow [N,H/2,W/2,A] the sums of 2x2 pixels, all of which are in one tile. Both are sums of what
-// the whole gradient would be, rounded. A block's channels belong to one of the two: A is a
-// multiple of BN.
-struct HaloParts {
-  static constexpr int kBlocks = 2;
-  bf16 *dlow, *dskip;
-  int A, B;
-  bool add_low, add_skip;
-
-  __device__ __forceinline__ Two before(const HaloSizes&, const Place&, int) const { return {}; }
-  template <class Tile>
-  __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
-                                        const HaloResults<Tile>& results) const {
-    if (column >= A) return store_image(sizes, first, column - A, results, dskip, B, add_skip);
-    constexpr int kPacks = Tile::BN / 8, kAcross = Tile::TW / 2;
-    for (int i = int(threadIdx.x); i < Tile::BM / 4 * kPacks; i += Tile::kThreads) {
-      const int patch = i / kPacks, x = i % kPacks * 8;
-      const int m = patch / kAcross * (2 * Tile::TW) + patch % kAcross * 2;
+    constexpr int kPacks = Tile::BN / 8;
+    for (int i = int(threadIdx.x); i < Tile::BM * kPacks; i += Tile::kThreads) {
+      const int m = i / kPacks, x = i % kPacks * 8;
       const Place at = pixel_of<Tile>(first, m);
-      if (!is_inside(sizes, at)) continue;
-      bf16* to = dlow + pixel_number({at.n, at.h / 2, at.w / 2}, sizes.H / 2, sizes.W / 2) * A +
-                 column + x;
-      Pack<bf16, 8> sum, in[4];
-      TESSERA_UNROLL
-      for (int p = 0; p < 4; ++p)
-        in[p] = Pack<bf16, 8>::load(&results.out[m + p / 2 * Tile::TW + p % 2][x]);
-      if (add_low) sum = Pack<bf16, 8>::load(to);
-      TESSERA_UNROLL
-      for (int j = 0; j < 8; ++j)
-        sum.set(j, (add_low ? sum[j] : 0) + ((in[0][j] + in[1][j]) + (in[2][j] + in[3][j])));
-      sum.store(to);
+      if (!is_inside(sizes, at) || column + x >= K) continue;
+      Pack<bf16, 8>::load(&results.out[m][x])
+          .store(y + pixel_number(at, sizes.H, sizes.W) * K + column + x);
     }
   }
 };
@@ -120,75 +71,94 @@ inline constexpr int64_t kEnoughHaloBlocks = 96;
 
 template <class Tile>
 int64_t pixel_tiles(int N, int H, int W) {
-  return ceil_div(N, Tile::TN) * ceil_div(H, Tile::TH) * ceil_div(W, Tile::TW);
+  constexpr int kApart = Tile::kApart;
+  return ceil_div(N, Tile::TN) * ceil_div(H, Tile::TH * kApart) * ceil_div(W, Tile::TW * kApart) *
+         (kApart * kApart);
+}
+template <class Tile>
+bool has_enough_blocks(int N, int H, int W, int columns) {
+  return pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN) >= kEnoughHaloBlocks;
+}
+// The same, and that half of a tile is not left empty.
+template <class Tile>
+bool is_large_enough(int N, int H, int W, int columns) {
+  return W > 8 * Tile::kApart && has_enough_blocks<Tile>(N, H, W, columns);
 }
 
-// Calls f(tile).
-template <class F>
+// Calls f(tile), of pixels `apart`.
+template <int apart = 1, class F>
 void with_halo_tile(int N, int H, int W, int columns, const F& f) {
-  using Few = HaloTile<16, 16, 64, 64, 32>;  // channels
-  using Many = HaloTile<8, 16, 128, 64, 32>;
-  using Small = HaloTile<8, 8, 64, 32, 32>;
-  const auto enough = [&]<class Tile>(Tile) {
-    return W > 8 && pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN) >= kEnoughHaloBlocks;
-  };
-  if (columns % 128 == 0 && enough(Many{})) return f(Many{});
-  if (enough(Few{})) return f(Few{});
-  f(Small{});
+  using Few = HaloTile<16, 16, 64, 64, 32, apart>;  // channels
+  using Many = HaloTile<8, 16, 128, 64, 32, apart>;
+  if (columns % 128 == 0 && is_large_enough<Many>(N, H, W, columns)) return f(Many{});
+  if (is_large_enough<Few>(N, H, W, columns)) return f(Few{});
+  f(HaloTile<8, 8, 64, 32, 32, apart>{});
 }
 
-template <class Tile, class Image, class Filters, class Output>
-void launch_halo(Stream& stream, int N, const Image& image, const Filters& filters,
+template <class Tile, class Source, class Output>
+void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source& source,
                  const Output& output) {
-  const HaloSizes sizes(Tile{}, N, image.H, image.W, filters.columns);
-  const int64_t blocks =
-      pixel_tiles<Tile>(N, image.H, image.W) * ceil_div(filters.columns, Tile::BN);
+  const int64_t blocks = pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN);
   ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
-  launch<conv_halo_kernel<Tile, Image, Filters, Output>>(
+  launch<conv_halo_kernel<Tile, Source, Output>>(
       {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
-       sizeof(HaloShared<Tile, Filters::kAlongDepth>)},
-      image, filters, sizes, output);
+       sizeof(HaloShared<Tile, Source>)},
+      source, HaloSizes(Tile{}, N, H, W, columns), output);
 }
 
-template <class Image, class Filters, class Output>
-void run_halo(Stream& stream, int N, const Image& image, const Filters& filters,
-              const Output& output) {
-  if (N == 0) return;
-  with_halo_tile(N, image.H, image.W, filters.columns, [&](auto tile) {
-    launch_halo<decltype(tile)>(stream, N, image, filters, output);
+// Windows of x, of which y has the pixels.
+template <class Filters>
+void run_halo(Stream& stream, int N, const Image<bf16>& x, const Filters& filters,
+              const HaloImage& y) {
+  with_halo_tile(N, x.H, x.W, filters.columns, [&](auto tile) {
+    launch_halo<decltype(tile)>(stream, N, x.H, x.W, filters.columns,
+                                HaloSource<Filters>{x, filters}, y);
   });
 }
 
+// ---- Filters' gradients
+
+// Whether these kernels compute the gradient, if packs of the input fit.
+inline bool halo_wgrad_fits(Stream& stream, const Sizes& s, const Tensor& dy, const Grad& dw) {
+  return dy.dtype() == DType::bf16 && has_halo_kernels(stream, s) && dy.numel() > 0 &&
+         packs_fit<bf16, 8>(s.K, dy.data<bf16>()) &&
+         packs_fit<float, 2>(0, dw.tensor.data<float>());
+}
 inline constexpr int64_t kWgradBlocks = 128;
 
-template <class Image>
-void run_halo_wgrad(Stream& stream, int N, const Image& image, const Tensor& dy, Grad dw, Grad db) {
-  const auto run = [&](auto tile) {
-    using Tile = decltype(tile);
-    const int K = int(dw.tensor.dim(0)), C = int(dw.tensor.dim(3));
-    const int64_t tiles = pixel_tiles<Tile>(N, image.H, image.W);
-    const int64_t blocks = ceil_div(K, Tile::BM) * ceil_div(C, Tile::BN);
-    const int64_t wanted = std::clamp<int64_t>(ceil_div(kWgradBlocks, blocks), 1, tiles);
-    const int64_t part = ceil_div(tiles, wanted), parts = ceil_div(tiles, part);
-    ENSURE(tiles <= INT32_MAX && blocks <= INT32_MAX, "conv2d: ", tiles, " tiles");
-    // One part is the result; more are added in order.
-    Tensor sums = dw.tensor, bias_sums = db.tensor;
-    if (parts > 1) sums = Tensor::empty(stream, {parts, dw.tensor.numel()}, DType::f32);
-    if (parts > 1 && db) bias_sums = Tensor::empty(stream, {parts, K}, DType::f32);
-    launch<conv_halo_wgrad_kernel<Tile, Image>>(
-        {cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(parts)), dim3(Tile::kThreads),
-         sizeof(WgradShared<Tile>)},
-        image, HaloSizes(tile, N, image.H, image.W, C),
-        WgradArgs{dy.data<bf16>(), K, C, int(tiles), int(part), sums.data<float>(),
-                  data_or_null<float>(bias_sums), parts == 1 && dw.mode == GradMode::Accumulate,
-                  parts == 1 && db.mode == GradMode::Accumulate});
-    if (parts == 1) return;
-    db ? sum_parts(stream, sums, dw, bias_sums, db) : sum_parts(stream, sums, dw);
-  };
-  if (image.W > 8)
-    run(WgradTile<1, 16>{});
-  else
-    run(WgradTile<2, 8>{});
+// How a gradient is cut: blocks of filters, each of which adds `part` tiles of pixels.
+struct WgradSplit {
+  int64_t tiles, blocks, part, parts;
+};
+template <class Tile>
+WgradSplit split_of(int N, int H, int W, int K, int C) {
+  WgradSplit s;
+  s.tiles = pixel_tiles<Tile>(N, H, W);
+  s.blocks = ceil_div(K, Tile::BM) * ceil_div(C, Tile::BN) * Tile::kPhases;
+  const int64_t wanted = std::clamp<int64_t>(ceil_div(kWgradBlocks, s.blocks), 1, s.tiles);
+  s.part = ceil_div(s.tiles, wanted), s.parts = ceil_div(s.tiles, s.part);
+  ENSURE(s.tiles <= INT32_MAX && s.blocks <= INT32_MAX, "conv2d: ", s.tiles, " tiles");
+  return s;
 }
+
+// a's sums of a split.
+template <class Tile>
+void launch_wgrad(Stream& stream, int N, const Image<bf16>& x, const WgradSplit& s, WgradArgs a) {
+  a.tiles = int(s.tiles), a.tiles_per_part = int(s.part);
+  launch<conv_halo_wgrad_kernel<Tile>>(
+      {cuda_stream(stream), dim3(unsigned(s.blocks), 1, unsigned(s.parts)), dim3(Tile::kThreads),
+       sizeof(WgradShared<Tile>)},
+      x, HaloSizes(Tile{}, N, x.H, x.W, x.C), a);
+}
+
+// Calls f(tile) for pixels of images W wide.
+template <int R, class F>
+void with_wgrad_tile(int W, const F& f) {
+  W > 8 ? f(WgradTile<1, 16, R>{}) : f(WgradTile<2, 8, R>{});
+}
+
+// The gradient of w's channels `first` and on, those of x; dw [K,3,3,..]. In conv2d_bwd_weight.cu.
+void run_halo_wgrad(Stream& stream, int N, const Image<bf16>& x, const Tensor& dy, Grad dw,
+                    int first, Grad db);
 
 }  // namespace tessera::TESSERA_CUDA::conv

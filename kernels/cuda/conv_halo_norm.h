@@ -17,16 +17,18 @@ struct PackOfTile {
   static_assert(kPacks <= 32 && 32 % kPacks == 0);
   int x = int(threadIdx.x) % kPacks * 8, row = int(threadIdx.x) / kPacks;
 
-  // f(its m, its place) for every pixel of the thread that is in the image.
+  // f(its m, its place) for every pixel of the thread that is in the tile's image n.
   template <class F>
-  __device__ __forceinline__ void for_pixels(const HaloSizes& sizes, const Place& first,
+  __device__ __forceinline__ void for_pixels(const HaloSizes& sizes, const Place& first, int n,
                                              const F& f) const {
-    for (int m = row; m < Tile::BM; m += kRows) {
+    constexpr int kImage = Tile::TH * Tile::TW;
+    for (int m = n * kImage + row; m < (n + 1) * kImage; m += kRows) {
       const Place at = pixel_of<Tile>(first, m);
       if (is_inside(sizes, at)) f(m, at);
     }
   }
-  // Every thread gets the sums of its channels over the tile. All threads must come.
+  // Every thread gets the sums of its channels over all threads. All must come, and twice with
+  // other scratch before they come with the same again.
   __device__ __forceinline__ void add_up(float (&values)[8], float (*scratch)[Tile::BN]) const {
     const int warp = int(threadIdx.x) / 32;
     for (int j = 0; j < 8; ++j)
@@ -57,8 +59,10 @@ struct TileSums {
   template <class Tile>
   __device__ __forceinline__ void put(const Place& first, int k, const float (&a)[8],
                                       const float (&b)[8]) const {
-    if (threadIdx.x >= PackOfTile<Tile>::kPacks || k >= K) return;
-    const int part = first.h / Tile::TH * across + first.w / Tile::TW;
+    if (threadIdx.x >= PackOfTile<Tile>::kPacks || k >= K || first.n >= N) return;
+    constexpr int kApart = Tile::kApart;
+    const int rectangle = first.h / kApart / Tile::TH * across + first.w / kApart / Tile::TW;
+    const int part = (rectangle * kApart + first.h % kApart) * kApart + first.w % kApart;
     float* const to = partial + (int64_t(first.n) * parts + part) * K + k;
     for (int j = 0; j < 8; ++j) {
       to[j] = a[j];
@@ -78,25 +82,31 @@ struct HaloMoments : HaloImage {
                                         HaloResults<Tile>& results) const {
     HaloImage::store(sizes, first, column, results);
     const PackOfTile<Tile> mine;
-    const auto pivot = Pack<bf16, 8>::load(&results.out[0][mine.x]);
-    float mean[8] = {}, m2[8] = {};
-    mine.for_pixels(sizes, first, [&](int m, const Place&) {
-      const auto y = Pack<bf16, 8>::load(&results.out[m][mine.x]);
-      for (int j = 0; j < 8; ++j) mean[j] += y[j] - pivot[j];
-    });
-    mine.add_up(mean, results.sums[0]);
-    const float pixels = float(min(Tile::TH, sizes.H - first.h) * min(Tile::TW, sizes.W - first.w));
-    for (int j = 0; j < 8; ++j) mean[j] /= pixels;
-    mine.for_pixels(sizes, first, [&](int m, const Place&) {
-      const auto y = Pack<bf16, 8>::load(&results.out[m][mine.x]);
-      for (int j = 0; j < 8; ++j) {
-        const float deviation = (y[j] - pivot[j]) - mean[j];
-        m2[j] += deviation * deviation;
-      }
-    });
-    mine.add_up(m2, results.sums[1]);
-    for (int j = 0; j < 8; ++j) mean[j] += pivot[j];
-    to.put<Tile>(first, column + mine.x, mean, m2);
+    const auto count = [](int tile, int left) {
+      return min(tile, (left + Tile::kApart - 1) / Tile::kApart);
+    };
+    const float pixels =
+        float(count(Tile::TH, sizes.H - first.h) * count(Tile::TW, sizes.W - first.w));
+    for (int n = 0; n < Tile::TN; ++n) {
+      const auto pivot = Pack<bf16, 8>::load(&results.out[n * Tile::TH * Tile::TW][mine.x]);
+      float mean[8] = {}, m2[8] = {};
+      mine.for_pixels(sizes, first, n, [&](int m, const Place&) {
+        const auto y = Pack<bf16, 8>::load(&results.out[m][mine.x]);
+        for (int j = 0; j < 8; ++j) mean[j] += y[j] - pivot[j];
+      });
+      mine.add_up(mean, results.sums[0]);
+      for (int j = 0; j < 8; ++j) mean[j] /= pixels;
+      mine.for_pixels(sizes, first, n, [&](int m, const Place&) {
+        const auto y = Pack<bf16, 8>::load(&results.out[m][mine.x]);
+        for (int j = 0; j < 8; ++j) {
+          const float deviation = (y[j] - pivot[j]) - mean[j];
+          m2[j] += deviation * deviation;
+        }
+      });
+      mine.add_up(m2, results.sums[1]);
+      for (int j = 0; j < 8; ++j) mean[j] += pivot[j];
+      to.put<Tile>({first.n + n, first.h, first.w}, column + mine.x, mean, m2);
+    }
   }
 };
 
@@ -113,12 +123,13 @@ struct HaloNormGrad {
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
                                         HaloResults<Tile>& results) const {
+    static_assert(Tile::TN == 1);
     const PackOfTile<Tile> mine;
     const int c = column + mine.x;
     float sum[8] = {}, product[8] = {};
     if (c < to.K) {
       const Affine<8> z(in, first.n, c, to.K);
-      mine.for_pixels(sizes, first, [&](int m, const Place& at) {
+      mine.for_pixels(sizes, first, 0, [&](int m, const Place& at) {
         const int64_t i = pixel_number(at, sizes.H, sizes.W) * to.K + c;
         const auto x = Pack<bf16, 8>::load(in.x + i);
         const auto up = Pack<bf16, 8>::load(&results.out[m][mine.x]);
@@ -139,17 +150,30 @@ struct HaloNormGrad {
   }
 };
 
-// run_halo with an output that takes sums: output(sums) makes it, then(partial, tiles) goes on.
-template <class Image, class Filters, class Output, class Then>
-void run_halo_sums(Stream& stream, int N, const Image& image, const Filters& filters,
-                   const Output& output, const Then& then) {
-  with_halo_tile(N, image.H, image.W, filters.columns, [&](auto tile) {
-    using Tile = decltype(tile);
-    const TileParts tiles{image.H, image.W, Tile::TH, Tile::TW};
-    Tensor partial = Tensor::empty(stream, {2, N, tiles.count(), filters.columns});
-    launch_halo<Tile>(stream, N, image, filters, output(TileSums(tiles, partial)));
-    then(partial, tiles);
-  });
+// launch_halo with an output that takes sums: output(sums) makes it, then(partial, tiles) goes on.
+template <class Tile, class Source, class Output, class Then>
+void launch_halo_sums(Stream& stream, int N, int H, int W, int columns, const Source& source,
+                      const Output& output, const Then& then) {
+  const TileParts tiles(H, W, Tile::TH, Tile::TW, Tile::kApart);
+  Tensor partial = Tensor::empty(stream, {2, N, tiles.count(), columns});
+  launch_halo<Tile>(stream, N, H, W, columns, source, output(TileSums(tiles, partial)));
+  then(partial, tiles);
+}
+
+// y [N,H,W,K], and its moments where they are asked for.
+template <class Tile, class Source>
+void launch_halo_fwd(Stream& stream, int N, int H, int W, const Source& source, const HaloImage& y,
+                     MomentsOut* moments) {
+  if (!moments) return launch_halo<Tile>(stream, N, H, W, y.K, source, y);
+  launch_halo_sums<Tile>(
+      stream, N, H, W, y.K, source,
+      [&](const TileSums& to) {
+        return HaloMoments{y, to};
+      },
+      [&](const Tensor& partial, const TileParts& tiles) {
+        merge_moments(stream, tiles, moments->spec, partial, moments->moments);
+      });
+  moments->made = true;
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

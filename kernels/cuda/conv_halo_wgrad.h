@@ -6,25 +6,29 @@
 // A step of mma takes 16 pixels of one row of the tile: 16 neighbours, or 8 of each of two images.
 // Row y of dy meets rows y, y+1, y+2 of x's halo, of which the last two serve the next row of dy
 // again and stay in registers.
+//
+// Over an upsampled image (conv_phase.h) the same kernel computes the gradients of the four phases'
+// 2x2 filters: pixels are those of low, dy's are 2 apart, and a block has one phase.
 #pragma once
 
 #include "kernels/cuda/conv_halo.h"
 
 namespace tessera::TESSERA_CUDA::conv {
 
-// A tile of the pixels: TN images, TH rows, TW columns.
-template <int TN_, int TW_>
+// A tile of the pixels: TN images, TH rows, TW columns; R x R taps: 3, or 2 of a phase.
+template <int TN_, int TW_, int R_>
 struct WgradTile {
-  static constexpr int TN = TN_, TH = 4, TW = TW_, kPixels = TN * TH * TW;
-  static constexpr int BM = 64, BN = 64;  // k, c
-  static constexpr int WM = 32, WN = 16;  // of a warp
+  static constexpr int TN = TN_, TH = 4, TW = TW_, kPixels = TN * TH * TW, kApart = 1;
+  static constexpr int R = R_, kTaps = R * R, kPhases = R == 2 ? 4 : 1;
+  static constexpr int BM = 64, BN = R == 2 ? 128 : 64;  // k, c
+  static constexpr int WM = 32, WN = BN / 4;             // of a warp
   static constexpr int kThreads = 256, kStages = 3;
-  static_assert(TN * TW == 16 && TW % 8 == 0);
+  static_assert(TN * TW == 16 && TW % 8 == 0 && (R == 2 || R == 3));
 };
 
 template <class Tile>
 struct WgradShared {
-  using Input = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, Tile::BN>;
+  using Input = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, Tile::BN, Tile::R - 1>;
   struct Stage {
     Input x;
     MmaOperandTile<bf16, Tile::BM, Tile::kPixels, false> dy;  // lines: pixels, row by row
@@ -35,61 +39,66 @@ struct WgradShared {
   };
 };
 
-// dy [N,H,W,K], and where a block's sums go, or are added: dw [parts,K,9,C] and db [parts,K] or
-// null.
+// dy [N,H,W,K], or [N,2H,2W,K] with phases, and where a block's sums go, or are added: dw
+// [parts,K,phases,taps,C], in rows of `row` elements, and db [parts,K] or null.
 struct WgradArgs {
   const bf16* dy;
   int K, C;
   int tiles, tiles_per_part;
-  float *dw, *db;
+  float* dw;
+  int row;
+  float* db;
   bool add_dw, add_db;
 };
 
 // Starts to load the dy of a tile.
 template <class Tile, class Lines>
 __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const HaloSizes& sizes,
-                                        const Place& first, int k) {
-  constexpr int kPacks = Tile::BM / 8;
+                                        const Place& first, int k, int phase) {
+  constexpr int kPacks = Tile::BM / 8, kApart = Tile::kPhases == 4 ? 2 : 1;
   for (int i = int(threadIdx.x); i < Tile::kPixels * kPacks; i += Tile::kThreads) {
     const int point = i % kPacks * 8, line = i / kPacks, j = line % 16;
     const int n = first.n + j / Tile::TW, h = first.h + line / 16, w = first.w + j % Tile::TW;
     const bool inside = n < sizes.N && h < sizes.H && w < sizes.W && k + point < a.K;
-    const int64_t pixel = int64_t(n * sizes.H + h) * sizes.W + w;
+    const int64_t row = int64_t(n * sizes.H + h) * kApart + phase / 2;
+    const int64_t pixel = (row * sizes.W + w) * kApart + phase % 2;
     ptx::cp_async16(lines.pack(line, point), inside ? a.dy + pixel * a.K + k + point : a.dy,
                     inside ? 16 : 0);
   }
 }
 
-// The sums of one warp: all taps of 32 k by 16 c.
+// The sums of one warp: all taps of WM k by WN c.
+template <class Tile>
 struct WgradSums {
-  float sums[9][2][2][4] = {};
+  static constexpr int R = Tile::R, kPacks = Tile::WN / 16;  // of 16 c
+  float sums[Tile::kTaps][2][2 * kPacks][4] = {};
 
-  template <class Tile>
   __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage, int row,
                                            int column) {
     using Input = typename WgradShared<Tile>::Input;
     const int lane = int(threadIdx.x) % 32, j = lane % 16;
-    const int pixel = j / Tile::TW * (Tile::TH + 2) * Input::kWidth + j % Tile::TW;
-    uint32_t x[3][3][4];  // rows of the halo (mod 3), shifts
+    const int pixel = j / Tile::TW * Input::kHeight * Input::kWidth + j % Tile::TW;
+    uint32_t x[R][R][kPacks][4];  // rows of the halo (mod R), shifts
     TESSERA_UNROLL
     for (int y = 0; y < Tile::TH; ++y) {
       uint32_t dy[2][4];
       TESSERA_UNROLL
       for (int i = 0; i < 2; ++i) stage.dy.load_a(dy[i], row + 16 * i, 16 * y, lane);
       TESSERA_UNROLL
-      for (int r = 0; r < 3; ++r) {
+      for (int tap = 0; tap < Tile::kTaps; ++tap) {
+        const int r = tap / R, s = tap % R;
         TESSERA_UNROLL
-        for (int s = 0; s < 3; ++s) {
-          uint32_t(&b)[4] = x[(y + r) % 3][s];
-          if (y == 0 || r == 2)
-            ptx::ldmatrix_x4_trans(
-                b, stage.x.elements[column / 8 + lane / 16][pixel + (y + r) * Input::kWidth + s]);
+        for (int pack = 0; pack < kPacks; ++pack) {
+          uint32_t(&b)[4] = x[(y + r) % R][s][pack];
+          if (y == 0 || r == R - 1)
+            ptx::ldmatrix_x4_trans(b, stage.x.elements[column / 8 + 2 * pack + lane / 16]
+                                                      [pixel + (y + r) * Input::kWidth + s]);
           TESSERA_UNROLL
           for (int i = 0; i < 2; ++i) {
             TESSERA_UNROLL
             for (int half = 0; half < 2; ++half) {
               const uint32_t pair[2] = {b[2 * half], b[2 * half + 1]};
-              ptx::mma_m16n8k16<bf16>(sums[3 * r + s][i][half], dy[i], pair);
+              ptx::mma_m16n8k16<bf16>(sums[tap][i][2 * pack + half], dy[i], pair);
             }
           }
         }
@@ -97,19 +106,20 @@ struct WgradSums {
     }
   }
 
+  // dw: of this part and phase.
   __device__ __forceinline__ void put(const WgradArgs& a, float* dw, int row, int column) const {
     const int lane = int(threadIdx.x) % 32;
     TESSERA_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int k = row + 8 * i + lane / 4;
       TESSERA_UNROLL
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < 2 * kPacks; ++half) {
         const int c = column + 8 * half + lane % 4 * 2;
         if (k >= a.K || c >= a.C) continue;
         TESSERA_UNROLL
-        for (int tap = 0; tap < 9; ++tap) {
+        for (int tap = 0; tap < Tile::kTaps; ++tap) {
           const float* pair = &sums[tap][i / 2][half][i % 2 * 2];
-          float* const to = dw + (int64_t(k) * 9 + tap) * a.C + c;
+          float* const to = dw + (int64_t(k) * (Tile::kPhases * Tile::kTaps) + tap) * a.row + c;
           Pack<float, 2> two{};
           if (a.add_dw) two = Pack<float, 2>::load(to);
           two.values[0] += pair[0], two.values[1] += pair[1];
@@ -120,13 +130,14 @@ struct WgradSums {
   }
 };
 
-// Blocks: (tiles of k by tiles of c, 1, parts of the pixels).
-template <class Tile, class Image>
+// Blocks: (tiles of k by phases by tiles of c, 1, parts of the pixels).
+template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
-    conv_halo_wgrad_kernel(Image image, HaloSizes sizes, WgradArgs a) {
+    conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
   auto& shared = shared_memory<WgradShared<Tile>>();
   int block = int(blockIdx.x);
-  const int c = sizes.column_tiles.divide(block) * Tile::BN, k = block * Tile::BM;
+  const int c = sizes.column_tiles.divide(block) * Tile::BN;
+  const int phase = block % Tile::kPhases, k = block / Tile::kPhases * Tile::BM;
   const int first = int(blockIdx.z) * a.tiles_per_part;
   const int end = min(first + a.tiles_per_part, a.tiles);
   const int warp = int(threadIdx.x) / 32, row = warp / 4 * Tile::WM, column = warp % 4 * Tile::WN;
@@ -139,28 +150,31 @@ __global__ void __launch_bounds__(Tile::kThreads)
     if (tile < end) {
       auto& stage = shared.stages[(tile - first) % kStages];
       const Place place = sizes.tile<Tile>(tile);
-      stage.x.template fill<Tile::kThreads>(image, sizes.N, place, c);
-      fill_dy<Tile>(stage.dy, a, sizes, place, k);
+      stage.x.template fill<Tile::kThreads>(
+          image, sizes.N, {place.n, place.h - 1 + phase / 2, place.w - 1 + phase % 2}, c);
+      fill_dy<Tile>(stage.dy, a, sizes, place, k, phase);
     }
     ptx::cp_async_commit();
   };
   TESSERA_UNROLL
   for (int i = 0; i < kStages - 1; ++i) start(first + i);
 
-  WgradSums sums;
+  WgradSums<Tile> sums;
   float bias = 0;
   for (int tile = first; tile < end; ++tile) {
     ptx::cp_async_wait<kStages - 2>();
     __syncthreads();  // all have this stage, and nobody reads the previous one any more
     start(tile + kStages - 1);
     const auto& stage = shared.stages[(tile - first) % kStages];
-    sums.template multiply<Tile>(stage, row, column);
+    sums.multiply(stage, row, column);
     if (has_bias)
       for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
         bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
   }
   const int part = int(blockIdx.z);
-  sums.put(a, a.dw + int64_t(part) * a.K * 9 * a.C, k + row, c + column);
+  constexpr int kAll = Tile::kPhases * Tile::kTaps;
+  sums.put(a, a.dw + (int64_t(part) * a.K * kAll + phase * Tile::kTaps) * a.row, k + row,
+           c + column);
   if (!has_bias) return;
   __syncthreads();  // the sums take the place of the last stages
   shared.bias[bias_part][bias_k] = bias;

@@ -132,7 +132,7 @@ void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
     float* sums = partial.data<float>();
     launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part,
                                                     {sums, nullptr, false, false});
-    sum_parts(stream, partial, dw);
+    sum_parts(stream, parts_of(partial, dw));
   });
 }
 
@@ -141,30 +141,10 @@ void bias_grad(Stream& stream, const Tensor& dy, Grad db);
 
 // ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.
 template <class Image>
-void run_halo_fwd(Stream& stream, int N, const Image& image, const StraightFilters& filters,
-                  const HaloImage& y, MomentsOut* moments) {
-  if (!moments) return run_halo(stream, N, image, filters, y);
-  run_halo_sums(
-      stream, N, image, filters,
-      [&](const TileSums& to) {
-        return HaloMoments{y, to};
-      },
-      [&](const Tensor& partial, const TileParts& tiles) {
-        merge_moments(stream, tiles, moments->spec, partial, moments->moments);
-      });
-  moments->made = true;
-}
-
-template <class Image>
 void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, const Tensor& w,
-             const Tensor& b, Tensor& y, MomentsOut* moments) {
+             const Tensor& b, Tensor& y) {
   using T = typename Image::Element;
   const T* filters = w.data<T>();
-  if constexpr (sizeof(T) == 2)
-    if (packed && has_halo_kernels(stream, s) && !is_tiny(s) &&
-        packs_fit<T, kPack<T>>(s.K, filters, y.data<T>()))
-      return run_halo_fwd(stream, int(y.dim(0)), image, StraightFilters{filters, s.C, s.K},
-                          HaloImage{y.data<T>(), data_or_null<float>(b), s.K, false}, moments);
   const Product<Windows<Image>, Filters<T>> p{
       {s, image}, {filters, s.K, s.taps_c()},
       s.y_pixels, s.K,
@@ -172,15 +152,28 @@ void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, co
   run_pixels(stream, p, data_or_null<float>(b), y.data<T>(), GradMode::Overwrite);
 }
 
+// dx = or += for the C channels of w's from `first` on.
+template <class T>
+void run_bwd_data(Stream& stream, const Sizes& s, const Tensor& dy, const Tensor& w, int first,
+                  Grad dx) {
+  const T *up = dy.data<T>(), *filters = w.data<T>() + first;
+  const int row = int(w.dim(3));
+  const Product<Reached<T>, FiltersAcross<T>> p{{s, up},
+                                                {s, filters, row},
+                                                s.x_pixels,
+                                                s.C,
+                                                s.taps_k(),
+                                                packs_fit<T, kPack<T>>(s.K, up) &&
+                                                    packs_fit<T, kPack<T>>(s.C, filters) &&
+                                                    row % kPack<T> == 0};
+  run_pixels(stream, p, nullptr, dx.tensor.data<T>(), dx.mode);
+}
+
 template <class Image>
 void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool packed,
                     const Tensor& dy, Grad dw, Grad db) {
   using T = typename Image::Element;
   const T* up = dy.data<T>();
-  if constexpr (sizeof(T) == 2)
-    if (packed && has_halo_kernels(stream, s) && packs_fit<T, kPack<T>>(s.K, up) &&
-        packs_fit<float, 2>(0, dw.tensor.data<float>()) && dy.numel() > 0)
-      return run_halo_wgrad(stream, int(dy.dim(0)), image, dy, dw, db);
   const Product<Pixels<T>, WindowsAcross<Image>> p{{up, s.y_pixels, s.K},
                                                    {{s, image}},
                                                    s.K,

@@ -110,7 +110,8 @@ struct Reached {
   __device__ __forceinline__ const T* any() const { return dy; }
 };
 
-// Outer: channels c. Depth: taps r s k of w [K,R,S,C].
+// Outer: channels c. Depth: taps r s k of w [K,R,S,..], C of whose channels begin at w, `row`
+// apart.
 template <class T>
 struct FiltersAcross {
   using Element = T;
@@ -119,12 +120,13 @@ struct FiltersAcross {
   static constexpr bool kAlongDepth = false;
   Sizes sizes;
   const T* w;
+  int row;
 
   __device__ __forceinline__ int outer(int i) const { return i < sizes.C ? i : -1; }
   __device__ __forceinline__ int64_t depth(int i) const {
     const Tap tap = sizes.tap_k(i);
     if (tap.r >= sizes.R) return -1;
-    return (int64_t(tap.c) * sizes.R * sizes.S + tap.r * sizes.S + tap.s) * sizes.C;
+    return (int64_t(tap.c) * sizes.R * sizes.S + tap.r * sizes.S + tap.s) * row;
   }
   __device__ __forceinline__ const T* at(int c, int64_t line) const {
     return c < 0 || line < 0 ? nullptr : w + (line + c);

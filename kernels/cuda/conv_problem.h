@@ -120,7 +120,6 @@ struct Image {
   __device__ __forceinline__ const T* at(int n, int h, int w, int c) const {
     return x + int64_t((n * H + h) * W + w) * C + c;
   }
-  __device__ __forceinline__ int channels() const { return C; }
   __device__ __forceinline__ const T* any() const { return x; }
 };
 
@@ -135,7 +134,6 @@ struct UpcatImage {
     if (c < A) return low + int64_t((n * (H / 2) + h / 2) * (W / 2) + w / 2) * A + c;
     return skip + int64_t((n * H + h) * W + w) * B + (c - A);
   }
-  __device__ __forceinline__ int channels() const { return A + B; }
   __device__ __forceinline__ const T* any() const { return skip; }
 };
 

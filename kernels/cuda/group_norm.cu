@@ -75,13 +75,10 @@ struct Slices {
 // Tiles of a convolution.
 struct Tiles {
   TileParts tiles;
-  int across, parts;
+  int parts;
 
   __device__ __forceinline__ float base(int64_t, int64_t) const { return 0; }
-  __device__ __forceinline__ int64_t pixels(int64_t part) const {
-    const int h = int(part) / across * tiles.TH, w = int(part) % across * tiles.TW;
-    return min(tiles.TH, tiles.H - h) * min(tiles.TW, tiles.W - w);
-  }
+  __device__ __forceinline__ int64_t pixels(int64_t part) const { return tiles.pixels(int(part)); }
 };
 
 // moments [N,G,2] from partial; a block for each group.
@@ -343,8 +340,7 @@ void norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
 
 void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& spec,
                    const Tensor& partial, Tensor& moments) {
-  merge_parts(stream, Tiles{parts, parts.across(), parts.count()}, spec, int64_t(parts.H) * parts.W,
-              partial, moments);
+  merge_parts(stream, Tiles{parts, parts.count()}, spec, parts.image(), partial, moments);
 }
 
 void norm_gelu_bwd_from_sums(Stream& stream, const NormGelu& spec, const Tensor& x,

@@ -62,12 +62,30 @@ NormArgs<T> norm_args(const GroupNormSpec& spec, const Tensor& x, const Tensor& 
           int(x.dim(3) / spec.groups)};
 }
 
-// The tiles of TH x TW pixels of an image, as parts.
-struct TileParts {
-  int H, W, TH, TW;
+// The tiles of TH x TW pixels, `apart` from each other, of an image, as parts: those of the same
+// rectangle follow each other (HaloSizes::tile).
+class TileParts {
+ public:
+  TileParts(int H, int W, int TH, int TW, int apart)
+      : apart_(apart),
+        H_(H / apart),
+        W_(W / apart),
+        TH_(TH),
+        TW_(TW),
+        across_((W_ + TW - 1) / TW),
+        count_((H_ + TH - 1) / TH * across_ * apart * apart) {}
 
-  int across() const { return (W + TW - 1) / TW; }
-  int count() const { return (H + TH - 1) / TH * across(); }
+  int64_t image() const { return int64_t(H_) * W_ * apart_ * apart_; }  // pixels
+  int across() const { return across_; }
+  int count() const { return count_; }
+  __device__ __forceinline__ int pixels(int part) const {
+    const int rectangle = part / (apart_ * apart_);
+    const int h = rectangle / across_ * TH_, w = rectangle % across_ * TW_;
+    return min(TH_, H_ - h) * min(TW_, W_ - w);
+  }
+
+ private:
+  int apart_, H_, W_, TH_, TW_, across_, count_;
 };
 
 // moments [N,G,2] from partial: the mean and M2 (sum of squared deviations from it) of each channel

@@ -1,15 +1,25 @@
-// conv2d over x = concat(upsample(low), skip). Forward and the filter's gradient read low and skip
-// where they would read x; the data's gradient goes to the two parts
-// at once where halo tiles serve it, else it is made and then divided.
+// conv2d over x = concat(upsample(low), skip), which is never made. In bf16 a 3x3 filter works in
+// its sub-pixel form (conv_phase.h): low's share by 2x2 filters, skip's as it is. Other filters and
+// types read low and skip where they would read x (forward, the filter's gradient); a 1x1 filter's
+// data gradient for low comes from the 2x2 sums of dy.
 #include "kernels/cuda/conv_launch.h"
+#include "kernels/cuda/index.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
 
+using conv::Image;
+using conv::Sizes;
+
 // The convolution over x, for skip [N,H,W,B] and w [K,R,R,A+B].
-conv::Sizes sizes_of(const Shape& skip, const Shape& w) {
+Sizes sizes_of(const Shape& skip, const Shape& w) {
   const int pad = int(w[1] / 2);
-  return conv::Sizes(ConvProblem::of({1, pad, pad}, {skip[0], skip[1], skip[2], w[3]}, w));
+  return Sizes(ConvProblem::of({1, pad, pad}, {skip[0], skip[1], skip[2], w[3]}, w));
+}
+
+template <class T>
+Image<T> image_of(const Tensor& x) {
+  return {x.data<T>(), int(x.dim(1)), int(x.dim(2)), int(x.dim(3))};
 }
 
 // Calls f(image, whether packs of 16 bytes fit it).
@@ -21,50 +31,190 @@ void with_image(const Tensor& low, const Tensor& skip, const F& f) {
     packs_fit<T, kPack<T>>(image.A, image.low) && packs_fit<T, kPack<T>>(image.B, image.skip));
 }
 
-// The gradients of both parts in one pass, by halo tiles; false where these cannot.
-bool halo_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow, Grad dskip) {
-  if (dy.dtype() != DType::bf16) return false;
-  const conv::Sizes s = sizes_of(dskip.tensor.shape(), w.shape());
-  const int A = int(dlow.tensor.dim(3)), B = int(dskip.tensor.dim(3));
-  const bf16 *up = dy.data<bf16>(), *filters = w.data<bf16>();
-  bf16 *low = dlow.tensor.data<bf16>(), *skip = dskip.tensor.data<bf16>();
-  if (!conv::has_halo_kernels(stream, s) || A % 128 != 0 || !packs_fit<bf16, 8>(B, low, skip) ||
-      !packs_fit<bf16, 8>(s.K, up, filters))
-    return false;
-  conv::run_halo(stream, int(dy.dim(0)), conv::Image<bf16>{up, s.P, s.Q, s.K},
-                 conv::TurnedFilters{filters, s.K, s.C},
-                 conv::HaloParts{low, skip, A, B, dlow.mode == GradMode::Accumulate,
-                                 dskip.mode == GradMode::Accumulate});
-  return true;
+// Whether both parts and the filter are made of packs for halo tiles.
+bool phases_fit(Stream& stream, const Sizes& s, const Tensor& low, const Tensor& skip,
+                const Tensor& y) {
+  return y.dtype() == DType::bf16 && conv::has_halo_kernels(stream, s) &&
+         !conv::is_tiny(s.H / 2, s.W / 2) && packs_fit<bf16, 8>(low.dim(3), low.data<bf16>()) &&
+         packs_fit<bf16, 8>(skip.dim(3), skip.data<bf16>()) &&
+         packs_fit<bf16, 8>(s.K, y.data<bf16>());
+}
+
+// The phases that were given, if they lie at an address of packs, or those of w.
+Tensor phases_of(Stream& stream, const Tensor& w, const Tensor& given, int64_t A) {
+  if (given && packs_fit<bf16, 8>(0, given.data<bf16>())) return given;
+  Tensor phases = Tensor::empty(stream, {w.dim(0), 4, 4, A}, w.dtype());
+  upcat_phases(stream, w, phases);
+  return phases;
+}
+
+// A thread has the nine taps of one k and a.
+template <class T>
+struct SumTaps {
+  const T* w;
+  bf16* phases;
+  Divisor by_A;
+  int64_t A, row;  // channels of w
+
+  __device__ void operator()(int64_t i) const {
+    int64_t k = i;
+    const int64_t a = by_A.divide(k);
+    float taps[3][3];
+    for (int r = 0; r < 3; ++r)
+      for (int s = 0; s < 3; ++s) taps[r][s] = to_float(w[(k * 9 + 3 * r + s) * row + a]);
+    // Phase (p,q), tap (u,v): rows u ? 1+p .. 2 : 0 .. p of the filter, and columns alike.
+    TESSERA_UNROLL
+    for (int tap = 0; tap < 16; ++tap) {
+      const int p = tap / 8, q = tap / 4 % 2, u = tap / 2 % 2, v = tap % 2;
+      float sum = 0;
+      TESSERA_UNROLL
+      for (int r = 0; r < 3; ++r) {
+        TESSERA_UNROLL
+        for (int s = 0; s < 3; ++s)
+          if ((r + 1 - p) / 2 == u && (s + 1 - q) / 2 == v) sum += taps[r][s];
+      }
+      phases[(k * 16 + tap) * A + a] = from_float<bf16>(sum);
+    }
+  }
+};
+
+// dw = or += what the phases' gradients say: every tap is part of one sum of each.
+struct FoldTaps {
+  const float* sums;  // [K,4,4,A]
+  float* dw;
+  Divisor by_A, by_tap;
+  int64_t A, row;
+  bool accumulate;
+
+  __device__ void operator()(int64_t i) const {
+    int64_t k = i;
+    const int64_t a = by_A.divide(k);
+    const int tap = int(by_tap.divide(k)), r = tap / 3, s = tap % 3;
+    const auto sum = [&](int p, int q) {
+      return sums[(k * 16 + (2 * p + q) * 4 + (r + 1 - p) / 2 * 2 + (s + 1 - q) / 2) * A + a];
+    };
+    put_at(dw + (k * 9 + tap) * row + a, (sum(0, 0) + sum(0, 1)) + (sum(1, 0) + sum(1, 1)),
+           accumulate);
+  }
+};
+
+// Calls f(tile), of pixels 2 apart of images H x W: two images where low is at most 8 wide.
+template <class F>
+void with_phase_tile(int N, int H, int W, int columns, const F& f) {
+  using Two = conv::HaloTile<8, 8, 128, 64, 32, 2, 2>;
+  if (W <= 16 && columns % 128 == 0 && conv::has_enough_blocks<Two>(N, H, W, columns))
+    return f(Two{});
+  conv::with_halo_tile<2>(N, H, W, columns, f);
+}
+
+// dlow [N,H/2,W/2,A] = or += its share of dy [N,H,W,K].
+void run_phase_grad(Stream& stream, int N, const conv::PhaseGradSource& source,
+                    const conv::HaloImage& dlow) {
+  const int h = source.dy.H / 2, w = source.dy.W / 2, A = source.filters.columns;
+  using Many = conv::HaloTile<8, 16, 128, 64, 32>;
+  using Small = conv::HaloTile<8, 8, 64, 32, 32>;
+  A % 128 == 0 && conv::is_large_enough<Many>(N, h, w, A)
+      ? conv::launch_halo<Many>(stream, N, h, w, A, source, dlow)
+      : conv::launch_halo<Small>(stream, N, h, w, A, source, dlow);
+}
+
+// sums [K,4,4,A]: the gradient of the phases' filters over low, for dy [N,H,W,K].
+Tensor run_phase_wgrad(Stream& stream, int N, const Image<bf16>& low, const Tensor& dy) {
+  const int K = int(dy.dim(3));
+  Tensor sums = Tensor::empty(stream, {K, 4, 4, low.C});
+  conv::with_wgrad_tile<2>(low.W, [&](auto tile) {
+    using Tile = decltype(tile);
+    const conv::WgradSplit s = conv::split_of<Tile>(N, low.H, low.W, K, low.C);
+    Tensor parts = s.parts == 1 ? sums : Tensor::empty(stream, {s.parts, sums.numel()});
+    conv::launch_wgrad<Tile>(
+        stream, N, low, s,
+        {dy.data<bf16>(), K, low.C, 0, 0, parts.data<float>(), low.C, nullptr, false, false});
+    if (s.parts > 1) sum_parts(stream, parts_of(parts, {sums}));
+  });
+  return sums;
+}
+
+// The data's gradient of a 1x1 filter: low's pixels see the sums of 2x2 pixels of dy.
+void bwd_data_1x1(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow, Grad dskip) {
+  const Shape &low = dlow.tensor.shape(), &skip = dskip.tensor.shape(), K{w.dim(0), 1, 1, 0};
+  Tensor sums = Tensor::empty(stream, {low[0], low[1], low[2], K[0]}, dy.dtype());
+  upsample_nearest_bwd(stream, dy, {sums});
+  const auto run = [&](const Shape& x, const Tensor& up, int first, Grad dx) {
+    const Sizes s(ConvProblem::of({}, x, {K[0], 1, 1, x[3]}));
+    with_storage(dy.dtype(), [&](auto zero) {
+      conv::run_bwd_data<decltype(zero)>(stream, s, up, w, first, dx);
+    });
+  };
+  run(low, sums, 0, dlow);
+  run(skip, dy, int(low[3]), dskip);
 }
 
 }  // namespace
 
+void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
+  const int64_t K = phases.dim(0), A = phases.dim(3);
+  with_storage(w.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each(stream, K * A, SumTaps<T>{w.data<T>(), phases.data<bf16>(), Divisor(A), A, w.dim(3)});
+  });
+}
+
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& b, Tensor& y, MomentsOut* moments) {
+                      const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut* moments) {
+  const Sizes s = sizes_of(skip.shape(), w.shape());
+  const int N = int(skip.dim(0)), A = int(low.dim(3)), B = int(skip.dim(3));
+  if (phases_fit(stream, s, low, skip, y) && packs_fit<bf16, 8>(0, w.data<bf16>())) {
+    const Tensor filters = phases_of(stream, w, phases, A);
+    const conv::PhaseSource source{image_of<bf16>(low), image_of<bf16>(skip), filters.data<bf16>(),
+                                   w.data<bf16>(), s.K};
+    return with_phase_tile(N, s.H, s.W, s.K, [&](auto tile) {
+      conv::launch_halo_fwd<decltype(tile)>(stream, N, s.H, s.W, source,
+                                            {y.data<bf16>(), data_or_null<float>(b), s.K, false},
+                                            moments);
+    });
+  }
   with_storage(low.dtype(), [&](auto zero) {
     with_image<decltype(zero)>(low, skip, [&](const auto& image, bool packed) {
-      conv::run_fwd(stream, sizes_of(skip.shape(), w.shape()), image, packed, w, b, y, moments);
+      conv::run_fwd(stream, s, image, packed, w, b, y);
     });
   });
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow,
-                           Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
+                           Grad dlow, Grad dskip) {
+  if (w.dim(1) == 1) return bwd_data_1x1(stream, dy, w, dlow, dskip);
   const Shape& skip = dskip.tensor.shape();
-  const int pad = int(w.dim(1) / 2);
-  if (halo_bwd_data(stream, dy, w, dlow, dskip)) return;
+  const Sizes s = sizes_of(skip, w.shape());
+  const int N = int(skip[0]), A = int(dlow.tensor.dim(3)), B = int(skip[3]);
+  if (phases_fit(stream, s, dlow.tensor, dskip.tensor, dy) &&
+      packs_fit<bf16, 8>(0, w.data<bf16>())) {
+    const Tensor filters = phases_of(stream, w, phases, A);
+    const Image<bf16> up = image_of<bf16>(dy);
+    run_phase_grad(stream, N, {up, {filters.data<bf16>(), s.K, A}},
+                   {dlow.tensor.data<bf16>(), nullptr, A, dlow.mode == GradMode::Accumulate});
+    return conv::run_halo(
+        stream, N, up, conv::TurnedFilters{w.data<bf16>() + A, s.K, B, A + B},
+        {dskip.tensor.data<bf16>(), nullptr, B, dskip.mode == GradMode::Accumulate});
+  }
   Tensor dx = Tensor::empty(stream, {skip[0], skip[1], skip[2], w.dim(3)}, dy.dtype());
-  conv2d_bwd_data(stream, {1, pad, pad}, dy, w, {dx});
+  conv2d_bwd_data(stream, {1, 1, 1}, dy, w, {dx});
   concat_upsample_bwd(stream, dx, dlow, dskip);
 }
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
+  const Sizes s = sizes_of(skip.shape(), dw.tensor.shape());
+  const int N = int(skip.dim(0)), A = int(low.dim(3));
+  if (phases_fit(stream, s, low, skip, dy) && conv::halo_wgrad_fits(stream, s, dy, dw)) {
+    conv::run_halo_wgrad(stream, N, image_of<bf16>(skip), dy, dw, A, db);
+    const Tensor sums = run_phase_wgrad(stream, N, image_of<bf16>(low), dy);
+    return for_each(stream, int64_t(s.K) * 9 * A,
+                    FoldTaps{sums.data<float>(), dw.tensor.data<float>(), Divisor(A), Divisor(9), A,
+                             s.C, dw.mode == GradMode::Accumulate});
+  }
   with_storage(low.dtype(), [&](auto zero) {
     with_image<decltype(zero)>(low, skip, [&](const auto& image, bool packed) {
-      conv::run_bwd_weight(stream, sizes_of(skip.shape(), dw.tensor.shape()), image, packed, dy, dw,
-                           db);
+      conv::run_bwd_weight(stream, s, image, packed, dy, dw, db);
     });
   });
 }

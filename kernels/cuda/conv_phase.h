@@ -1,0 +1,185 @@
+// The sub-pixel form of 3x3 convolutions over x = concat(upsample(low), skip), on the mainloop of
+// conv_halo.h. Output pixels (2y+p, 2x+q) of one phase (p,q) see each pixel of low through the sum
+// of the taps that fall on it: a 2x2 filter over low, and 4/9 of the products; exact, at the
+// borders too. (Shi et al., "Real-time single image and video super-resolution using an efficient
+// sub-pixel convolutional neural network", 2016, have the idea.)
+//
+//     tap r of w, output row 2y+p        -> row y+p-1+u of low
+//     p = 0:  r 0 -> u 0,  r 1,2 -> u 1     f[k,2p+q,2u+v,a] = sum over the taps (r,s) of (u,v)
+//     p = 1:  r 0,1 -> u 0,  r 2 -> u 1     (upcat_phases)
+//
+// Forward: a block has a tile of one phase, pixels that are 2 apart. For each 32 channels of low
+// one step multiplies the phase's four taps. Skip is read in full: a step is one row of the 3x3
+// taps, for which it has the rows that they meet, 2 apart.
+// Gradient of low: a 4x4 convolution of dy with stride 2, by the same filters turned around:
+// dlow[y,x] = sum over i,j of dy[2y-1+i, 2x-1+j] f(p 1-i%2, q 1-j%2, u 1-i/2, v 1-j/2). A step is
+// one row of these taps.
+//
+// Rows that are read 2 apart have their even columns first, then the odd ones: what 8 neighbours of
+// a tile read under one tap are 128 contiguous bytes here, too.
+#pragma once
+
+#include "kernels/cuda/conv_halo.h"
+
+namespace tessera::TESSERA_CUDA::conv {
+
+// One row of taps for each of TH rows of TN images, all 2 apart, in 32 channels.
+template <int TN, int TH, int TW, int taps>
+struct SplitRows : PixelPlanes<TN * TH*(2 * TW + taps - 2), 32> {
+  static constexpr int kWidth = 2 * TW + taps - 2, kOdd = TW + 1;  // where odd columns begin
+
+  static __device__ __forceinline__ int pixel(int m) { return m / TW * kWidth + m % TW; }
+  static __device__ __forceinline__ int place(int column) { return column / 2 + column % 2 * kOdd; }
+  // Starts to load channels c and on; the first tap of the first pixel reads `corner`. Columns are
+  // counted to an even number, so that the 8 threads that write at once have an even column and the
+  // odd one behind it: no bank conflicts.
+  template <int Threads>
+  __device__ __forceinline__ void fill(const Image<bf16>& image, int N, const Place& corner,
+                                       int c) {
+    constexpr int kEven = (kWidth + 1) / 2 * 2;
+    for (int i = int(threadIdx.x); i < TN * TH * kEven * 4; i += Threads) {
+      const int row = i / 4 / kEven, column = i / 4 % kEven;
+      if (column < kWidth)
+        this->load(row * kWidth + place(column), i % 4, image, N,
+                   {corner.n + row / TH, corner.h + 2 * (row % TH), corner.w + column}, c);
+    }
+  }
+};
+
+// Of phases [K,4,4,A], those of one phase, from w on: columns k, depth a, in which memory runs;
+// s = 2u+v.
+struct PhaseFilters {
+  static constexpr bool kAlongDepth = true;
+  const bf16* w;
+  int depth, columns;  // A, K
+  __device__ __forceinline__ const bf16* at(int k, int a, int, int s) const {
+    return w + (int64_t(k) * 16 + s) * depth + a;
+  }
+};
+// `depth` of the channels of w [K,3,3,..], from w on; `row` of them are there.
+struct SkipFilters {
+  static constexpr bool kAlongDepth = true;
+  const bf16* w;
+  int depth, columns, row;
+  __device__ __forceinline__ const bf16* at(int k, int c, int r, int s) const {
+    return w + (int64_t(k) * 9 + 3 * r + s) * row + c;
+  }
+};
+
+// Forward: windows of both parts. Tiles are 2 apart.
+struct PhaseSource {
+  static constexpr int kBlocks = 2;
+  Image<bf16> low, skip;
+  const bf16 *phases, *w;
+  int K;
+
+  template <class Tile>
+  struct Low {
+    HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32, 1> input;
+    FilterRow<Tile, true, 4> filters;
+  };
+  template <class Tile>
+  struct Skip {
+    SplitRows<Tile::TN, Tile::TH, Tile::TW, 3> input;
+    FilterRow<Tile, true, 3> filters;
+  };
+  template <class Tile>
+  union Stage {
+    Low<Tile> low;
+    Skip<Tile> skip;
+  };
+  template <class Tile>
+  struct Shared {
+    Stage<Tile> stages[2];
+  };
+
+  __device__ __forceinline__ int low_steps() const { return (low.C + 31) / 32; }
+  __device__ __forceinline__ int steps() const { return low_steps() + (skip.C + 31) / 32 * 3; }
+
+  template <class Tile>
+  __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
+                                        int step) const {
+    auto& stage = shared.stages[step % 2];
+    const int phase = at.first.h % 2 * 2 + at.first.w % 2, first_of_skip = low_steps();
+    if (step < first_of_skip) {
+      const PhaseFilters filters{phases + phase * 4 * low.C, low.C, K};
+      stage.low.filters.fill(filters, at.column, step * 32, 0);
+      stage.low.input.template fill<Tile::kThreads>(
+          low, at.N, {at.first.n, (at.first.h + 1) / 2 - 1, (at.first.w + 1) / 2 - 1}, step * 32);
+    } else {
+      const int part = (step - first_of_skip) / 3, r = (step - first_of_skip) % 3;
+      const SkipFilters filters{w + low.C, skip.C, K, low.C + skip.C};
+      stage.skip.filters.fill(filters, at.column, part * 32, r);
+      stage.skip.input.template fill<Tile::kThreads>(
+          skip, at.N, {at.first.n, at.first.h - 1 + r, at.first.w - 1}, part * 32);
+    }
+  }
+  template <class Tile>
+  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, const BlockPlace& at,
+                                           int step, WarpSums<Tile>& sums) const {
+    const auto& stage = shared.stages[step % 2];
+    if (step < low_steps()) {
+      using Planes = decltype(stage.low.input);
+      TESSERA_UNROLL
+      for (int s = 0; s < 4; ++s)
+        sums.template multiply<bf16>(
+            HaloWindows<Planes>{stage.low.input, s / 2 * Planes::kWidth + s % 2},
+            stage.low.filters.taps[s], at.row, at.warp_column);
+    } else {
+      using Planes = decltype(stage.skip.input);
+      TESSERA_UNROLL
+      for (int s = 0; s < 3; ++s)
+        sums.template multiply<bf16>(HaloWindows<Planes>{stage.skip.input, Planes::place(s)},
+                                     stage.skip.filters.taps[s], at.row, at.warp_column);
+    }
+  }
+};
+
+// Of phases [K,4,4,A], as a 4x4 filter turned around: columns a, in which memory runs, depth k.
+struct TurnedPhases {
+  static constexpr bool kAlongDepth = false;
+  const bf16* w;
+  int depth, columns;  // K, A
+  __device__ __forceinline__ const bf16* at(int a, int k, int r, int s) const {
+    const int phase = 2 * (1 - r % 2) + (1 - s % 2), tap = 2 * (1 - r / 2) + (1 - s / 2);
+    return w + (int64_t(k) * 16 + 4 * phase + tap) * columns + a;
+  }
+};
+
+// The gradient of low: tiles of its pixels.
+struct PhaseGradSource {
+  static constexpr int kBlocks = 2;
+  Image<bf16> dy;
+  TurnedPhases filters;
+
+  template <class Tile>
+  struct Shared {
+    struct {
+      SplitRows<Tile::TN, Tile::TH, Tile::TW, 4> input;
+      FilterRow<Tile, false, 4> filters;
+    } stages[2];
+  };
+
+  __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 4; }
+  template <class Tile>
+  __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
+                                        int step) const {
+    auto& stage = shared.stages[step % 2];
+    const int part = step / 4, r = step % 4;
+    stage.filters.fill(filters, at.column, part * 32, r);
+    stage.input.template fill<Tile::kThreads>(
+        dy, at.N, {at.first.n, 2 * at.first.h - 1 + r, 2 * at.first.w - 1}, part * 32);
+  }
+  template <class Tile>
+  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, const BlockPlace& at,
+                                           int step, WarpSums<Tile>& sums) const {
+    const auto& stage = shared.stages[step % 2];
+    using Planes = SplitRows<Tile::TN, Tile::TH, Tile::TW, 4>;
+    TESSERA_UNROLL
+    for (int s = 0; s < 4; ++s)
+      sums.template multiply<bf16>(HaloWindows<Planes>{stage.input, Planes::place(s)},
+                                   stage.filters.taps[s], at.row, at.warp_column);
+  }
+};
+
+}  // namespace tessera::TESSERA_CUDA::conv
