@@ -36,15 +36,22 @@ void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& 
   upcat_conv2d_bwd_data(stream, dy, w.value, w.phases, dx, skip.slot->out(stream));
 }
 
-// What the fused block keeps for its way back: the convolutions' inputs and outputs.
+// What the fused block keeps for its way back: its input and the convolutions' outputs.
 struct Saved {
   Var x, skip, time;
   ResidualBlockArgs a;
-  Tensor t;      // [N,K] linear(time)
-  Tensor y1, h;  // conv1(x), and gelu(norm1(y1) + t): conv2's input
-  Tensor y2;     // conv2(h)
+  Tensor t;       // [N,K] linear(time)
+  Tensor y1, y2;  // conv1(x), conv2(h)
   MomentsOut moments1, moments2;
 };
+
+// h = gelu(norm1(y1) + t), conv2's input: one pass, so it is computed again rather than kept.
+Tensor activated(Stream& stream, Saved& k, bool known) {
+  Tensor h = Tensor::empty(stream, k.y1.shape(), k.y1.dtype());
+  group_norm_gelu_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t, {},
+                      h, k.moments1.moments, known);
+  return h;
+}
 
 void backward(Stream& stream, Saved& k, const Tensor& dy) {
   const auto& a = k.a;
@@ -55,15 +62,17 @@ void backward(Stream& stream, Saved& k, const Tensor& dy) {
   group_norm_gelu_bwd(stream, a.spec, k.y2, k.moments2.moments, a.norm2_gamma.value,
                       a.norm2_beta.value, {}, dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
   k.y2 = {};
-  conv2d_bwd_weight(stream, kSame3x3, k.h, d2, out(a.conv2_w), out(a.conv2_b));
-  Tensor d1 = k.h, dt = like(k.t);  // h has had its last use: its memory takes a gradient
+  Tensor h = activated(stream, k, /*known=*/true);
+  conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
+  Tensor d1 = std::move(h), dt = like(k.t);  // h had its last use: its memory takes a gradient
   norm_gelu_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
                        a.norm1_beta.value, k.t, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
                        out(a.norm1_beta), {dt});
-  d2 = {};
+  d2 = {}, k.y1 = {};
   linear_bwd_weight(stream, k.time.value, dt, out(a.time_w), out(a.time_b));
   linear_bwd_data(stream, dt, a.time_w.value, out(k.time));
   conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
+  d1 = {};
   if (!a.shortcut_w.slot) return add_bwd(stream, dy, out(k.x));
   conv_in_bwd(stream, k1x1, k.x, k.skip, a.shortcut_w, a.shortcut_b, dy);
 }
@@ -81,13 +90,11 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
   };
 
   auto k = std::make_shared<Saved>(Saved{x, skip, time, a, Tensor::empty(stream, {N, K}, dtype),
-                                         activations(), activations(), activations(), moments(),
-                                         moments()});
+                                         activations(), activations(), moments(), moments()});
   linear_fwd(stream, time.value, a.time_w.value, a.time_b.value, k->t);
   conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, &k->moments1);
-  group_norm_gelu_fwd(stream, a.spec, k->y1, a.norm1_gamma.value, a.norm1_beta.value, k->t, {},
-                      k->h, k->moments1.moments, k->moments1.made);
-  conv2d_fwd(stream, kSame3x3, k->h, a.conv2_w.value, a.conv2_b.value, k->y2, &k->moments2);
+  conv2d_fwd(stream, kSame3x3, activated(stream, *k, k->moments1.made), a.conv2_w.value,
+             a.conv2_b.value, k->y2, &k->moments2);
 
   Tensor shortcut = x.value;
   if (a.shortcut_w.slot) {

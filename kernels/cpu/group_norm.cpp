@@ -91,13 +91,14 @@ void image_moments(const NormShape& s, const float* x, float* moments, Scratch& 
 }
 
 template <class Act>
-void forward(const NormShape& s, const NormArgs& in, float* y, float* moments, Scratch& scratch) {
+void forward(const NormShape& s, const NormArgs& in, float* y, float* moments, bool known,
+             Scratch& scratch) {
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < s.N; ++n) {
     float *a = scratch.row(2), *b = scratch.row(3);
     const float* x = in.x + n * s.P * s.C;
     float* out = y + n * s.P * s.C;
-    image_moments(s, x, moments + n * s.G * 2, scratch);
+    if (!known) image_moments(s, x, moments + n * s.G * 2, scratch);
     scale_and_shift(s, moments + n * s.G * 2, in.gamma, in.beta, in.t ? in.t + n * s.C : nullptr, a,
                     b);
     const float* residual = in.residual ? in.residual + n * s.P * s.C : nullptr;
@@ -187,12 +188,12 @@ void backward(const NormShape& s, const NormArgs& in, const float* moments, cons
 }  // namespace
 
 void norm_act_fwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in, float* y,
-                  float* moments) {
+                  float* moments, bool known) {
   auto* run = act == NormAct::None        ? forward<None>
               : act == NormAct::GeluExact ? forward<Gelu<GeluForm::Exact>>
                                           : forward<Gelu<GeluForm::Tanh>>;
   Scratch scratch(stream, s.C);
-  run(s, in, y, moments, scratch);
+  run(s, in, y, moments, known, scratch);
 }
 
 void norm_act_bwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in,

@@ -19,9 +19,9 @@ struct NormArgs {
   const float *x, *gamma, *beta, *t = nullptr, *residual = nullptr;
 };
 
-// y = act(norm(x) gamma + beta + t) + residual; moments [N,G,2].
+// y = act(norm(x) gamma + beta + t) + residual; moments [N,G,2], which hold x's already if known.
 void norm_act_fwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in, float* y,
-                  float* moments);
+                  float* moments, bool known = false);
 void norm_act_bwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in,
                   const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);
 

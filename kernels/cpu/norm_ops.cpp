@@ -130,11 +130,11 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 
 void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
                          const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments, bool) {
+                         Tensor& moments, bool known) {
   norm_act_fwd(stream, shape_of(spec.norm, x), act_of(spec.form),
                {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t),
                 data_or_null(residual)},
-               y.data<float>(), moments.data<float>());
+               y.data<float>(), moments.data<float>(), known);
 }
 
 void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
