@@ -196,9 +196,18 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, co
         stream, N, up, conv::TurnedFilters{w.data<bf16>() + A, s.K, B, A + B},
         {dskip.tensor.data<bf16>(), nullptr, B, dskip.mode == GradMode::Accumulate});
   }
-  Tensor dx = Tensor::empty(stream, {skip[0], skip[1], skip[2], w.dim(3)}, dy.dtype());
-  conv2d_bwd_data(stream, {1, 1, 1}, dy, w, {dx});
-  concat_upsample_bwd(stream, dx, dlow, dskip);
+  // So many images at a time that the gradient of their concatenation takes no more than dy.
+  const int64_t part = std::max<int64_t>(1, dy.dim(0) * dy.dim(3) / w.dim(3));
+  for (int64_t first = 0; first < N; first += part) {
+    const int64_t n = std::min<int64_t>(part, N - first);
+    const auto images = [&](const Tensor& t) {
+      return t.slice(first * (t.numel() / N), {n, t.dim(1), t.dim(2), t.dim(3)});
+    };
+    Tensor dx = Tensor::empty(stream, {n, skip[1], skip[2], w.dim(3)}, dy.dtype());
+    conv2d_bwd_data(stream, {1, 1, 1}, images(dy), w, {dx});
+    concat_upsample_bwd(stream, dx, {images(dlow.tensor), dlow.mode},
+                        {images(dskip.tensor), dskip.mode});
+  }
 }
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
