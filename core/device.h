@@ -66,11 +66,27 @@ class Stream {
   const std::shared_ptr<Device>& device_ptr() const { return device_; }
   // The cudaStream_t; nullptr on the CPU.
   void* native() const { return native_.get(); }
+  // Memory for a tensor: from the device's pool, in the order of this stream.
+  std::shared_ptr<Buffer> allocate(size_t bytes) {
+    return source_ ? source_->allocate(bytes) : device_->pool()->allocate(bytes, order_);
+  }
   // Of the device's pool: what memory is given to.
   Order order() const { return order_; }
-  // Asks for memory in another order from here on; returns the one before. For work that is issued
-  // again and again with the same memory (core/recording.h).
-  Order exchange_order(Order order) { return std::exchange(order_, order); }
+  // While it lives, the stream asks `source` for memory; nullptr: the pool. For work that is issued
+  // again and again (core/recording.h).
+  class MemoryFrom {
+   public:
+    MemoryFrom(Stream& stream, MemorySource* source)
+        : stream_(stream), outer_(std::exchange(stream.source_, source)) {}
+    ~MemoryFrom() { stream_.source_ = outer_; }
+    MemoryFrom(const MemoryFrom&) = delete;
+    MemoryFrom& operator=(const MemoryFrom&) = delete;
+
+   private:
+    Stream& stream_;
+    MemorySource* outer_;
+  };
+
   // What products of f32 may do on devices with tensor cores: convolutions and Linear look at it.
   Math math = Math::f32;
   void synchronize() { device_->runtime().synchronize(native()); }
@@ -80,7 +96,10 @@ class Stream {
   template <class T>
   T& state() {
     auto& slot = states_[std::type_index(typeid(T))];
-    if (!slot) slot = std::make_shared<T>(*this);
+    if (!slot) {
+      const MemoryFrom pool(*this, nullptr);  // it is not part of the work that needed it first
+      slot = std::make_shared<T>(*this);
+    }
     return *static_cast<T*>(slot.get());
   }
 
@@ -88,6 +107,7 @@ class Stream {
   std::shared_ptr<Device> device_;
   std::shared_ptr<void> native_;
   Order order_;
+  MemorySource* source_ = nullptr;
   std::unordered_map<std::type_index, std::shared_ptr<void>> states_;
 };
 

@@ -3,54 +3,36 @@
 #include "core/check.h"
 
 namespace tessera {
-namespace {
-
-// While it lives, the stream asks for memory in `order`.
-class OrderScope {
- public:
-  OrderScope(Stream& stream, Order order) : stream_(stream), outer_(stream.exchange_order(order)) {}
-  ~OrderScope() { stream_.exchange_order(outer_); }
-
- private:
-  Stream& stream_;
-  Order outer_;
-};
-
-}  // namespace
-
-Recording::Recording(Stream& stream) : stream_(stream) {
-  if (stream.device().runtime().can_record())
-    order_ = stream.device().pool()->open_order(/*held=*/true);
-}
-
-Recording::~Recording() {
-  if (order_ == 0) return;
-  recorded_.reset();
-  // What is queued may still use the memory.
-  stream_.device().pool()->close_order(order_, /*work_is_done=*/false);
-}
 
 void Recording::run(const std::function<void()>& work) {
   Runtime& runtime = stream_.device().runtime();
   if (!runtime.can_record()) return work();
-  if (!recorded_) {
-    const OrderScope scope(stream_, order_);
-    if (!warm_) {
-      work();
-      warm_ = true;
-      return;
-    }
-    runtime.begin_recording(stream_.native());
-    try {
-      work();
-    } catch (...) {
-      runtime.end_recording(stream_.native(), /*drop=*/true);
-      throw;
-    }
-    recorded_ = runtime.end_recording(stream_.native(), /*drop=*/false);
-    ENSURE(recorded_, "the recording was spoilt: the work waits for something");
+  if (!lives_) {
+    RequestLog log(stream_.device().pool(), stream_.order());
+    const Stream::MemoryFrom scope(stream_, &log);
+    work();
+    lives_ = log.lives();
+    return;
   }
+  if (!recorded_) record(work);
   runtime.replay(stream_.native(), recorded_.get());
+}
+
+void Recording::record(const std::function<void()>& work) {
+  Runtime& runtime = stream_.device().runtime();
+  stream_.device().pool()->trim();  // the block takes the place of what the first time left there
+  arena_.emplace(stream_.device().pool(), *lives_);
+  const Stream::MemoryFrom scope(stream_, &*arena_);
+  runtime.begin_recording(stream_.native());
+  try {
+    work();
+    arena_->check_finished();
+  } catch (...) {
+    runtime.end_recording(stream_.native(), /*drop=*/true);
+    throw;
+  }
+  recorded_ = runtime.end_recording(stream_.native(), /*drop=*/false);
+  ENSURE(recorded_, "the recording was spoilt: the work waits for something");
 }
 
 }  // namespace tessera

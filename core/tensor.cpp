@@ -11,9 +11,8 @@ Tensor Tensor::empty(Stream& stream, const Shape& shape, DType dtype) {
   Tensor tensor;
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
-  const auto& pool = stream.device().pool();
-  tensor.buffer_ = pool->allocate(bytes, stream.order());
-  if (pool->poison())
+  tensor.buffer_ = stream.allocate(bytes);
+  if (stream.device().pool()->poison())
     stream.device().runtime().poison(stream.native(), tensor.raw(), tensor.bytes());
   return tensor;
 }

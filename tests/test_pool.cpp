@@ -37,6 +37,13 @@ TEST_CASE("sizes close to each other share a class", "[pool]") {
   CHECK(pool->misses() == 1);
 }
 
+TEST_CASE("large blocks waste less than 2 MiB", "[pool]") {
+  auto pool = std::make_shared<Pool>();
+  const size_t mib = size_t{1} << 20;
+  CHECK(pool->allocate(100 * mib)->bytes() == 100 * mib);
+  CHECK(pool->allocate(100 * mib + 1)->bytes() == 102 * mib);
+}
+
 TEST_CASE("the second run of a sequence of requests takes nothing from the system", "[pool]") {
   auto pool = std::make_shared<Pool>();
   const auto step = [&] {
@@ -80,6 +87,22 @@ TEST_CASE("trim gives cached blocks back and leaves the others", "[pool]") {
   const int64_t misses = pool->misses();
   pool->allocate(1024);
   CHECK(pool->misses() == misses + 1);
+}
+
+TEST_CASE("a block of its own has just the bytes, and goes back to the system", "[pool]") {
+  auto pool = std::make_shared<Pool>();
+  pool->allocate(5000);
+  for (int64_t misses : {2, 3}) {
+    const auto block = pool->allocate_once(5000);
+    CHECK(block->bytes() == 5000);
+    CHECK(pool->bytes_in_use() == 5000);
+    CHECK(pool->misses() == misses);
+  }
+  CHECK(pool->bytes_in_use() == 0);
+  CHECK(pool->peak_bytes() == 5120);  // the size class of the first
+  CHECK(message_of<Error>([&] {
+          pool->allocate_once(size_t{1} << 60);
+        }).find("out of memory: requested 1152921504606846976 bytes, in use 0") == 0);
 }
 
 TEST_CASE("a freed block serves its own order, until that has ended", "[pool]") {

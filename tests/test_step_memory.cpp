@@ -1,10 +1,25 @@
-// What a training step holds: of a block its input and two results of convolutions.
+// What a training step holds: of a block its input and two results of convolutions, and of memory
+// hardly more than what is in use at once.
 #include <catch2/catch.hpp>
 
-#include "autograd/residual_block.h"
+#include "core/recording.h"
+#include "core/simt/options.h"
 #include "tests/op_runner.h"
+#include "tests/training_step.h"
 
 using namespace tessera;
+
+namespace {
+
+// Steps of which only the requests for memory count: launches have no blocks, memory is address
+// space alone.
+simt::Options nothing_computed() {
+  simt::Options options = simt::options();
+  options.reserve_from = 1, options.blocks = 0;
+  return options;
+}
+
+}  // namespace
 
 TEST_CASE("a residual block keeps its convolutions' results for the way back, and its own",
           "[memory][fused]") {
@@ -29,4 +44,33 @@ TEST_CASE("a residual block keeps its convolutions' results for the way back, an
     tape.backward_from(y, Tensor::zeros(stream, y.shape()));
     CHECK(find_non_finite(stream, x.grad()) == -1);
   }
+}
+
+TEST_CASE("the block of a recorded step is hardly larger than what is in use at once",
+          "[memory][cuda]") {
+  UNetConfig small;
+  small.levels = 2, small.base = 16, small.time_dim = 16;
+  const simt::ScopedOptions restore(simt::options());
+  simt::options() = nothing_computed();
+  for (const Precision& precision : {Precision::f32(), Precision::bf16()})
+    for (const auto& [config, batch, side] :
+         {std::tuple(small, 3, 16), {small, 8, 32}, {UNetConfig{}, 8, 64}}) {
+      INFO(name_of(precision.storage) << ' ' << batch << " images of " << side);
+      Stream stream(Device::open(DeviceType::simt, 2));
+      const auto pool = stream.device().pool();
+      const Shape shape{batch, side, side, 1};
+      TrainingStep step(stream, config, precision, Tensor::zeros(stream, shape, precision.storage),
+                        Tensor::zeros(stream, shape));
+      RequestLog log(pool, stream.order());
+      {
+        const Stream::MemoryFrom scope(stream, &log);
+        step.work();
+      }
+      const size_t peak = live_peak(log.lives()), before = pool->bytes_in_use();
+      CHECK(plan_memory(log.lives()).bytes <= peak + peak / 10);
+      Recording recording(stream);
+      for (int i = 0; i < 3; ++i) recording.run([&] { step.work(); });
+      CHECK(pool->bytes_in_use() - before >= peak);
+      CHECK(pool->bytes_in_use() - before <= peak + peak / 10);
+    }
 }
