@@ -9,8 +9,9 @@ channels last. Variants are the product of --case, --compile and --precision:
 
 A figure is that of `bench` (tests/bench_timer.h, seconds_per_step): seconds of ten steps in a row
 that nothing waits for, between two CUDA events (on a CPU by the clock), by their number; the median
-of such rounds. What this PyTorch or machine lacks is skipped, with a line that says so. Status 1
-when every variant failed, 3 when there is no PyTorch. Network: tests/golden/unet_reference.py.
+of such rounds. peak_mb is the most memory that PyTorch has allocated within one step. What this
+PyTorch or machine lacks is skipped, with a line that says so. Status 1 when every variant failed, 3
+when there is no PyTorch. Network: tests/golden/unet_reference.py.
 
     python3 apps/bench_pytorch.py --case lesson --precision bf16 --json torch.json
 """
@@ -133,13 +134,14 @@ def run_variant(torch, name, compile_mode, precision, args):
     variant = {"case": name, **CASES[name], "compile": compile_mode, "precision": precision}
     device = args.device
     try:
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         step = make_step(torch, CASES[name], compile_mode, precision, device)
         first, median, loss = measure(torch, step, device, args.warmup, args.steps)
         variant.update(ms=median * 1e3, images_per_second=CASES[name]["batch"] / median,
                        first_step_seconds=first, loss=loss)
-        if device == "cuda":
+        if device == "cuda":  # of a warm step: the first one tries algorithms
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            torch.cuda.synchronize()
             variant["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
     except Unsupported as reason:
         variant["skipped"] = str(reason)

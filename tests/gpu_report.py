@@ -94,18 +94,32 @@ def bench_lines(report):
 
 
 def torch_lines(report):
+    """PyTorch's steps, and ratios to ours of the same case and precision."""
+    ours = {}  # by "lesson-128" and "bf16"
+    for figures in steps_with_figures(report, "bench").values():
+        for row in figures["benchmarks"]:
+            if row["name"].startswith("training_step/"):
+                _, precision, case = row["name"].split("/")
+                ours[case.replace("_batch_", "-"), precision] = row
     rows = []
     for figures in steps_with_figures(report, "torch").values():
         for variant in figures["variants"]:
             why = variant.get("skipped") or variant.get("failed")
+            row = ours.get((variant["case"], variant["precision"].removesuffix("-norm")), {})
+
+            def ratio(our, their, row=row, variant=variant):
+                return number(row[our] / variant[their]) if our in row and their in variant else ""
+
             rows.append([variant["case"], variant["compile"], variant["precision"],
                          why.splitlines()[0] if why else number(variant["ms"]),
                          number(variant.get("images_per_second", "")),
-                         number(variant.get("peak_mb", ""))])
+                         number(variant.get("peak_mb", "")), ratio("ms", "ms"),
+                         ratio("peak MB", "peak_mb")])
     if not rows:
         return []
     return ["## A training step in PyTorch", "",
-            *table(["case", "torch.compile", "precision", "ms", "images/s", "peak MB"], rows)]
+            *table(["case", "torch.compile", "precision", "ms", "images/s", "peak MB",
+                    "time: ours/PyTorch", "peak: ours/PyTorch"], rows)]
 
 
 def other_lines(report):

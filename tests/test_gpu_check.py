@@ -12,8 +12,9 @@ import types
 import unittest
 
 TESTS = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS.parent / "apps"))
+sys.path[:0] = [str(TESTS.parent / "apps"), str(TESTS)]
 import bench_pytorch  # noqa: E402
+import gpu_report  # noqa: E402
 
 # What the programs do, by name. Each call is noted in $CALLS.
 PROGRAMS = {
@@ -308,6 +309,23 @@ class BenchPytorch(unittest.TestCase):
         self.assertEqual(bench_pytorch.measure(torch, step, "cuda", 3, 25), (1, 1, 0.5))
         ten = "w|ssssssssss|w"
         self.assertEqual("".join(done), "w|s|w" + "sss" + ten + ten + "w|sssss|w")
+
+
+class Report(unittest.TestCase):
+    def test_steps_beside_pytorch(self):
+        def part(**figures):
+            return {"steps": {"one": {"figures": figures}}}
+
+        bench = [{"name": "training_step/bf16/lesson_batch_128", "ms": 30, "peak MB": 1200}]
+        torch = [{"case": "lesson-128", "compile": "no", "precision": precision, "ms": 50,
+                  "peak_mb": 3000} for precision in ("f32", "bf16", "bf16-norm")]
+        torch.append({**torch[1], "skipped": "for want of it"})
+        lines = gpu_report.torch_lines({"parts": {
+            "bench": part(benchmarks=bench), "torch": part(variants=torch)}})
+        for row in ("| lesson-128 | no | f32 | 50 |  | 3000 |  |  |",
+                    "| lesson-128 | no | bf16 | 50 |  | 3000 | 0.6 | 0.4 |",
+                    "| lesson-128 | no | bf16-norm | 50 |  | 3000 | 0.6 | 0.4 |"):
+            self.assertIn(row, lines)
 
 
 if __name__ == "__main__":
