@@ -53,8 +53,9 @@ def norm_in_bf16(torch, model):
             module.forward = forward.__get__(module)
 
 
-def make_step(torch, case, compile_mode, precision, device):
-    """A function that does one step and returns the loss, a tensor."""
+def make_step(torch, case, compile_mode, precision, device, patch=None):
+    """A function that does one step and returns the loss, a tensor. patch(torch, model) may change
+    the network before."""
     sys.path.insert(0, str(ROOT / "tests" / "golden"))
     import unet_reference
 
@@ -71,6 +72,8 @@ def make_step(torch, case, compile_mode, precision, device):
     model = model.to(device, memory_format=torch.channels_last)
     if precision == "bf16-norm":
         norm_in_bf16(torch, model)
+    if patch:
+        patch(torch, model)
     fused = {"fused": True} if device == "cuda" else {}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, **fused)
     shape = (case["batch"], 1, case["size"], case["size"])

@@ -9,65 +9,15 @@
 //   bench --device cuda --benchmark_filter='conv2d/.*/bf16/lesson' --benchmark_format=json
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <array>
 #include <iostream>
 #include <optional>
 #include <regex>
 
 #include "apps/guarded_main.h"
-#include "core/recording.h"
-#include "kernels/adam.h"
-#include "layers/unet.h"
 #include "tests/bench.h"
 
 namespace tessera {
 namespace {
-
-struct Training {
-  const char* name;
-  int64_t side, base, batch;
-};
-
-std::vector<Training> trainings(DeviceType type, bool tiny) {
-  if (tiny) return {{"8x8 base 8 batch 2", 8, 8, 2}};
-  if (type == DeviceType::cpu) return {{"quick", 32, 32, 32}, {"64x64 base 64 batch 4", 64, 64, 4}};
-  return {{"lesson", 64, 64, 32}, {"lesson batch 128", 64, 64, 128}, {"quick", 32, 32, 32}};
-}
-
-// Forward, loss, backward and Adam on one batch, without reading data. A device of its own for
-// each: peak memory is the step's.
-void bench_training(benchmark::State& state, DeviceType type, int threads, double budget,
-                    const Training& training, const Mode& mode) {
-  Session session(type, threads, budget, false);
-  Stream& stream = session.stream();
-  stream.math = mode.arithmetic.math;
-  UNetConfig config;
-  config.base = training.base;
-  UNet net(stream, config, 0, ops::Fusion::On, mode.precision());
-  net.parameters().prepare_training(stream);
-  Adam adam(stream, net.parameters(), {});
-  const Shape shape{training.batch, training.side, training.side, 1};
-  const Var noisy = Var::leaf(random_tensor(stream, shape, mode.arithmetic.storage));
-  const Tensor clean = random_tensor(stream, shape, DType::f32);
-  const Tensor t = Tensor::zeros(stream, {training.batch}, DType::i32);
-  const Tensor now = Tensor::from<int64_t>(stream, {1}, std::array{int64_t{1}});
-  const Tensor factors =
-      Tensor::from<float>(stream, {AdamFactors<float>::kCount}, adam_factors(adam.spec(), 1));
-  Recording recording(stream);
-  session.measure_steps(state, [&] {
-    recording.run([&] {
-      net.parameters().clear_gradients();
-      Tape tape(stream);
-      const Var loss = ops::mse(tape, net.forward(tape, noisy, t), clean);
-      tape.backward(loss);
-      net.parameters().finish_gradients(stream);
-      adam.issue(loss.value, now, factors);
-    });
-  });
-  state.counters["images/s"] =
-      benchmark::Counter(double(training.batch), benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["peak MB"] = double(session.device()->pool()->peak_bytes()) / 1e6;
-}
 
 std::string without_spaces(std::string text) {
   for (char& c : text)
@@ -89,6 +39,7 @@ struct Options {
   double seconds = 0.2;
   bool libraries = true, tiny = false;
   std::string predict;  // only print predictions for names that match; empty: measure
+  bool plan = false;    // only print what training steps hold on a GPU
 };
 
 bool is_on_gpus_only(const std::string& name) {
@@ -174,6 +125,7 @@ std::optional<Options> parse(int& argc, char** argv) {
   app.add_option("--seconds", options.seconds, "of measured work of each (default 0.2)");
   app.add_option("--predict", options.predict,
                  "only print what some cards need at least for GPU benchmarks whose names match");
+  app.add_flag("--plan", options.plan, "only print the memory of training steps on a GPU, planned");
   app.add_flag("!--no-libraries", options.libraries, "do not time cuDNN and cuBLAS beside");
   app.footer("--benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_format=json, ...");
   app.allow_extras();
@@ -201,6 +153,7 @@ int run(int argc, char** argv) {
   const auto options = parse(argc, argv);
   if (!options) return 0;
   if (!options->predict.empty()) return print_predictions(options->predict), 0;
+  if (options->plan) return print_plans(), 0;
   const bool lists = std::any_of(argv + 1, argv + argc, [](std::string_view argument) {
     return argument.starts_with("--benchmark_list_tests");
   });

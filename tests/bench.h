@@ -76,6 +76,20 @@ double predicted_seconds(const Card& card, const Cost& cost, const Mode& mode);
 // One row of a Markdown table of these, in microseconds; a null cost: the table's head.
 std::string prediction_row(const std::string& name, const Cost* cost, const Mode& mode);
 
+// A network of tests/op_cases.h's kind and a batch, for whole steps.
+struct Training {
+  const char* name;
+  int64_t side, base, batch;
+};
+std::vector<Training> trainings(DeviceType type, bool tiny);
+// Forward, loss, backward and Adam on one batch, without reading data. A device of its own for
+// each: peak memory is the step's.
+void bench_training(benchmark::State& state, DeviceType type, int threads, double budget,
+                    const Training& training, const Mode& mode);
+// Prints a Markdown table of what recorded steps hold on a GPU (sm_90), in MB: the host model
+// records them without computing anything.
+void print_plans();
+
 // Which directions of a case are timed one by one.
 std::vector<Direction> directions(const OpCase& c);
 const char* name_of(Direction direction);

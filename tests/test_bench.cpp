@@ -1,8 +1,10 @@
 // `bench`, run as a user would: every figure that it reports comes from a call that was made.
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "tests/op_cases.h"
 #include "tests/run_program.h"
@@ -116,6 +118,31 @@ TEST_CASE("bench refuses what it does not know", "[bench]") {
     CHECK(run.status == 2);
     CHECK(run.err.find("bench: error: ") != std::string::npos);
   }
+}
+
+TEST_CASE("bench plans the memory of training steps without a GPU", "[bench]") {
+  const Finished run = run_program("bench", {"--plan"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  std::map<std::string, std::vector<double>> rows;
+  std::istringstream lines(run.out);
+  for (std::string line, name; std::getline(lines, line);) {
+    std::istringstream cells(line);
+    std::getline(std::getline(cells, name, '|'), name, '|');
+    for (std::string cell; std::getline(cells, cell, '|');)
+      if (cell.find_first_of("0123456789") != std::string::npos) rows[name].push_back(stod(cell));
+  }
+  REQUIRE(rows.size() == 9);
+  for (const auto& [name, mb] : rows) {
+    INFO(name);
+    REQUIRE(mb.size() == 4);
+    CHECK(mb[0] > 0);
+    CHECK(mb[2] < 1.1 * mb[1]);
+    CHECK(std::abs(mb[0] + mb[2] - mb[3]) < 0.2);
+  }
+  const double f32 = rows.at(" lesson, f32 ")[2], bf16 = rows.at(" lesson, bf16 ")[2];
+  CHECK(bf16 < 0.6 * f32);
+  CHECK(rows.at(" lesson batch 128, bf16 ")[2] > 3 * bf16);
 }
 
 TEST_CASE("bench predicts what cards need without one", "[bench]") {
