@@ -9,13 +9,23 @@
 #include "core/simt/crash.h"
 #include "core/simt/runner.h"
 #include "core/simt/stream.h"
+#include "core/simt/trace.h"
 
 namespace tessera::simt {
 namespace {
 
 // Which blocks of a grid run, in their order.
 std::vector<uint64_t> block_order(const Grid& grid) {
-  const uint64_t total = grid.grid.count();
+  const uint64_t total = grid.grid.count(), sampled = grid.options.sampled_blocks;
+  if (sampled && sampled < total) {
+    std::vector<uint64_t> order(sampled);
+    uint64_t state = grid.options.seed;
+    for (uint64_t i = 0; i < sampled; ++i) {
+      const uint64_t begin = i * total / sampled, end = (i + 1) * total / sampled;
+      order[i] = begin + next_random(state) % (end - begin);
+    }
+    return order;
+  }
   const uint64_t first = grid.options.first_block == Options::kFromTheEnd
                              ? total - std::min(grid.options.blocks, total)
                              : std::min(grid.options.first_block, total);
@@ -30,8 +40,15 @@ std::vector<uint64_t> block_order(const Grid& grid) {
   return order;
 }
 
-void run_blocks(const Grid& grid) {
-  const std::vector<uint64_t> order = block_order(grid);
+// The first and the last blocks of a grid.
+std::vector<uint64_t> ends_of(const Grid& grid) {
+  const uint64_t total = grid.grid.count(), count = std::min<uint64_t>(4, total);
+  std::vector<uint64_t> order;
+  for (uint64_t i = 0; i < count; ++i) order.insert(order.end(), {i, total - 1 - i});
+  return order;
+}
+
+void run_blocks(const Grid& grid, const std::vector<uint64_t>& order) {
   const int limit = kThreadSanitizer || watch ? 1
                     : grid.options.workers    ? grid.options.workers
                                               : omp_get_num_procs();
@@ -62,8 +79,8 @@ void run_blocks(const Grid& grid) {
 // All blocks live at once, and take turns when none of their threads can go on.
 class CooperativeRun {
  public:
-  explicit CooperativeRun(const Grid& grid) : grid_(grid) {
-    for (uint64_t index : block_order(grid)) {
+  CooperativeRun(const Grid& grid, const std::vector<uint64_t>& order) : grid_(grid) {
+    for (uint64_t index : order) {
       blocks_.push_back(std::make_unique<Block>());
       blocks_.back()->start(grid, index);
       alive_.push_back(blocks_.back().get());
@@ -129,11 +146,18 @@ void run_grid(std::unique_ptr<Grid> launched, bool cooperative) {
     const SyncPoint& point;
     ~End() { point.acquire(); }
   } const end{running.end};
+  const std::vector<uint64_t> order = block_order(grid);
   if (cooperative) {
     const CrashStack stack;
-    CooperativeRun(grid).run();
+    CooperativeRun(grid, order).run();
   } else {
-    run_blocks(grid);
+    run_blocks(grid, order);
+  }
+  if (LaunchTrace* const trace = LaunchTrace::current()) {
+    trace->note(grid, order.size());
+    // Where tensors begin and end is seen there.
+    if (!cooperative && grid.options.sampled_blocks) run_blocks(grid, ends_of(grid));
+    trace->note(grid, 0);
   }
 }
 

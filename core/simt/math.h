@@ -8,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "core/simt/block.h"
+#include "core/simt/trace.h"
 
 namespace tessera::simt {
 
@@ -116,6 +116,7 @@ template <class V>
 V load_vector(const void* pointer, Where where = Where::current()) {
   if (reinterpret_cast<uintptr_t>(pointer) % alignof(V))
     fault(concat("misaligned load of ", sizeof(V), " bytes at ", pointer), where);
+  count_access(kLoaded, pointer, sizeof(V));
   V value;
   std::memcpy(&value, pointer, sizeof(V));
   return value;
@@ -124,6 +125,7 @@ template <class V>
 void store_vector(void* pointer, const V& value, Where where = Where::current()) {
   if (reinterpret_cast<uintptr_t>(pointer) % alignof(V))
     fault(concat("misaligned store of ", sizeof(V), " bytes at ", pointer), where);
+  count_access(kStored, pointer, sizeof(V));
   std::memcpy(pointer, &value, sizeof(V));
 }
 

@@ -41,6 +41,9 @@ struct Options {
   // or the last `blocks` of them.
   static constexpr uint64_t kFromTheEnd = UINT64_MAX;
   uint64_t first_block = 0, blocks = UINT64_MAX;
+  // For counting (core/simt/trace.h): of a grid with more blocks than this, as many run, one in
+  // each of as many equal parts of it, and a few at both ends that are not counted; 0: all.
+  uint64_t sampled_blocks = 0;
   // Allocations of as many bytes or more are address space alone, of which pages come into being as
   // they are touched: zeros, not NaNs. They do not count as used.
   size_t reserve_from = SIZE_MAX;

@@ -16,8 +16,8 @@ struct SumParts {
   int64_t stride;
   bool accumulate;
   __device__ void operator()(int64_t i) const {
-    float sum = partial[i];
-    for (int64_t part = 1; part < parts; ++part) sum += partial[part * size + i];
+    float sum = __ldg(partial + i);
+    for (int64_t part = 1; part < parts; ++part) sum += __ldg(partial + part * size + i);
     int64_t row = i;
     const int64_t point = length.divide(row);
     put_at(out + row * stride + point, sum, accumulate);

@@ -18,6 +18,9 @@
 // still read are thus seen as arithmetic on uninitialised values.
 #pragma once
 
+#ifndef TESSERA_GPU
+#include "core/simt/trace.h"
+#endif
 #include "kernels/cuda/ptx/common.h"
 
 namespace tessera::TESSERA_CUDA::ptx {
@@ -130,6 +133,8 @@ void cp_async(void* shared, const void* global, int bytes, const char* name, Whe
   if (is_shared(global, 1))
     fault(concat(name, " from ", global, ", which is in this block's shared memory"), where);
   if (bytes < 0 || bytes > size) fault(concat(name, " of ", bytes, " bytes"), where);
+  if (bytes) count_access(kCopied, global, size_t(bytes));
+  count(kFilled, size);
   in_flight<Copies>().issue(shared, global, size, bytes);
 }
 inline void cp_async16(void* shared, const void* global, int bytes = 16,

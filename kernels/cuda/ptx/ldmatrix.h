@@ -7,7 +7,7 @@
 #pragma once
 
 #ifndef TESSERA_GPU
-#include "core/simt/matrix_traffic.h"
+#include "core/simt/trace.h"
 #endif
 #include "kernels/cuda/ptx/common.h"
 
@@ -77,8 +77,12 @@ uint16_t* matrix_element(void* const* lanes, int i, int lane, int half) {
 
 template <int matrices>
 void count_matrices(void* const* lanes) {
+  if (!LaunchTrace::current()) return;
+  count(kMatrices, matrices);
   for (int i = 0; i < matrices; ++i)
-    count_matrix([&](int row) { return static_cast<MatrixOperands*>(lanes[8 * i + row])->row; });
+    count(kPasses, uint64_t(passes_of_matrix([&](int row) {
+            return static_cast<MatrixOperands*>(lanes[8 * i + row])->row;
+          })));
 }
 
 template <int matrices, bool transposed>

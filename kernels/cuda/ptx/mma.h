@@ -104,6 +104,8 @@ float high(uint32_t pair) {
 template <int k>
 void multiply_tile(void* const* lanes, const float (&a)[16][k], const float (&b)[k][8]) {
   using Row = float __attribute__((vector_size(32)));
+  count(kProducts, 1);
+  count(kMultiplyAdds, 16 * 8 * k);
   union {
     float d[16][8];
     Row rows[16];
