@@ -8,6 +8,7 @@
 
 #include "apps/device_images.h"
 #include "apps/train_loop.h"
+#include "kernels/conv_tiles.h"
 #include "layers/weights.h"
 
 namespace tessera {
@@ -55,6 +56,12 @@ std::string device_text(const Device& device) {
                                           : concat(type, ", ", device.info().name, ", ", threads);
 }
 
+// The file that chooses tiles, where there is one.
+std::string tiles_text(const Device& device) {
+  if (device.type() == DeviceType::cpu || ConvTiles::in_force().file().empty()) return "";
+  return fmt::format("  tiles    {}\n", ConvTiles::in_force().file());
+}
+
 void print_banner(const TrainOptions& options, const GivenOptions& given, const RunDir& dir,
                   const Device& device, const Dataset& data, const Schedule& schedule,
                   Trainer& trainer, std::ostream& out) {
@@ -66,6 +73,7 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  network  {} levels, base {}, {} parameters\n", options.levels, options.base,
                      trainer.model().parameters().count())
       << fmt::format("  device   {}, {}\n", device_text(device), options.precision)
+      << tiles_text(device)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
                      trainer.steps_done() + 1, schedule.total, options.batch,
                      schedule.steps_per_epoch(), options.seed)
@@ -102,6 +110,8 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
   options.precision =
       resolve_precision(options.precision, options.device, device->info().capability);
   Stream stream(device);
+  if (device->type() != DeviceType::cpu)
+    ConvTiles::in_force();  // what is wrong with it is said now
   const Dataset data = Dataset::open(options.data, int(options.image_size), int(options.channels));
   if (data.train_size() < 1)
     throw InputError(concat("--data ", options.data, " has no images to train on"));

@@ -14,6 +14,7 @@
 #include <regex>
 
 #include "apps/guarded_main.h"
+#include "kernels/conv_tiles.h"
 #include "tests/bench.h"
 
 namespace tessera {
@@ -38,8 +39,10 @@ struct Options {
   int threads = 0;
   double seconds = 0.2;
   bool libraries = true, tiny = false;
-  std::string predict;  // only print predictions for names that match; empty: measure
-  bool plan = false;    // only print what training steps hold on a GPU
+  std::string predict;               // only print predictions for names that match; empty: measure
+  bool plan = false;                 // only print what training steps hold on a GPU
+  bool tiles = false, tune = false;  // only print or tune the convolutions' tiles
+  std::string tiles_file, resources_file = KernelResources::default_file();
 };
 
 bool is_on_gpus_only(const std::string& name) {
@@ -127,6 +130,16 @@ std::optional<Options> parse(int& argc, char** argv) {
                  "only print what some cards need at least for GPU benchmarks whose names match");
   app.add_flag("--plan", options.plan, "only print the memory of training steps on a GPU, planned");
   app.add_flag("!--no-libraries", options.libraries, "do not time cuDNN and cuBLAS beside");
+  app.add_flag("--tiles", options.tiles,
+               "only print which tiles the lesson's 3x3 convolutions have, and what these take");
+  const auto* tune =
+      app.add_option(
+             "--tune", options.tiles_file,
+             "only time all of these tiles, and write the fastest into a table that is read "
+             "from then on (default: tiles.txt beside the program)")
+          ->expected(0, 1);
+  app.add_option("--resources", options.resources_file,
+                 "registers of the kernels (default: kernel-resources.md of this build)");
   app.footer("--benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_format=json, ...");
   app.allow_extras();
   try {
@@ -137,6 +150,8 @@ std::optional<Options> parse(int& argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     throw UsageError(error.what());
   }
+  options.tune = tune->count() > 0;
+  if (options.tiles_file.empty()) options.tiles_file = ConvTiles::default_file();
   options.device = !device.empty() ? device_type_of(device)
                    : has_gpu()     ? DeviceType::cuda
                                    : DeviceType::cpu;
@@ -152,6 +167,9 @@ std::optional<Options> parse(int& argc, char** argv) {
 int run(int argc, char** argv) {
   const auto options = parse(argc, argv);
   if (!options) return 0;
+  if (options->tiles) return print_tiles(options->resources_file), 0;
+  if (options->tune)
+    return tune_tiles(options->device, options->seconds, options->tiny, options->tiles_file);
   if (!options->predict.empty()) return print_predictions(options->predict), 0;
   if (options->plan) return print_plans(), 0;
   const bool lists = std::any_of(argv + 1, argv + argc, [](std::string_view argument) {

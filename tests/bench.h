@@ -4,8 +4,10 @@
 #include <benchmark/benchmark.h>
 
 #include <map>
+#include <optional>
 
 #include "tests/cuda_baselines.h"
+#include "tests/gpu_cards.h"
 #include "tests/op_cases.h"
 
 namespace tessera {
@@ -61,16 +63,6 @@ class Session {
   std::map<std::string, double> matmul_;  // flop/s of a large product, by Mode::name
 };
 
-// What a card's data sheet promises: bytes/s of its memory, and flop/s without sparsity, sums in
-// f32, of f32 without tensor cores, tf32 and bf16.
-struct Card {
-  const char* name;
-  double bandwidth, f32, tf32, bf16;
-};
-inline constexpr Card kCards[] = {{"H200", 4.8e12, 67e12, 494e12, 989e12},
-                                  {"A100", 2.039e12, 19.5e12, 156e12, 312e12},
-                                  {"RTX4090", 1.008e12, 82.6e12, 82.6e12, 165.2e12}};
-
 // Seconds that a card needs at least: to compute or to move the bytes, whichever takes longer.
 double predicted_seconds(const Card& card, const Cost& cost, const Mode& mode);
 // One row of a Markdown table of these, in microseconds; a null cost: the table's head.
@@ -89,6 +81,12 @@ void bench_training(benchmark::State& state, DeviceType type, int threads, doubl
 // Prints a Markdown table of what recorded steps hold on a GPU (sm_90), in MB: the host model
 // records them without computing anything.
 void print_plans();
+// Prints the tiles in force for the lesson's 3x3 convolutions, on the GPU at hand or on the cards
+// of gpu_cards.h. resources_file: where KernelResources are.
+void print_tiles(const std::string& resources_file);
+// Times all tiles of these convolutions, or of tiny ones, and writes the table of the fastest.
+// budget: seconds of each. Returns the program's status: 3 without a GPU.
+int tune_tiles(DeviceType type, double budget, bool tiny, const std::string& file);
 
 // Which directions of a case are timed one by one.
 std::vector<Direction> directions(const OpCase& c);

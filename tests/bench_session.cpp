@@ -1,3 +1,4 @@
+#include "kernels/conv_tiles.h"
 #include "tests/bench.h"
 
 namespace tessera {
@@ -58,6 +59,8 @@ void Session::measure_steps(benchmark::State& state, const std::function<void()>
 void Session::measure_peaks() {
   const DeviceInfo& info = device_->info();
   benchmark::AddCustomContext("device", info.name);
+  if (device_->type() != DeviceType::cpu)
+    benchmark::AddCustomContext("tiles", ConvTiles::in_force().file());
   if (device_->type() != DeviceType::cuda || budget_ == 0) return;
 
   const size_t bytes = size_t{1} << 30;

@@ -51,7 +51,7 @@ void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& 
   const conv::HaloSource<conv::TurnedFilters> source{{dy.data<bf16>(), H, W, K},
                                                      {w.data<bf16>(), K, C, C}};
   const auto run = [&]<GeluForm form>() {
-    conv::with_halo_tile(N, H, W, C, [&](auto tile) {
+    conv::with_halo_tile(conv::tile_for(stream, N, source.image, source.filters), [&](auto tile) {
       conv::launch_halo_sums<decltype(tile)>(
           stream, N, H, W, C, source,
           [&](const conv::TileSums& to) {

@@ -3,6 +3,21 @@
 #include "kernels/cuda/conv_launch.h"
 
 namespace tessera::TESSERA_CUDA {
+namespace {
+
+void halo_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y,
+              MomentsOut* moments) {
+  const int N = int(x.dim(0)), H = int(x.dim(1)), W = int(x.dim(2)), C = int(x.dim(3)),
+            K = int(w.dim(0));
+  const conv::HaloSource<conv::StraightFilters> source{{x.data<bf16>(), H, W, C},
+                                                       {w.data<bf16>(), C, K}};
+  conv::with_halo_tile(conv::tile_for(stream, N, source.image, source.filters), [&](auto tile) {
+    conv::launch_halo_fwd<decltype(tile)>(
+        stream, N, H, W, source, {y.data<bf16>(), data_or_null<float>(b), K, false}, moments);
+  });
+}
+
+}  // namespace
 
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y, MomentsOut* moments) {
@@ -10,13 +25,7 @@ void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Ten
   if (x.dtype() == DType::bf16 && conv::has_halo_kernels(stream, s) && !conv::is_tiny(s.H, s.W) &&
       packs_fit<bf16, 8>(s.C, x.data<bf16>(), w.data<bf16>()) &&
       packs_fit<bf16, 8>(s.K, y.data<bf16>()))
-    return conv::with_halo_tile(int(x.dim(0)), s.H, s.W, s.K, [&](auto tile) {
-      conv::launch_halo_fwd<decltype(tile)>(
-          stream, int(x.dim(0)), s.H, s.W,
-          conv::HaloSource<conv::StraightFilters>{{x.data<bf16>(), s.H, s.W, s.C},
-                                                  {w.data<bf16>(), s.C, s.K}},
-          {y.data<bf16>(), data_or_null<float>(b), s.K, false}, moments);
-    });
+    return halo_fwd(stream, x, w, b, y, moments);
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/conv_tiles.h"
 #include "kernels/cuda/conv_halo_wgrad.h"
 #include "kernels/cuda/conv_phase.h"
 #include "kernels/cuda/sum_parts.h"
@@ -66,33 +67,34 @@ struct HaloImage {
   }
 };
 
-// ---- Tiles. As in conv_launch.h, numbers of blocks do not depend on the GPU at hand.
-inline constexpr int64_t kEnoughHaloBlocks = 96;
-
+// ---- Tiles: by kernels/conv_tiles.h, which chooses one.
 template <class Tile>
 int64_t pixel_tiles(int N, int H, int W) {
   constexpr int kApart = Tile::kApart;
   return ceil_div(N, Tile::TN) * ceil_div(H, Tile::TH * kApart) * ceil_div(W, Tile::TW * kApart) *
          (kApart * kApart);
 }
-template <class Tile>
-bool has_enough_blocks(int N, int H, int W, int columns) {
-  return pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN) >= kEnoughHaloBlocks;
-}
-// The same, and that half of a tile is not left empty.
-template <class Tile>
-bool is_large_enough(int N, int H, int W, int columns) {
-  return W > 8 * Tile::kApart && has_enough_blocks<Tile>(N, H, W, columns);
-}
-
-// Calls f(tile), of pixels `apart`.
+// Calls f(HaloTile), of pixels `apart`.
 template <int apart = 1, class F>
-void with_halo_tile(int N, int H, int W, int columns, const F& f) {
-  using Few = HaloTile<16, 16, 64, 64, 32, apart>;  // channels
-  using Many = HaloTile<8, 16, 128, 64, 32, apart>;
-  if (columns % 128 == 0 && is_large_enough<Many>(N, H, W, columns)) return f(Many{});
-  if (is_large_enough<Few>(N, H, W, columns)) return f(Few{});
-  f(HaloTile<8, 8, 64, 32, 32, apart>{});
+void with_halo_tile(ConvTile tile, const F& f) {
+  const auto call = [&]<ConvTile T, int WM, int WN>() {
+    constexpr ConvTileSize size = kConvTiles[int(T)];
+    f(HaloTile<size.height, size.width, size.channels, WM, WN, apart>{});
+  };
+  switch (tile) {
+    case ConvTile::k16x16x64:
+      return call.template operator()<ConvTile::k16x16x64, 64, 32>();
+    case ConvTile::k8x16x128:
+      return call.template operator()<ConvTile::k8x16x128, 64, 32>();
+    case ConvTile::k8x8x64:
+      return call.template operator()<ConvTile::k8x8x64, 32, 32>();
+  }
+}
+template <class Filters>
+ConvTile tile_for(Stream& stream, int N, const Image<bf16>& x, const Filters& filters) {
+  return stream.state<ConvTiles>().choose(
+      stream.device().info().capability,
+      {!Filters::kAlongDepth, N, x.H, x.W, filters.columns, filters.depth});
 }
 
 template <class Tile, class Source, class Output>
@@ -110,7 +112,7 @@ void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source&
 template <class Filters>
 void run_halo(Stream& stream, int N, const Image<bf16>& x, const Filters& filters,
               const HaloImage& y) {
-  with_halo_tile(N, x.H, x.W, filters.columns, [&](auto tile) {
+  with_halo_tile(tile_for(stream, N, x, filters), [&](auto tile) {
     launch_halo<decltype(tile)>(stream, N, x.H, x.W, filters.columns,
                                 HaloSource<Filters>{x, filters}, y);
   });

@@ -98,24 +98,28 @@ struct FoldTaps {
   }
 };
 
-// Calls f(tile), of pixels 2 apart of images H x W: two images where low is at most 8 wide.
+// Calls f(tile), of pixels 2 apart, for images H x W: the phases are four images of half their
+// size. Two images a tile where low is at most 8 wide.
 template <class F>
-void with_phase_tile(int N, int H, int W, int columns, const F& f) {
+void with_phase_tile(int N, int H, int W, int columns, int depth, const F& f) {
   using Two = conv::HaloTile<8, 8, 128, 64, 32, 2, 2>;
-  if (W <= 16 && columns % 128 == 0 && conv::has_enough_blocks<Two>(N, H, W, columns))
+  if (W <= 16 && columns % 128 == 0 &&
+      conv::pixel_tiles<Two>(N, H, W) * (columns / 128) >= kEnoughConvBlocks)
     return f(Two{});
-  conv::with_halo_tile<2>(N, H, W, columns, f);
+  conv::with_halo_tile<2>(default_tile({false, 4 * N, H / 2, W / 2, columns, depth}), f);
 }
 
 // dlow [N,H/2,W/2,A] = or += its share of dy [N,H,W,K].
 void run_phase_grad(Stream& stream, int N, const conv::PhaseGradSource& source,
                     const conv::HaloImage& dlow) {
   const int h = source.dy.H / 2, w = source.dy.W / 2, A = source.filters.columns;
-  using Many = conv::HaloTile<8, 16, 128, 64, 32>;
-  using Small = conv::HaloTile<8, 8, 64, 32, 32>;
-  A % 128 == 0 && conv::is_large_enough<Many>(N, h, w, A)
-      ? conv::launch_halo<Many>(stream, N, h, w, A, source, dlow)
-      : conv::launch_halo<Small>(stream, N, h, w, A, source, dlow);
+  const auto run = [&](auto tile) {
+    conv::launch_halo<decltype(tile)>(stream, N, h, w, A, source, dlow);
+  };
+  // 16 x 16 x 64 would take more shared memory than cards of 8.6 and 8.9 have.
+  default_tile({true, N, h, w, A, source.filters.depth}) == ConvTile::k8x16x128
+      ? run(conv::HaloTile<8, 16, 128, 64, 32>{})
+      : run(conv::HaloTile<8, 8, 64, 32, 32>{});
 }
 
 // sums [K,4,4,A]: the gradient of the phases' filters over low, for dy [N,H,W,K].
@@ -167,7 +171,7 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
     const Tensor filters = phases_of(stream, w, phases, A);
     const conv::PhaseSource source{image_of<bf16>(low), image_of<bf16>(skip), filters.data<bf16>(),
                                    w.data<bf16>(), s.K};
-    return with_phase_tile(N, s.H, s.W, s.K, [&](auto tile) {
+    return with_phase_tile(N, s.H, s.W, s.K, s.C, [&](auto tile) {
       conv::launch_halo_fwd<decltype(tile)>(stream, N, s.H, s.W, source,
                                             {y.data<bf16>(), data_or_null<float>(b), s.K, false},
                                             moments);

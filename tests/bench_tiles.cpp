@@ -1,0 +1,159 @@
+// The tiles of the 3x3 convolutions (kernels/conv_tiles.h): which are in force, and which are the
+// fastest on the GPU at hand.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "core/file.h"
+#include "kernels/cuda/conv_halo_launch.h"
+#include "layers/unet.h"
+#include "tests/bench.h"
+
+namespace tessera {
+namespace {
+
+// The 3x3 convolutions of the preset lesson at both batch sizes, or tiny ones. An up block's first
+// one has tiles of its own (upcat_conv2d.cu).
+std::vector<ConvShape> network_convs(bool tiny) {
+  if (tiny) return {{false, 1, 9, 9, 128, 8}, {true, 1, 9, 9, 128, 8}, {false, 1, 8, 8, 64, 8}};
+  std::vector<ConvShape> convs;
+  for (const Stage& s : stages())
+    if (s.model.starts_with("lesson"))
+      for (const bool data_gradient : {false, true})
+        convs.push_back({data_gradient, s.N, s.side, s.side, s.width, s.width});
+  return convs;
+}
+
+// What a block takes.
+struct BlockNeeds {
+  int threads;
+  size_t shared;
+};
+BlockNeeds needs_of(ConvTile tile, bool data_gradient) {
+  BlockNeeds needs{};
+  simt::conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
+    using namespace simt::conv;
+    needs = {Tile::kThreads, data_gradient ? sizeof(HaloShared<Tile, HaloSource<TurnedFilters>>)
+                                           : sizeof(HaloShared<Tile, HaloSource<StraightFilters>>)};
+  });
+  return needs;
+}
+
+int registers_of(const KernelResources& resources, int architecture, ConvTile tile,
+                 bool data_gradient) {
+  const ConvTileSize& size = size_of(tile);
+  const auto row = resources.find(
+      architecture,
+      {fmt::format("conv_halo_kernel<HaloTile<{}, {}, {},", size.height, size.width, size.channels),
+       data_gradient ? "HaloSource<TurnedFilters>" : "HaloSource<StraightFilters>",
+       data_gradient ? "HaloImage" : "HaloMoments"});
+  return row.registers;
+}
+
+void print_card(const std::string& name, int architecture, int multiprocessors,
+                const KernelResources& resources) {
+  const ConvTiles& tiles = ConvTiles::in_force();
+  const MultiprocessorLimits* const limits = limits_of(architecture);
+  for (const ConvShape& s : network_convs(false)) {
+    const ConvTile tile = tiles.choose(architecture, s);
+    const BlockNeeds needs = needs_of(tile, s.data_gradient);
+    const int registers = registers_of(resources, architecture, tile, s.data_gradient);
+    std::string waves = "-";
+    if (limits) {
+      const int resident = resident_blocks(*limits, needs.threads, needs.shared, registers);
+      waves = fmt::format("{}{:.2f}", registers ? "" : ">= ",
+                          double(blocks_of(tile, s)) / (resident * multiprocessors));
+    }
+    std::cout << fmt::format("| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", architecture, name,
+                             text_of(s), size_of(tile).name,
+                             tiles.has(architecture, s) ? "table" : "rule", blocks_of(tile, s),
+                             waves, registers ? std::to_string(registers) : "-", needs.shared);
+  }
+}
+
+// Makes the tensors of a convolution; the result computes it as the network does.
+std::function<void()> prepare(Stream& stream, const ConvShape& s) {
+  const int64_t C = s.data_gradient ? s.columns : s.depth;
+  const int64_t K = s.data_gradient ? s.depth : s.columns;
+  const Tensor w = random_tensor(stream, {K, 3, 3, C}, DType::bf16),
+               b = random_tensor(stream, {K}, DType::f32);
+  Tensor x = random_tensor(stream, {s.N, s.H, s.W, C}, DType::bf16),
+         y = random_tensor(stream, {s.N, s.H, s.W, K}, DType::bf16);
+  if (s.data_gradient) return [=, &stream] { conv2d_bwd_data(stream, {1, 1, 1}, y, w, {x}); };
+  const int groups = int(UNetConfig{}.groups);
+  MomentsOut moments{{groups}, Tensor::empty(stream, {s.N, groups, 2})};
+  return [=, &stream]() mutable { conv2d_fwd(stream, {1, 1, 1}, x, w, b, y, &moments); };
+}
+
+struct Timed {
+  ConvTile tile;
+  double seconds;
+};
+
+// Every tile that fits, the fastest first.
+std::vector<Timed> time_tiles(Stream& stream, Timer& timer, double budget, const ConvShape& shape) {
+  const int architecture = stream.device().info().capability;
+  std::vector<Timed> times;
+  const auto call = prepare(stream, shape);
+  for (const ConvTileSize& size : kConvTiles) {
+    if (!misfit_of(size.tile, shape).empty()) continue;
+    stream.state<ConvTiles>().set(architecture, shape, size.tile);
+    times.push_back({size.tile, median_seconds(timer, budget, call)});
+  }
+  std::ranges::stable_sort(times, {}, &Timed::seconds);
+  return times;
+}
+
+}  // namespace
+
+void print_tiles(const std::string& resources_file) {
+  const KernelResources resources(resources_file);
+  const std::string& file = ConvTiles::in_force().file();
+  std::cout << "3x3 convolutions in bf16 of the preset lesson, batch 32 and 128. Table: "
+            << (file.empty() ? "none" : file) << "\n\n"
+            << "| arch | card | N H W columns depth | tile | by | blocks | waves | registers | "
+               "shared bytes |\n"
+               "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |\n";
+  if (has_gpu()) {
+    const DeviceInfo info = Device::open(DeviceType::cuda)->info();
+    return print_card(info.name, info.capability, info.multiprocessors, resources);
+  }
+  for (const int architecture : {80, 89, 90})
+    for (const Card& card : kCards)
+      if (card.architecture == architecture)
+        print_card(card.name, architecture, card.multiprocessors, resources);
+}
+
+int tune_tiles(DeviceType type, double budget, bool tiny, const std::string& file) {
+  if (type == DeviceType::cpu || (type == DeviceType::cuda && !has_gpu())) {
+    std::cerr << "bench: no GPU here: there is nothing to tune\n";
+    return 3;
+  }
+  const auto device = Device::open(type);
+  const DeviceInfo& info = device->info();
+  if (info.capability < 80)
+    throw InputError(concat(info.name, " has no tiles to choose from: they begin at 8.0"));
+  std::string text = fmt::format(
+      "# Tiles of 3x3 convolutions in bf16, by bench --tune on {}.\n"
+      "# architecture fwd|dgrad N H W columns depth tile\n",
+      info.name);
+  for (const ConvShape& shape : network_convs(tiny)) {
+    Stream stream(device);
+    const auto timer = Timer::make(stream);
+    const std::vector<Timed> times = time_tiles(stream, *timer, budget, shape);
+    std::string line = fmt::format("{} {} {}  # us:", info.capability, text_of(shape),
+                                   size_of(times.front().tile).name);
+    for (const Timed& one : times)
+      line += fmt::format(" {} {:.1f}", size_of(one.tile).name, one.seconds * 1e6);
+    std::cout << line << std::endl;
+    text += line + '\n';
+    stream.synchronize();
+    device->pool()->trim();
+  }
+  atomic_write(file, [&](FileWriter& out) { out.write(text.data(), text.size()); });
+  std::cout << "written: " << file << '\n';
+  return 0;
+}
+
+}  // namespace tessera
