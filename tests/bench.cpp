@@ -5,7 +5,9 @@
 // that of a training step, of rounds of ten steps in a row.
 // GFLOP/s and GB/s come from the case's own cost; "of matmul" and "of copy" are shares of what a
 // large product (cuBLAS) and a copy reach on the same GPU in the same run; "ours/cuDNN" is a ratio
-// of times. Google Benchmark's flags apply, after our own:
+// of times; "H200 us" is what a card needs at least, "H200 predicted us" what its launches imply
+// (prediction.h), with the limit of the longest as label. Google Benchmark's flags apply, after our
+// own:
 //   bench --device cuda --benchmark_filter='conv2d/.*/bf16/lesson' --benchmark_format=json
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include "apps/guarded_main.h"
 #include "kernels/conv_tiles.h"
 #include "tests/bench.h"
+#include "tests/prediction.h"
 
 namespace tessera {
 namespace {
@@ -38,7 +41,8 @@ struct Options {
   DeviceType device = DeviceType::cpu;
   int threads = 0;
   double seconds = 0.2;
-  bool libraries = true, tiny = false;
+  bool libraries = true, predictions = true, tiny = false;
+  std::string cases;                 // "benchmarks", "tests", or as the device has it
   std::string predict;               // only print predictions for names that match; empty: measure
   bool plan = false;                 // only print what training steps hold on a GPU
   bool tiles = false, tune = false;  // only print or tune the convolutions' tiles
@@ -74,22 +78,21 @@ void for_each_kernel(const Options& options, const F& f) {
 }
 
 // Prints the predictions for all benchmarks of a GPU whose names match.
-void print_predictions(const std::string& regex) {
-  Options options;
+void print_predictions(const Options& given) {
+  Options options = given;
   options.device = DeviceType::cuda;
-  const std::regex pattern(regex);
-  int rows = 0;
-  const auto print = [&](const std::string& name, const Cost& cost, const Mode& mode) {
-    if (!std::regex_search(name, pattern)) return;
-    if (rows++ == 0) std::cout << prediction_row("benchmark", nullptr, mode) << '\n';
-    std::cout << prediction_row(name, &cost, mode) << '\n';
-  };
+  options.tiny = given.cases == "tests";
+  const std::regex pattern(given.predict);
+  PredictionReport report(given.resources_file);
   for_each_op(options, [&](const std::string& name, const OpCase& c, Direction d, const Mode& m) {
-    print(name, cost_of(c, d, m.arithmetic.storage), m);
+    if (std::regex_search(name, pattern))
+      report.add(name, cost_of(c, d, m.arithmetic.storage), m, count_launches(c, d, m));
   });
-  for_each_kernel(options,
-                  [&](const std::string& name, const KernelCase& c) { print(name, c.cost, kF32); });
-  if (rows == 0) throw UsageError("no benchmark has such a name");
+  for_each_kernel(options, [&](const std::string& name, const KernelCase& c) {
+    if (std::regex_search(name, pattern)) report.add(name, c.cost, kF32, count_launches(c));
+  });
+  if (report.empty()) throw UsageError("no benchmark has such a name");
+  std::cout << report.text();
 }
 
 // Nothing is computed or allocated before a benchmark runs.
@@ -100,6 +103,7 @@ void register_all(std::optional<Session>& session, const Options& options) {
   for_each_kernel(options, [&](const std::string& name, const KernelCase& c) {
     add(name, [=, &session](benchmark::State& state) {
       session->measure(state, c.cost, kF32, c.prepare(session->stream()));
+      if (session->predicts()) session->report(state, count_launches(c, session->counting()), kF32);
       session->stream().synchronize();
       session->device()->pool()->trim();
     });
@@ -118,16 +122,18 @@ void register_all(std::optional<Session>& session, const Options& options) {
 // for help.
 std::optional<Options> parse(int& argc, char** argv) {
   CLI::App app("Times kernels and training steps. All other flags are Google Benchmark's.");
-  std::string device, cases;
+  std::string device;
   Options options;
   app.add_option("--device", device, "cpu, cuda or simt; default: cuda where there is a GPU");
-  app.add_option("--cases", cases, "benchmarks, or the small shapes of the tests (simt's default)")
+  app.add_option("--cases", options.cases,
+                 "benchmarks, or the small shapes of the tests (simt's default)")
       ->check(CLI::IsMember({"benchmarks", "tests"}));
   app.add_option("--threads", options.threads, "of the CPU; 0 (default): all")
       ->check(CLI::Range(0, 1024));
   app.add_option("--seconds", options.seconds, "of measured work of each (default 0.2)");
   app.add_option("--predict", options.predict,
-                 "only print what some cards need at least for GPU benchmarks whose names match");
+                 "only print the launches of GPU benchmarks whose names match: their work, and the "
+                 "time that it implies on some cards");
   app.add_flag("--plan", options.plan, "only print the memory of training steps on a GPU, planned");
   app.add_flag("!--no-libraries", options.libraries, "do not time cuDNN and cuBLAS beside");
   app.add_flag("--tiles", options.tiles,
@@ -140,6 +146,8 @@ std::optional<Options> parse(int& argc, char** argv) {
           ->expected(0, 1);
   app.add_option("--resources", options.resources_file,
                  "registers of the kernels (default: kernel-resources.md of this build)");
+  app.add_flag("!--no-predictions", options.predictions,
+               "do not count launches on the host model, for predictions beside what is measured");
   app.footer("--benchmark_filter=REGEX, --benchmark_list_tests, --benchmark_format=json, ...");
   app.allow_extras();
   try {
@@ -155,7 +163,8 @@ std::optional<Options> parse(int& argc, char** argv) {
   options.device = !device.empty() ? device_type_of(device)
                    : has_gpu()     ? DeviceType::cuda
                                    : DeviceType::cpu;
-  options.tiny = cases.empty() ? options.device == DeviceType::simt : cases == "tests";
+  options.tiny =
+      options.cases.empty() ? options.device == DeviceType::simt : options.cases == "tests";
 
   static std::vector<std::string> rest;  // argv points into it
   rest = app.remaining();
@@ -170,7 +179,7 @@ int run(int argc, char** argv) {
   if (options->tiles) return print_tiles(options->resources_file), 0;
   if (options->tune)
     return tune_tiles(options->device, options->seconds, options->tiny, options->tiles_file);
-  if (!options->predict.empty()) return print_predictions(options->predict), 0;
+  if (!options->predict.empty()) return print_predictions(*options), 0;
   if (options->plan) return print_plans(), 0;
   const bool lists = std::any_of(argv + 1, argv + argc, [](std::string_view argument) {
     return argument.starts_with("--benchmark_list_tests");
@@ -179,7 +188,8 @@ int run(int argc, char** argv) {
   if (argc > 1) throw UsageError(concat("unknown argument '", argv[1], "'"));
   std::optional<Session> session;  // names are listed without the device, too
   if (!lists) {
-    session.emplace(options->device, options->threads, options->seconds, options->libraries);
+    session.emplace(options->device, options->threads, options->seconds, options->libraries,
+                    options->predictions ? options->resources_file : "");
     session->measure_peaks();
   }
   register_all(session, *options);

@@ -30,10 +30,16 @@ struct Rival {
   double seconds = 0;
 };
 
+struct LaunchWork;
+struct Counting;
+
 class Session {
  public:
   // budget: seconds of measured work of each benchmark. libraries: compare with NVIDIA's.
-  Session(DeviceType type, int threads, double budget, bool libraries);
+  // resources_file: where KernelResources are, for predictions beside what is measured on a GPU or
+  // the host model; empty: none.
+  Session(DeviceType type, int threads, double budget, bool libraries,
+          const std::string& resources_file);
 
   Stream& stream() { return *stream_; }
   std::shared_ptr<Device> device() const { return device_; }
@@ -45,6 +51,10 @@ class Session {
   void measure(benchmark::State& state, const Cost& cost, const Mode& mode,
                const std::function<void()>& call, const std::function<void()>& before = nullptr,
                const Rival& rival = {});
+  // Whether the time that launches imply stands beside what is measured, and says so.
+  bool predicts() const { return resources_.has_value(); }
+  Counting counting() const;
+  void report(benchmark::State& state, const std::vector<LaunchWork>& launches, const Mode& mode);
   // Measures steps of training one behind the other, by seconds_per_step().
   void measure_steps(benchmark::State& state, const std::function<void()>& step);
 
@@ -59,14 +69,13 @@ class Session {
   double budget_;
   std::unique_ptr<CudnnLibrary> cudnn_;
   std::unique_ptr<CublasLibrary> cublas_;
+  std::optional<KernelResources> resources_;
   double copy_bandwidth_ = 0;             // bytes/s, reads and writes; 0: not measured
   std::map<std::string, double> matmul_;  // flop/s of a large product, by Mode::name
 };
 
 // Seconds that a card needs at least: to compute or to move the bytes, whichever takes longer.
-double predicted_seconds(const Card& card, const Cost& cost, const Mode& mode);
-// One row of a Markdown table of these, in microseconds; a null cost: the table's head.
-std::string prediction_row(const std::string& name, const Cost* cost, const Mode& mode);
+double least_seconds(const Card& card, const Cost& cost, const Mode& mode);
 
 // A network of tests/op_cases.h's kind and a batch, for whole steps.
 struct Training {
@@ -93,6 +102,25 @@ std::vector<Direction> directions(const OpCase& c);
 const char* name_of(Direction direction);
 // Flops and bytes of one direction with activations stored as `storage`.
 Cost cost_of(const OpCase& c, Direction direction, DType storage);
+
+// One direction of an op on inputs of its own. before() makes what run() needs each time.
+class OpRun {
+ public:
+  OpRun(Stream& stream, const OpCase& c, Direction direction, const Mode& mode);
+  void before();
+  void run();
+
+ private:
+  void forward();
+
+  Stream& stream_;
+  const OpCase& case_;
+  bool backward_;
+  std::vector<Var> inputs_;
+  std::optional<Tape> tape_;
+  Var y_;
+  Tensor dy_;
+};
 void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
               const Mode& mode);
 

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "tests/bench.h"
+#include "tests/prediction.h"
 
 namespace tessera {
 namespace {
@@ -75,40 +76,43 @@ std::vector<Direction> directions(const OpCase& c) {
   return {Direction::Forward, Direction::DataGradient, Direction::WeightGradient};
 }
 
-void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
-              const Mode& mode) {
-  Stream& stream = session.stream();
+OpRun::OpRun(Stream& stream, const OpCase& c, Direction direction, const Mode& mode)
+    : stream_(stream), case_(c), backward_(direction != Direction::Forward) {
   stream.math = mode.arithmetic.math;
   const DType storage = mode.arithmetic.storage;
-  {
-    std::vector<Var> inputs;
-    for (size_t i = 0; i < c.inputs.size(); ++i) {
-      Var input = Var::leaf(random_tensor(stream, c.inputs[i], value_dtype(c, i, storage)),
-                            wanted(c, direction, i));
-      input.slot->dtype = gradient_dtype(c, i, storage);
-      inputs.push_back(std::move(input));
-    }
-    const bool backward = direction != Direction::Forward;
-    std::optional<Tape> tape;
-    Var y;
-    const auto forward = [&] {
-      for (Var& input : inputs) input.slot->written = false;
-      tape.emplace(stream, backward ? Tape::Mode::Train : Tape::Mode::Inference);
-      y = c.apply(*tape, inputs);
-    };
-    forward();
-    const Cost cost = cost_of(c, direction, storage);
-    if (backward) {
-      const Tensor dy = random_tensor(stream, y.shape(), y.value.dtype());
-      session.measure(
-          state, cost, mode, [&] { tape->backward_from(y, dy); }, forward,
-          session.rival(c, direction, mode.arithmetic));
-    } else {
-      session.measure(state, cost, mode, forward, nullptr,
-                      session.rival(c, direction, mode.arithmetic));
-    }
+  for (size_t i = 0; i < c.inputs.size(); ++i) {
+    Var input = Var::leaf(random_tensor(stream, c.inputs[i], value_dtype(c, i, storage)),
+                          wanted(c, direction, i));
+    input.slot->dtype = gradient_dtype(c, i, storage);
+    inputs_.push_back(std::move(input));
   }
-  stream.synchronize();
+  forward();
+  if (backward_) dy_ = random_tensor(stream, y_.shape(), y_.value.dtype());
+}
+
+void OpRun::forward() {
+  for (Var& input : inputs_) input.slot->written = false;
+  tape_.emplace(stream_, backward_ ? Tape::Mode::Train : Tape::Mode::Inference);
+  y_ = case_.apply(*tape_, inputs_);
+}
+
+void OpRun::before() {
+  if (backward_) forward();
+}
+
+void OpRun::run() { backward_ ? tape_->backward_from(y_, dy_) : forward(); }
+
+void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
+              const Mode& mode) {
+  {
+    OpRun op(session.stream(), c, direction, mode);
+    session.measure(
+        state, cost_of(c, direction, mode.arithmetic.storage), mode, [&] { op.run(); },
+        [&] { op.before(); }, session.rival(c, direction, mode.arithmetic));
+  }
+  if (session.predicts())
+    session.report(state, count_launches(c, direction, mode, session.counting()), mode);
+  session.stream().synchronize();
   session.device()->pool()->trim();
 }
 

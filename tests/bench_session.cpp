@@ -1,13 +1,16 @@
 #include "kernels/conv_tiles.h"
 #include "tests/bench.h"
+#include "tests/prediction.h"
 
 namespace tessera {
 
-Session::Session(DeviceType type, int threads, double budget, bool libraries)
+Session::Session(DeviceType type, int threads, double budget, bool libraries,
+                 const std::string& resources_file)
     : device_(Device::open(type, threads)),
       stream_(std::make_unique<Stream>(device_)),
       timer_(Timer::make(*stream_)),
       budget_(budget) {
+  if (type != DeviceType::cpu && !resources_file.empty()) resources_.emplace(resources_file);
   if (!libraries) return;
   cudnn_ = open_cudnn(*stream_, *timer_);
   cublas_ = open_cublas(*stream_);
@@ -39,7 +42,7 @@ void Session::measure(benchmark::State& state, const Cost& cost, const Mode& mod
     state.SetIterationTime(seconds);
   }
   for (const Card& card : kCards)
-    state.counters[concat(card.name, " us")] = predicted_seconds(card, cost, mode) * 1e6;
+    state.counters[concat(card.name, " us")] = least_seconds(card, cost, mode) * 1e6;
   const double flops = cost.flops / seconds, bytes = cost.bytes / seconds;
   if (flops > 0) state.counters["GFLOP/s"] = flops / 1e9;
   if (bytes > 0) state.counters["GB/s"] = bytes / 1e9;
@@ -50,6 +53,28 @@ void Session::measure(benchmark::State& state, const Cost& cost, const Mode& mod
     state.counters[concat(rival.name, " ms")] = rival.seconds * 1e3;
     state.counters[concat("ours/", rival.name)] = seconds / rival.seconds;
   }
+}
+
+Counting Session::counting() const { return Counting::beside_times(device_->info().capability); }
+
+void Session::report(benchmark::State& state, const std::vector<LaunchWork>& launches,
+                     const Mode& mode) {
+  std::string limits;
+  for (const Card& card : kCards) {
+    // On a GPU: of the cards like it.
+    const int here = device_->info().capability;
+    if (device_->type() == DeviceType::cuda && card.architecture != here) continue;
+    Prediction longest{};
+    double sum = 0;
+    for (const LaunchWork& work : launches) {
+      const Prediction p = predict(work, card, *resources_, mode);
+      if (p.seconds() > longest.seconds()) longest = p;
+      sum += p.seconds();
+    }
+    state.counters[concat(card.name, " predicted us")] = sum * 1e6;
+    limits += concat(limits.empty() ? "" : ", ", card.name, ": ", longest.limit());
+  }
+  state.SetLabel(limits);
 }
 
 void Session::measure_steps(benchmark::State& state, const std::function<void()>& step) {

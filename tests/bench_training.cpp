@@ -29,7 +29,7 @@ std::vector<Training> trainings(DeviceType type, bool tiny) {
 
 void bench_training(benchmark::State& state, DeviceType type, int threads, double budget,
                     const Training& training, const Mode& mode) {
-  Session session(type, threads, budget, false);
+  Session session(type, threads, budget, false, "");
   TrainingStep step = step_of(session.stream(), training, mode);
   Recording recording(session.stream());
   session.measure_steps(state, [&] { recording.run([&] { step.work(); }); });
@@ -46,7 +46,7 @@ void print_plans() {
                "together, MB |\n| --- | ---: | ---: | ---: | ---: |\n";
   for (const Training& training : trainings(DeviceType::cuda, false))
     for (const Mode& mode : {kF32, kTf32, kBf16}) {
-      Session session(DeviceType::simt, 0, 0, false);
+      Session session(DeviceType::simt, 0, 0, false, "");
       TrainingStep step = step_of(session.stream(), training, mode);
       Recording recording(session.stream());
       const auto run = [&] { recording.run([&] { step.work(); }); };

@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import kernel_launches  # noqa: E402
 import kernel_names  # noqa: E402
 import kernel_resources  # noqa: E402
+import kernel_sass  # noqa: E402
 import mutants  # noqa: E402
 
 ADD = "_ZN7tessera3gpu10add_kernelILi4EEEvPf"
@@ -117,6 +118,25 @@ class Resources(unittest.TestCase):
             threads = arguments[1]
             self.assertAlmostEqual(kernel_resources.occupancy(*arguments),
                                    blocks * (threads // 32) / warps)
+
+
+class Instructions(unittest.TestCase):
+    def test_loops_of_products(self):
+        def line(address, text):
+            return f"        /*{address:04x}*/    {text} ;   /* 0x01 */\n         /* 0x02 */\n"
+        body = "".join(line(16 * i, text) for i, text in enumerate((
+            "MOV R1, c[0x0][0x28]", "HMMA.16816.F32.BF16 R0, R4, R8, R0",  # before the loop
+            "LDSM.16.M88.4 R4, [R2]", "HMMA.16816.F32.BF16 R0, R4, R8, R0",
+            "@!P1 BRA 0x20", "HMMA.16816.F32.BF16 R0, R4, R8, R0",
+            "HMMA.16816.F32.BF16 R4, R4, R8, R4", "IADD3 R2, R2, 0x10, RZ", "@P0 BRA 0x20",
+            "@P0 BRA 0xa0", "EXIT", "BRA 0xb0", "NOP")))
+        text = (f"\tcode for sm_80\n\t\tFunction : {ADD}\n{body}"
+                f"\tcode for sm_90a\n\t\tFunction : {ADD}\n{line(0, 'EXIT')}")
+        codes = kernel_sass.parse(text)
+        self.assertEqual(codes, {(ADD, "sm_80"): (11, 7, 3), (ADD, "sm_90a"): (1, 0, 0)})
+        self.assertEqual(kernel_sass.table(codes)[2:],
+                         ["| `add_kernel<4>` | sm_80 | 11 | 7 | 3 |",
+                          "| `add_kernel<4>` | sm_90a | 1 | 0 | 0 |"])
 
 
 class Launches(unittest.TestCase):

@@ -1,0 +1,228 @@
+#include "tests/prediction.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/simt/options.h"
+
+namespace tessera {
+namespace {
+
+constexpr double kSharedBytesPerClock = 128;
+constexpr double kIssuedPerClock = 4;  // instructions of a multiprocessor
+
+void replace_all(std::string& text, const std::string& from, const std::string& to) {
+  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
+    text.replace(at, from.size(), to);
+}
+
+// As in the tables of kernels.
+std::string table_name(std::string name) {
+  replace_all(name, "{anonymous}::", "");
+  replace_all(name, "GeluForm::Exact", "(GeluForm)0");
+  replace_all(name, "GeluForm::Tanh", "(GeluForm)1");
+  name = bare_name(name);
+  while (name.find("> >") != std::string::npos) replace_all(name, "> >", ">>");
+  return name;
+}
+
+LaunchWork work_of(const simt::LaunchRecord& launch) {
+  LaunchWork work{};
+  work.kernel = table_name(launch.kernel);
+  work.blocks = int64_t(launch.grid.count());
+  work.counted_blocks = int64_t(launch.ran);
+  work.threads = int(launch.block.count());
+  work.shared = launch.shared_bytes;
+  work.flops = 2 * launch.total(simt::kMultiplyAdds);
+  work.read = double(launch.read), work.written = double(launch.written);
+  work.l2 = launch.total(simt::kCopied) + launch.total(simt::kLoaded) + launch.total(simt::kStored);
+  work.matrices = launch.total(simt::kMatrices), work.passes = launch.total(simt::kPasses);
+  work.filled = launch.total(simt::kFilled);
+  work.products = launch.total(simt::kProducts);
+  return work;
+}
+
+// The host model, with memory that is address space until it is touched.
+simt::Options counting_options(int architecture) {
+  simt::Options options;
+  options.profile = simt::profile_of(90);
+  options.profile.capability = architecture;
+  options.landing = simt::Landing::Earliest;
+  options.reserve_from = 1;
+  options.total_memory = size_t{1} << 40;
+  options.sampled_blocks = 1;
+  return options;
+}
+
+double peak_of(const Card& card, const Mode& mode) {
+  if (mode.arithmetic.storage == DType::bf16) return card.bf16;
+  return mode.arithmetic.math == Math::tf32 ? card.tf32 : card.f32;
+}
+
+std::string cell(double value, double unit, int digits) {
+  return value > 0 ? fmt::format("{:.{}f}", value / unit, digits) : "-";
+}
+
+}  // namespace
+
+std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>& prepare,
+                                       double flops, const Counting& counting) {
+  const simt::ScopedOptions scope(counting_options(counting.architecture));
+  Stream stream(Device::open(DeviceType::simt));
+  const CountedCall counted = prepare(stream);
+  if (counted.before) counted.before();
+  stream.synchronize();
+  simt::options().sampled_blocks = uint64_t(counting.blocks);
+  const simt::LaunchTrace trace;
+  counted.call();
+  stream.synchronize();
+  std::vector<LaunchWork> work;
+  for (const simt::LaunchRecord& launch : trace.launches) work.push_back(work_of(launch));
+  const auto has_products = [](const LaunchWork& one) { return one.products > 0; };
+  if (!work.empty() && std::ranges::none_of(work, has_products)) work[0].flops = flops;
+  return work;
+}
+
+std::vector<LaunchWork> count_launches(const OpCase& c, Direction direction, const Mode& mode,
+                                       const Counting& counting) {
+  const Cost cost = cost_of(c, direction, mode.arithmetic.storage);
+  const bool is_linear = c.op == "linear";
+  auto work = count_launches(
+      [&](Stream& stream) {
+        const auto op = std::make_shared<OpRun>(stream, c, direction, mode);
+        return CountedCall{[=] { op->before(); }, [=] { op->run(); }};
+      },
+      is_linear ? 0 : cost.flops, counting);
+  if (is_linear) {
+    LaunchWork product{};
+    product.kernel = "a product by cuBLAS, as the case has it";
+    product.flops = cost.flops, product.read = cost.bytes;
+    work.insert(work.begin(), product);
+  }
+  return work;
+}
+
+std::vector<LaunchWork> count_launches(const KernelCase& c, const Counting& counting) {
+  return count_launches(
+      [&](Stream& stream) {
+        return CountedCall{{}, c.prepare(stream)};
+      },
+      c.cost.flops, counting);
+}
+
+double least_seconds(const Card& card, const Cost& cost, const Mode& mode) {
+  return std::max(cost.flops / peak_of(card, mode), cost.bytes / card.bandwidth);
+}
+
+double Prediction::seconds() const { return std::max({memory, l2, math, shared, issue, waves}); }
+
+std::string Prediction::limit() const {
+  using Named = std::pair<double, const char*>;
+  const auto longest = [](std::initializer_list<Named> all) {
+    return *std::ranges::max_element(all, {}, &Named::first);
+  };
+  const Named inside = longest({{math, "math"}, {shared, "shared memory"}, {issue, "issue"}});
+  const Named moved = longest({{memory, "memory"}, {l2, "L2"}});
+  if (seconds() == 0) return "-";
+  if (moved.first == seconds()) return moved.second;
+  return concat(inside.second, waves > inside.first ? " in waves" : "");
+}
+
+Prediction predict(const LaunchWork& work, const Card& card, const KernelResources& resources,
+                   const Mode& mode) {
+  const KernelResources::Row row = resources.find(card.architecture, {work.kernel});
+  const double clocks = card.multiprocessors * card.clock;
+  Prediction p{};
+  p.memory = (work.read + work.written) / card.bandwidth;
+  p.l2 = work.l2 / card.l2_bandwidth;
+  p.math = work.flops / peak_of(card, mode);
+  p.shared = (work.passes + work.filled / kSharedBytesPerClock) / clocks;
+  const double instructions =
+      row.products_in_loop ? work.products * row.loop / row.products_in_loop
+                           : double(work.blocks) * (work.threads + 31) / 32 * row.instructions;
+  p.issue = instructions / kIssuedPerClock / clocks;
+  if (work.blocks == 0) return p;  // not one of ours
+  const double share = double(work.blocks) / card.multiprocessors;
+  p.waves = std::max({p.math, p.shared, p.issue}) * std::ceil(share) / share;
+  p.registers = row.registers;
+  if (const auto* limits = limits_of(card.architecture))
+    p.resident_blocks = resident_blocks(*limits, work.threads, work.shared, row.registers);
+  return p;
+}
+
+void PredictionReport::add(const std::string& name, const Cost& cost, const Mode& mode,
+                           const std::vector<LaunchWork>& launches) {
+  benchmarks_ += fmt::format("| {} | {:.1f} | {:.2f} |", name, cost.flops / 1e6, cost.bytes / 1e6);
+  const int first = number_ + 1;
+  for (const LaunchWork& work : launches) add_launch(work, mode);
+  for (const Card& card : kCards) {
+    double sum = 0;
+    for (const LaunchWork& work : launches) sum += predict(work, card, resources_, mode).seconds();
+    benchmarks_ +=
+        fmt::format(" {:.1f} | {:.1f} |", least_seconds(card, cost, mode) * 1e6, sum * 1e6);
+  }
+  benchmarks_ += launches.empty() ? " none |\n" : fmt::format(" {} to {} |\n", first, number_);
+}
+
+void PredictionReport::add_launch(const LaunchWork& work, const Mode& mode) {
+  const KernelResources::Row row = resources_.find(90, {work.kernel});
+  const double elements = work.written / double(size_of(mode.arithmetic.storage));
+  std::string instructions = "-";
+  if (row.products_in_loop)
+    instructions = fmt::format("{:.1f}/mma", double(row.loop) / row.products_in_loop);
+  else if (row.instructions && elements > 0)
+    instructions = fmt::format("{:.1f}/element",
+                               double(work.blocks) * work.threads * row.instructions / elements);
+  launches_ +=
+      fmt::format("| {} | `{}` | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", ++number_,
+                  work.kernel, work.blocks, work.counted_blocks, cell(work.flops, 1e6, 1),
+                  cell(work.read + work.written, 1e6, 2), cell(work.l2, 1e6, 1),
+                  cell(128 * work.matrices, 1e6, 1),
+                  work.matrices > 0 ? fmt::format("{:.0f}", work.passes - work.matrices) : "-",
+                  cell(work.products, 1e3, 0), instructions);
+  for (const Card& card : kCards) add_time(card, work, predict(work, card, resources_, mode));
+}
+
+void PredictionReport::add_time(const Card& card, const LaunchWork& work, const Prediction& p) {
+  const bool known = p.resident_blocks > 0;
+  times_ += fmt::format(
+      "| {} | {} | {} | {} | {} | {} | {}{} | {} | {} | {} | {} | **{:.1f}** | {} |\n", number_,
+      card.name, p.registers ? std::to_string(p.registers) : "-",
+      known ? fmt::format("{}{}", p.registers ? "" : "<= ", p.resident_blocks) : "-",
+      known ? fmt::format("{:.2f}", double(work.blocks) / card.multiprocessors / p.resident_blocks)
+            : "-",
+      cell(p.memory, 1e-6, 1), card.l2_estimated && p.l2 > 0 ? "~" : "", cell(p.l2, 1e-6, 1),
+      cell(p.math, 1e-6, 1), cell(p.shared, 1e-6, 1), cell(p.issue, 1e-6, 1),
+      cell(p.waves, 1e-6, 1), p.seconds() * 1e6, p.limit());
+}
+
+std::string PredictionReport::text() const {
+  std::string head = "| benchmark | Mflop | MB |", rule = "| --- | ---: | ---: |";
+  for (const Card& card : kCards)
+    head += fmt::format(" {} least, us | predicted |", card.name), rule += " ---: | ---: |";
+  return head + " launches |\n" + rule + " --- |\n" + benchmarks_ +
+         "\n| # | launch | blocks | counted | Mflop | memory, MB | L2, MB | ldmatrix, MB | "
+         "conflicts | mma, thousands | instructions |\n"
+         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n" +
+         launches_ +
+         "\nCounted on so many blocks on the host model, for architecture 90, and scaled to all. "
+         "Memory: the extents of what is read and written, each once. L2: what blocks load and "
+         "store "
+         "altogether, by cp.async, vectors and __ldg. Plain scalar accesses are not seen. An mma "
+         "is "
+         "2,048 multiply-adds (1,024 of tf32).\n"
+         "\nMicroseconds by each limit; the longest is predicted. Memory and L2 as if the other "
+         "launches left nothing in the L2 cache; ~: by an estimated bandwidth. Whole waves: math, "
+         "shared memory or issue when every multiprocessor waits for the one with the most "
+         "blocks.\n\n"
+         "| # | card | registers | blocks at once | waves | memory | L2 | math | shared memory | "
+         "issue | whole waves | predicted | limit |\n"
+         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- "
+         "|\n" +
+         times_;
+}
+
+}  // namespace tessera

@@ -1,0 +1,71 @@
+// What a GPU will need for the launches of a benchmark: their work is counted on the host model, on
+// a part of the blocks, and divided by what a card can do.
+#pragma once
+
+#include "core/simt/trace.h"
+#include "tests/bench.h"
+
+namespace tessera {
+
+// Work of one launch, of all its blocks.
+struct LaunchWork {
+  std::string kernel;  // as in the tables of kernels
+  int64_t blocks, counted_blocks;
+  int threads;
+  size_t shared;                    // bytes of a block
+  double flops;                     // of mma.sync; of an op without any: what its case says
+  double read, written;             // bytes of memory: each once
+  double l2;                        // bytes that blocks load and store altogether
+  double matrices, passes, filled;  // of ldmatrix: 8x8 matrices, passes of 128 bytes; by cp.async
+  double products;                  // mma.sync
+};
+
+// How launches are counted.
+struct Counting {
+  int blocks = 24;        // of each launch, at most
+  int architecture = 90;  // whose tiles are chosen
+  static Counting beside_times(int architecture) { return {4, architecture}; }  // there are many
+};
+
+// What goes before, and what is counted.
+struct CountedCall {
+  std::function<void()> before, call;
+};
+// Counts what a call launches. prepare: makes it and its tensors. flops: as its case says.
+std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>& prepare,
+                                       double flops, const Counting& counting);
+// A Linear's product, which is cuBLAS's, is taken from the case.
+std::vector<LaunchWork> count_launches(const OpCase& c, Direction direction, const Mode& mode,
+                                       const Counting& counting = {});
+std::vector<LaunchWork> count_launches(const KernelCase& c, const Counting& counting = {});
+
+// Seconds that each limit implies; 0: not known, or none of it.
+struct Prediction {
+  double memory, l2, math, shared, issue;
+  double waves;  // the longest of math, shared and issue, with the blocks in whole waves
+  int registers, resident_blocks;  // the latter: at most, where registers are 0
+  double seconds() const;          // the longest
+  std::string limit() const;       // its name
+};
+Prediction predict(const LaunchWork& work, const Card& card, const KernelResources& resources,
+                   const Mode& mode);
+
+// Collects what is predicted and prints it as three tables: of benchmarks, launches and times.
+class PredictionReport {
+ public:
+  explicit PredictionReport(const std::string& resources_file) : resources_(resources_file) {}
+  void add(const std::string& name, const Cost& cost, const Mode& mode,
+           const std::vector<LaunchWork>& launches);
+  bool empty() const { return benchmarks_.empty(); }
+  std::string text() const;
+
+ private:
+  void add_launch(const LaunchWork& work, const Mode& mode);
+  void add_time(const Card& card, const LaunchWork& work, const Prediction& p);
+
+  KernelResources resources_;
+  std::string benchmarks_, launches_, times_;
+  int number_ = 0;
+};
+
+}  // namespace tessera
