@@ -160,7 +160,11 @@ TEST_CASE("convolutions on every profile, with strides and padding", "[cuda]") {
                             {{2, 1, 1}, {1, 8, 9, 24}, {40, 3, 3, 24}},
                             {{3, 0, 2}, {1, 11, 8, 20}, {8, 2, 5, 20}},
                             {{1, 3, 3}, {2, 3, 4, 8}, {16, 7, 7, 8}},
-                            {{4, 0, 0}, {1, 10, 10, 16}, {8, 1, 1, 16}}})
+                            {{4, 0, 0}, {1, 10, 10, 16}, {8, 1, 1, 16}},
+                            // Windows that tile the image: its gradient is made of patches.
+                            {{2, 0, 0}, {2, 8, 10, 64}, {72, 2, 2, 64}},
+                            {{2, 0, 0}, {1, 6, 10, 3}, {7, 2, 2, 3}},
+                            {{3, 0, 0}, {1, 9, 12, 8}, {16, 3, 3, 8}}})
     check_exact(c, {75, 80, 89, 90});
 }
 
@@ -172,6 +176,8 @@ TEST_CASE("every tile of the convolutions", "[cuda][slow]") {
     check_exact({{}, {1, 182, 182, channels}, {8, 1, 1, channels}}, {75, 80});
     check_exact({{}, {1, 182, 182, 16}, {channels, 1, 1, 16}, 8}, {75, 80});
   }
+  // The same of dx in patches of 2x2.
+  for (int64_t C : {16, 32}) check_exact({{2, 0, 0}, {1, 364, 364, C}, {8, 2, 2, C}}, {75, 80});
   // The filters' tiles: more than 64 rows k and columns c.
   for (int64_t K : {32, 64, 96})
     for (int64_t A : {0, 64})
@@ -213,15 +219,17 @@ TEST_CASE("the sub-pixel form: borders, tails of channels, every tile", "[cuda][
                             {{1, 1, 1}, {2, 10, 18, 64}, {64, 3, 3, 64}, 24}})
     check_exact(c, {80, 90}, bf16_only);
   // 96 blocks and more: forward with 64 and 128 channels, two images at once, of which the last one
-  // does not exist; the gradient of low with 128.
+  // does not exist.
   check_exact({{1, 1, 1}, {23, 10, 12, 16}, {256, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {12, 10, 34, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {6, 18, 34, 16}, {128, 3, 3, 16}, 8}, {80}, bf16_only);
-  check_exact({{1, 1, 1}, {24, 10, 18, 520}, {8, 3, 3, 520}, 512}, {80}, bf16_only);
 }
 
 TEST_CASE("halo tiles read shared memory without bank conflicts", "[cuda]") {
-  const simt::ScopedOptions restore(simt::options());
+  simt::Options options;
+  options.profile = simt::profile_of(80);
+  options.sampled_blocks = 4;
+  const simt::ScopedOptions scope(options);
   // Every tile, forward and back, over one source and two: see "every tile" above.
   for (const ConvCase& c : {ConvCase{{1, 1, 1}, {1, 8, 8, 64}, {64, 3, 3, 64}},
                             {{1, 1, 1}, {1, 10, 10, 64}, {64, 3, 3, 64}, 32},
@@ -235,7 +243,8 @@ TEST_CASE("halo tiles read shared memory without bank conflicts", "[cuda]") {
                             {{1, 1, 1}, {24, 10, 18, 520}, {8, 3, 3, 520}, 512}}) {
     INFO(c.x << " -> " << c.w[0]);
     const simt::LaunchTrace trace;
-    on_simt(c, kModes[2], Numbers::Normal, 80, 1, simt::Landing::Latest);
+    Stream stream(poisoned(DeviceType::simt));
+    run(stream, c, DType::bf16, Numbers::Normal, DType::bf16);
     uint64_t matrices = 0, passes = 0;
     for (const simt::LaunchRecord& launch : trace.launches) {
       matrices += launch.counted[simt::kMatrices];
@@ -258,29 +267,38 @@ std::vector<Values> parts_of(Stream& stream, const ConvCase& c, DType storage, G
   return {values_of(stream, dlow), values_of(stream, dskip)};
 }
 
-TEST_CASE("the gradients of both parts are added to what is there", "[cuda]") {
+void check_parts(const ConvCase& c, GradMode mode, int capability,
+                 std::initializer_list<DType> storages) {
   Stream oracle(poisoned_cpu());
-  for (int64_t R : {1, 3})
-    for (const GradMode mode : {GradMode::Overwrite, GradMode::Accumulate})
-      for (int capability : {75, 80}) {
-        const ConvCase c{{1, int(R / 2), int(R / 2)}, {2, 10, 12, 40}, {8, R, R, 40}, 24};
-        INFO(R << " x " << R << " on " << capability);
-        const auto right = parts_of(oracle, c, DType::f64, mode);
-        simt::Options options;
-        options.profile = simt::profile_of(capability);
-        options.trap_uninitialised = true;
-        const simt::ScopedOptions scope(options);
-        Stream stream(poisoned(DeviceType::simt));
-        for (const DType storage : {DType::f32, DType::bf16}) {
-          if (storage == DType::bf16 && !(R == 1 || has_phases(c, kModes[2], capability))) continue;
-          const auto got = parts_of(stream, c, storage, mode);
-          for (size_t i = 0; i < got.size(); ++i) {
-            INFO("result " << i);
-            CHECK(difference(got[i], storage == DType::bf16 ? as_bf16(right[i]) : right[i], 0) ==
-                  "");
-          }
-        }
-      }
+  INFO("x " << c.x << ", w " << c.w << " on " << capability);
+  const auto right = parts_of(oracle, c, DType::f64, mode);
+  simt::Options options;
+  options.profile = simt::profile_of(capability);
+  options.trap_uninitialised = true;
+  const simt::ScopedOptions scope(options);
+  Stream stream(poisoned(DeviceType::simt));
+  for (const DType storage : storages) {
+    const auto got = parts_of(stream, c, storage, mode);
+    for (size_t i = 0; i < got.size(); ++i) {
+      INFO("result " << i);
+      CHECK(difference(got[i], storage == DType::bf16 ? as_bf16(right[i]) : right[i], 0) == "");
+    }
+  }
+}
+
+TEST_CASE("the gradients of both parts are added to what is there", "[cuda]") {
+  const ConvCase c{{1, 1, 1}, {2, 10, 12, 40}, {8, 3, 3, 40}, 24},
+      one{{}, {2, 10, 12, 40}, {8, 1, 1, 40}, 24};
+  for (const GradMode mode : {GradMode::Overwrite, GradMode::Accumulate}) {
+    check_parts(c, mode, 75, {DType::f32});
+    check_parts(c, mode, 80, {DType::f32, DType::bf16});
+    for (int capability : {75, 80}) check_parts(one, mode, capability, {DType::f32, DType::bf16});
+  }
+}
+
+TEST_CASE("the gradient of 128 and more channels of low", "[cuda][slow]") {
+  check_parts({{1, 1, 1}, {24, 10, 18, 520}, {8, 3, 3, 520}, 512}, GradMode::Accumulate, 80,
+              {DType::bf16});
 }
 
 TEST_CASE("phases that are given are those that are used", "[cuda]") {

@@ -1,6 +1,8 @@
 // dx of conv2d as an implicit matrix product: rows n h w, columns c, depth r s k. A block has a
 // tile of dx and gathers what reached it, so nothing is scattered; with a stride, the taps that do
-// not meet a pixel are zeros that are multiplied all the same.
+// not meet a pixel are zeros that are multiplied all the same. But where windows tile the image
+// (2x2, stride 2), each pixel of dy gives one patch of dx: a plain product, whose results are
+// written as patches.
 #include "kernels/composed.h"
 #include "kernels/cuda/conv_launch.h"
 
@@ -18,6 +20,33 @@ bool halo_bwd_data_fits(Stream& stream, const ConvSpec& spec, const Tensor& dy, 
          packs_fit<bf16, 8>(s.C, w.data<bf16>(), dx.data<bf16>());
 }
 
+// Whether the windows cover x, and no pixel twice.
+bool windows_tile(const Sizes& s) {
+  return s.stride > 1 && s.R == s.stride && s.S == s.stride && s.pad_h == 0 && s.pad_w == 0 &&
+         s.H == s.P * s.stride && s.W == s.Q * s.stride;
+}
+
+// D [n p q, r s c] = dy [n p q, k] w [k, r s c]. Row m of D is a patch of dx: R lines of S C
+// elements, W C apart, of which those of the next row follow; after Q rows, R - 1 lines are behind.
+template <class T>
+void run_patches(Stream& stream, const Sizes& s, const Tensor& dy, const Tensor& w, Grad dx) {
+  constexpr int V = kPack<T>;
+  const int64_t line = int64_t(s.S) * s.C, image_line = int64_t(s.W) * s.C;
+  const Product<Matrix<T, true>, Matrix<T, false>> p{
+      {dy.data<T>(), s.y_pixels, s.K},
+      {w.data<T>(), s.K, s.taps_c()},
+      s.y_pixels,
+      s.taps_c(),
+      s.K,
+      packs_fit<T, V>(s.K, dy.data<T>()) && packs_fit<T, V>(s.taps_c(), w.data<T>())};
+  run_pixels(stream, p,
+             Epilogue<T>{dx.tensor.data<T>(),
+                         nullptr,
+                         dx.mode == GradMode::Accumulate,
+                         {line, Divisor32(s.Q), Divisor32(int(line)), (s.R - 1) * image_line,
+                          image_line - line}});
+}
+
 }  // namespace
 }  // namespace conv
 
@@ -29,8 +58,11 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
         stream, int(dy.dim(0)), conv::Image<bf16>{dy.data<bf16>(), s.P, s.Q, s.K},
         conv::TurnedFilters{w.data<bf16>(), s.K, s.C, s.C},
         conv::HaloImage{dx.tensor.data<bf16>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
-  with_storage(dy.dtype(),
-               [&](auto zero) { conv::run_bwd_data<decltype(zero)>(stream, s, dy, w, 0, dx); });
+  with_storage(dy.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    conv::windows_tile(s) ? conv::run_patches<T>(stream, s, dy, w, dx)
+                          : conv::run_bwd_data<T>(stream, s, dy, w, 0, dx);
+  });
 }
 
 // With halo tiles the convolution takes the norm's sums while it has a tile; else the two are done

@@ -89,7 +89,7 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
   ENSURE(blocks <= INT32_MAX && splits <= 65535, "conv2d: ", blocks, " blocks, ", splits, " parts");
   const GemmSizes sizes{p.rows, p.columns, p.depth, int(ceil_div(p.columns, Tile::BN)),
                         depth_per_split};
-  epilogue.packs = packs_fit<Out, 4>(p.columns, epilogue.out);
+  epilogue.packs = packs_fit<Out, 4>(epilogue.layout.stride, epilogue.out);
   const auto start = [&]<auto kernel, class Shared>() {
     launch<kernel>({cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(splits)),
                     dim3(Tile::kThreads), sizeof(Shared)},
@@ -103,13 +103,17 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
     operator()<gemm::gemm_simt_kernel<Tile, A, B, Out, packed>, gemm::SimtShared<Tile>>();
 }
 
-// D in one part: out = D + bias, or out += D.
+// D in one part, as the epilogue says.
+template <class A, class B, class T>
+void run_pixels(Stream& stream, const Product<A, B>& p, const Epilogue<T>& epilogue) {
+  with_tile<PixelTiles>(stream, p, [&](auto tile, auto packed) {
+    launch_product<decltype(tile), packed.value, A, B, T>(stream, p, 1, p.depth, epilogue);
+  });
+}
+// out = D + bias, or out += D.
 template <class A, class B, class T>
 void run_pixels(Stream& stream, const Product<A, B>& p, const float* bias, T* out, GradMode mode) {
-  with_tile<PixelTiles>(stream, p, [&](auto tile, auto packed) {
-    launch_product<decltype(tile), packed.value, A, B, T>(
-        stream, p, 1, p.depth, {out, bias, mode == GradMode::Accumulate, false});
-  });
+  run_pixels(stream, p, Epilogue<T>{out, bias, mode == GradMode::Accumulate, {int64_t(p.columns)}});
 }
 
 // D with the depth split into parts, which are summed in order.
@@ -125,13 +129,13 @@ void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
     const int part = int(ceil_div(ceil_div(p.depth, wanted), BK) * BK);
     const int parts = int(ceil_div(p.depth, part));
     if (parts == 1)
-      return launch_product<Tile, packed.value, A, B, float>(stream, p, 1, part,
-                                                             {out, nullptr, accumulate, false});
+      return launch_product<Tile, packed.value, A, B, float>(
+          stream, p, 1, part, {out, nullptr, accumulate, {p.columns}});
     const int64_t size = int64_t(p.rows) * p.columns;
     Tensor partial = Tensor::empty(stream, {parts, size}, DType::f32);
     float* sums = partial.data<float>();
     launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part,
-                                                    {sums, nullptr, false, false});
+                                                    {sums, nullptr, false, {p.columns}});
     sum_parts(stream, parts_of(partial, dw));
   });
 }

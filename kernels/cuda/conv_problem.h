@@ -3,37 +3,9 @@
 // were joined.
 #pragma once
 
-#include <bit>
-
-#include "kernels/cuda/kernel.h"
+#include "kernels/cuda/index.h"
 
 namespace tessera::TESSERA_CUDA::conv {
-
-// Divides 0 <= n < 2^31 by 1 <= d < 2^31 with one multiplication: n / d = floor(2n * magic / 2^32)
-// >> shift, with shift = ceil(log2 d) and magic = ceil(2^(31 + shift) / d) < 2^32. Granlund and
-// Montgomery, "Division by invariant integers using multiplication" (1994), theorem 4.2.
-class Divisor32 {
- public:
-  // 0 counts as 1: an image without pixels divides nothing.
-  explicit Divisor32(int d)
-      : d_(d < 1 ? 1 : d),
-        shift_(int(std::bit_width(unsigned(d_ - 1)))),
-        magic_(uint32_t(((uint64_t{1} << (31 + shift_)) + unsigned(d_ - 1)) / unsigned(d_))) {}
-
-  __device__ __forceinline__ int quotient(int n) const {
-    return int(__umulhi(2 * unsigned(n), magic_) >> shift_);
-  }
-  // n becomes the quotient; returns the remainder.
-  __device__ __forceinline__ int divide(int& n) const {
-    const int whole = n;
-    n = quotient(n);
-    return whole - n * d_;
-  }
-
- private:
-  int d_, shift_;
-  uint32_t magic_;
-};
 
 // A coordinate that lies outside of every image, and still does when another one is added.
 inline constexpr int kNowhere = 1 << 29;

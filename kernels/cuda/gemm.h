@@ -2,7 +2,7 @@
 // divide the loading of a tile, and where results go.
 #pragma once
 
-#include "kernels/cuda/kernel.h"
+#include "kernels/cuda/index.h"
 
 #ifdef __CUDACC__
 #define TESSERA_UNROLL _Pragma("unroll")
@@ -92,22 +92,36 @@ class TileLoader {
   typename Operand::Outer outers_[kOuters];
 };
 
-// Writes or adds D, with a bias: out [rows, columns], or one such matrix per part of the depth.
+// Where D's elements lie: rows `stride` apart, and every so many rows and columns a gap. Without
+// gaps a matrix; with them patches of an image (conv2d_bwd_data.cu).
+struct ResultLayout {
+  int64_t stride;
+  Divisor32 rows{1 << 30}, columns{1 << 30};
+  int64_t row_gap = 0, column_gap = 0;
+
+  __device__ __forceinline__ int64_t at(int row, int column) const {
+    return row * stride + column + rows.quotient(row) * row_gap +
+           columns.quotient(column) * column_gap;
+  }
+};
+
+// Writes or adds D, with a bias: one result, or one per part of the depth, which follow each other.
 template <class Out>
 struct Epilogue {
   Out* out;
   const float* bias;  // [columns] or null
   bool accumulate;
-  bool packs;  // 4 neighbours can be written as one
+  ResultLayout layout;
+  bool packs = false;  // 4 neighbours can be written as one
 
   // Results of V neighbouring columns.
   template <int V>
   __device__ __forceinline__ void put(const GemmSizes& sizes, int row, int column,
                                       const float (&values)[V]) const {
     if (row >= sizes.rows || column >= sizes.columns) return;
-    const int64_t line = int64_t(blockIdx.z) * sizes.rows + row;
-    Out* to = out + line * sizes.columns + column;
+    Out* const part = out + int64_t(blockIdx.z) * sizes.rows * layout.stride;
     if (packs) {
+      Out* const to = part + layout.at(row, column);
       Pack<Out, V> result;
       if (accumulate) result = Pack<Out, V>::load(to);
       TESSERA_UNROLL
@@ -120,7 +134,8 @@ struct Epilogue {
       TESSERA_UNROLL
       for (int j = 0; j < V; ++j)
         if (column + j < sizes.columns)
-          put_at(to + j, values[j] + (bias ? bias[column + j] : 0), accumulate);
+          put_at(part + layout.at(row, column + j), values[j] + (bias ? bias[column + j] : 0),
+                 accumulate);
     }
   }
 };

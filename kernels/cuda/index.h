@@ -1,5 +1,5 @@
-// 64-bit indices of elementwise kernels: division by numbers that are known at the launch, the 2x2
-// patches of images, and packs that are written or added.
+// Indices: division by numbers that are known at the launch, in 64 bits (elementwise kernels) and
+// in 32, the 2x2 patches of images, and packs that are written or added.
 #pragma once
 
 #include <bit>
@@ -37,6 +37,32 @@ class Divisor {
   int64_t d_;
   int shift_;
   uint64_t magic_;
+};
+
+// Divides 0 <= n < 2^31 by 1 <= d < 2^31 with one multiplication: n / d = floor(2n * magic / 2^32)
+// >> shift, with shift = ceil(log2 d) and magic = ceil(2^(31 + shift) / d) < 2^32. The same
+// theorem.
+class Divisor32 {
+ public:
+  // 0 counts as 1: an image without pixels divides nothing.
+  explicit Divisor32(int d)
+      : d_(d < 1 ? 1 : d),
+        shift_(int(std::bit_width(unsigned(d_ - 1)))),
+        magic_(uint32_t(((uint64_t{1} << (31 + shift_)) + unsigned(d_ - 1)) / unsigned(d_))) {}
+
+  __device__ __forceinline__ int quotient(int n) const {
+    return int(__umulhi(2 * unsigned(n), magic_) >> shift_);
+  }
+  // n becomes the quotient; returns the remainder.
+  __device__ __forceinline__ int divide(int& n) const {
+    const int whole = n;
+    n = quotient(n);
+    return whole - n * d_;
+  }
+
+ private:
+  int d_, shift_;
+  uint32_t magic_;
 };
 
 // The 2x2 patches of an image [N,2H,2W,C], one for each pixel of [N,H,W], counted through the
