@@ -102,12 +102,14 @@ Image decode_jpeg(std::span<const std::byte> content, const std::string& origin)
         concat(origin, ": JPEG image of ", components, " components, expected 1, 3 or 4"));
   }
   // A Huffman code has at least one bit and a block covers at most 32x32 pixels (subsampled by 4):
-  // more than that is not in the file and not worth the memory.
+  // more than that is not in the file and not worth the memory. Arithmetic coding may pack a plain
+  // image tighter than this: a few bytes could ask for a gigabyte, which nobody's picture does.
   constexpr uint64_t kMaxPixelsPerByte = 32 * 32 * 8;
   const uint64_t pixels = uint64_t{info.image_width} * info.image_height;
-  if (!info.arith_code && pixels / kMaxPixelsPerByte > content.size()) {
+  if (pixels / kMaxPixelsPerByte > content.size()) {
     throw InputError(concat(origin, ": not a valid JPEG image: ", info.image_width, "x",
-                            info.image_height, " pixels cannot be in ", content.size(), " bytes"));
+                            info.image_height, " pixels are too many for ", content.size(),
+                            " bytes"));
   }
   info.out_color_space = components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
   reader.samples.resize(static_cast<size_t>(info.image_width) * info.image_height * components);

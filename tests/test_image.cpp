@@ -15,6 +15,7 @@ namespace fs = std::filesystem;
 namespace {
 
 const fs::path kFolder = fs::path(TESSERA_TEST_DIR) / "golden" / "images";
+const fs::path kFuzzSeeds = fs::path(TESSERA_TEST_DIR) / "fuzz" / "seeds";
 
 std::vector<fs::path> samples() {
   std::vector<fs::path> paths;
@@ -111,8 +112,14 @@ TEST_CASE("image: sizes are refused before memory is taken", "[image]") {
   jpeg.replace(frame + 5, 4, "\xff\xdc\xff\xdc");  // the most that libjpeg takes
   CHECK(refusal(jpeg) == "f: image of 65500x65500" + limits);
   jpeg.replace(frame + 5, 4, "\x40\x01\x3f\xff");
-  CHECK(refusal(jpeg) == "f: not a valid JPEG image: 16383x16385 pixels cannot be in " +
+  CHECK(refusal(jpeg) == "f: not a valid JPEG image: 16383x16385 pixels are too many for " +
                              std::to_string(jpeg.size()) + " bytes");
+
+  std::string arithmetic = read_text(kFuzzSeeds / "jpeg" / "grey_arithmetic.jpg");
+  CHECK(refusal(arithmetic).empty());
+  arithmetic.replace(arithmetic.find("\xff\xc9") + 5, 4, "\x40\x01\x3f\xff");
+  CHECK(refusal(arithmetic) == "f: not a valid JPEG image: 16383x16385 pixels are too many for " +
+                                   std::to_string(arithmetic.size()) + " bytes");
 }
 
 TEST_CASE("image: a PNG that cannot hold its pixels is refused", "[image]") {
