@@ -6,12 +6,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/safetensors.h"
-
 namespace tessera {
 namespace {
 
-constexpr const char* kSchema = "1";
+constexpr const char* kSchema = "2";
 
 // FNV-1a over name, shape and place of every parameter.
 std::string fingerprint(const Parameters& parameters) {
@@ -20,10 +18,6 @@ std::string fingerprint(const Parameters& parameters) {
     for (const unsigned char c : concat(p.name, p.var.shape(), p.offset, '\n'))
       hash = (hash ^ c) * 0x100000001b3;
   return std::to_string(hash);
-}
-
-uLong crc_of(uLong crc, std::span<const std::byte> data) {
-  return crc32_z(crc, reinterpret_cast<const Bytef*>(data.data()), data.size());
 }
 
 void expect_metadata(const SafeTensors& file, const std::string& key, const std::string& wanted) {
@@ -54,7 +48,40 @@ T scalar(const SafeTensors& file, const std::string& name) {
   return value;
 }
 
+// Throws when the file is not, bit for bit, what was written.
+void expect_checksum(const SafeTensors& file) {
+  std::map<std::string, SafeTensor> tensors;
+  for (const std::string& name : file.names()) tensors[name] = file.at(name);
+  const auto said = file.metadata().find("checksum");
+  const std::string found = checksum_of(file.metadata(), tensors);
+  if (said == file.metadata().end() || said->second != found)
+    throw InputError(concat(file.origin(), ": damaged: its checksum is ",
+                            said == file.metadata().end() ? "missing" : said->second,
+                            ", that of its content ", found));
+}
+
 }  // namespace
+
+std::string checksum_of(std::map<std::string, std::string> metadata,
+                        const std::map<std::string, SafeTensor>& tensors) {
+  uLong crc = 0;
+  const auto add = [&crc](const void* data, size_t size) {
+    crc = crc32_z(crc, static_cast<const Bytef*>(data), size);
+  };
+  const auto add_text = [&add](const std::string& text) {
+    add(text.c_str(), text.size() + 1);  // the zero byte ends it
+  };
+  metadata.erase("checksum");
+  for (const auto& [key, value] : metadata) {
+    add_text(key);
+    add_text(value);
+  }
+  for (const auto& [name, tensor] : tensors) {
+    add_text(concat(name, ' ', tensor.dtype, ' ', shape_text(tensor.shape)));
+    add(tensor.data.data(), tensor.data.size());
+  }
+  return std::to_string(crc);
+}
 
 void save_checkpoint(Stream& stream, const Parameters& parameters, const CheckpointState& state,
                      const std::filesystem::path& path) {
@@ -73,9 +100,10 @@ void save_checkpoint(Stream& stream, const Parameters& parameters, const Checkpo
   metadata["schema"] = kSchema;
   metadata["network"] = fingerprint(parameters);
   metadata["images"] = std::to_string(state.images);
-  uLong crc = 0;
-  for (const SafeTensorEntry& entry : entries) crc = crc_of(crc, entry.data);
-  metadata["checksum"] = std::to_string(crc);
+  std::map<std::string, SafeTensor> tensors;
+  for (const SafeTensorEntry& entry : entries)
+    tensors[entry.name] = {safetensors_name(entry.dtype), entry.shape, entry.data};
+  metadata["checksum"] = checksum_of(metadata, tensors);
   write_safetensors(path, std::move(entries), metadata);
 }
 
@@ -84,6 +112,7 @@ CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
                                 const std::map<std::string, std::string>& settings) {
   const SafeTensors file = SafeTensors::read(path);
   expect_metadata(file, "schema", kSchema);
+  expect_checksum(file);
   for (const auto& [key, value] : settings) expect_metadata(file, key, value);
   expect_metadata(file, "network", fingerprint(parameters));
   expect_metadata(file, "images", std::to_string(images));
@@ -95,10 +124,6 @@ CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
   const int64_t size = parameters.values.numel();
   const auto values = data_of(file, "values", DType::f32, size);
   const auto m = data_of(file, "m", DType::f32, size), v = data_of(file, "v", DType::f32, size);
-  uLong crc = 0;
-  for (const char* name : {"values", "m", "v", "step", "epoch_loss"})
-    crc = crc_of(crc, file.at(name).data);
-  expect_metadata(file, "checksum", std::to_string(crc));
   parameters.values.copy_from(stream, values);
   parameters.refresh_copies(stream);
   parameters.m.copy_from(stream, m);

@@ -2,6 +2,7 @@
 #include "apps/checkpoint.h"
 
 #include <catch2/catch.hpp>
+#include <random>
 
 #include "core/safetensors.h"
 #include "tests/train_case.h"
@@ -31,13 +32,15 @@ struct Case {
   }
 };
 
-// The file's tensors again, with the metadata of `change` over its own, without tensor `without`.
+// The file's tensors again, with the metadata of `change` over its own, without tensor `without`,
+// and with the checksum of that.
 void rewrite(const std::filesystem::path& from, const std::filesystem::path& to,
              const std::map<std::string, std::string>& change, const std::string& without = "") {
   const SafeTensors file = SafeTensors::read(from);
   std::map<std::string, std::string> metadata = change;
   metadata.insert(file.metadata().begin(), file.metadata().end());
   std::vector<SafeTensorEntry> entries;
+  std::map<std::string, SafeTensor> tensors;
   for (const std::string& name : file.names()) {
     if (name == without) continue;
     const SafeTensor& tensor = file.at(name);
@@ -45,9 +48,38 @@ void rewrite(const std::filesystem::path& from, const std::filesystem::path& to,
                         : tensor.dtype == "F64" ? DType::f64
                                                 : DType::i64;
     entries.push_back({name, dtype, tensor.shape, tensor.data});
+    tensors[name] = tensor;
   }
+  metadata["checksum"] = checksum_of(metadata, tensors);
   write_safetensors(to, std::move(entries), metadata);
 }
+
+// Bytes before the data: the header and its length.
+size_t header_bytes(const std::filesystem::path& path) {
+  uint64_t length = 0;
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(&length), sizeof length);
+  return sizeof length + length;
+}
+
+// One bit of a file is another one while it lives.
+class Flip {
+ public:
+  Flip(std::filesystem::path path, size_t bit) : path_(std::move(path)), bit_(bit) { flip(); }
+  Flip(const Flip&) = delete;
+  ~Flip() { flip(); }
+
+ private:
+  void flip() const {
+    std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(std::streamoff(bit_ / 8));
+    const int byte = file.get();
+    file.seekp(std::streamoff(bit_ / 8));
+    file.put(char(byte ^ 1 << bit_ % 8));
+  }
+
+  std::filesystem::path path_;
+  size_t bit_;
+};
 
 }  // namespace
 
@@ -69,8 +101,8 @@ TEST_CASE("a checkpoint of another network, data set or version is refused", "[c
   const auto path = c.save({3, 0.5, 21}), changed = c.dir / "changed.safetensors";
 
   CHECK_THAT(c.error(path, 22), Catch::Contains("'images' is 21, expected 22"));
-  rewrite(path, changed, {{"schema", "2"}});
-  CHECK_THAT(c.error(changed), Catch::Contains("'schema' is 2, expected 1"));
+  rewrite(path, changed, {{"schema", "1"}});  // its checksum was of less
+  CHECK_THAT(c.error(changed), Catch::Contains("'schema' is 1, expected 2"));
 
   TrainOptions wider = tiny_options();
   wider.base = 16;
@@ -92,17 +124,47 @@ TEST_CASE("a checkpoint that lacks a tensor or has a wrong one is refused", "[ch
   CHECK_THAT(c.error(path), Catch::Contains("epoch_loss nan"));
 }
 
-TEST_CASE("a checkpoint with one changed bit is refused", "[checkpoint]") {
+TEST_CASE("a checkpoint with any one bit of its header changed is refused", "[checkpoint]") {
+  Case c;
+  const auto path = c.save({3, 0.5, 21, {{"seed", "5"}, {"lr", "0.001"}}});
+  const size_t header = header_bytes(path);
+  for (size_t bit = 0; bit < 8 * header; ++bit) {
+    CAPTURE(bit);
+    const Flip flip(path, bit);
+    CHECK_THAT(c.error(path), Catch::StartsWith(path.string() + ": "));
+  }
+  CHECK(load_checkpoint(c.stream, c.parameters(), path, 21).step == 3);  // each was undone
+}
+
+TEST_CASE("a checkpoint with one changed bit in its data says that it is damaged", "[checkpoint]") {
   Case c;
   const auto path = c.save({3, 0.5, 21});
-  const std::string content = read_text(path);
-  for (size_t at = content.size() - 1; at > content.size() / 2; at -= content.size() / 40) {
-    std::string changed = content;
-    changed[at] = char(changed[at] ^ 1 << at % 8);
-    write_text(path, changed);
-    const std::string message = c.error(path);
-    CHECK_THAT(message, Catch::Contains("'checksum' is ") || Catch::Contains("expected a step"));
+  const size_t first = 8 * header_bytes(path), bits = 8 * std::filesystem::file_size(path) - first;
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 10'000; ++i) {
+    const size_t bit = first + random() % bits;
+    CAPTURE(bit);
+    const Flip flip(path, bit);
+    CHECK_THAT(c.error(path), Catch::StartsWith(path.string() + ": damaged: its checksum is "));
   }
+  CHECK(load_checkpoint(c.stream, c.parameters(), path, 21).step == 3);
+}
+
+TEST_CASE("a checkpoint without a checksum, or with another's, is damaged", "[checkpoint]") {
+  Case c;
+  const auto path = c.save({3, 0.5, 21});
+  const std::string content = read_text(path), key = "\"checksum\":\"";
+  const size_t at = content.find(key), begin = at + key.size(), end = content.find('"', begin);
+  REQUIRE(at != std::string::npos);
+  const std::string sum = content.substr(begin, end - begin);
+  std::string changed = content;
+  write_text(path, changed.replace(at + 1, 1, "C"));
+  CHECK(c.error(path).starts_with(path.string() + ": damaged: its checksum is missing, that of "));
+  changed = content;
+  write_text(path, changed.replace(begin, 1, sum[0] == '9' ? "8" : "9"));
+  CHECK(c.error(path) == path.string() + ": damaged: its checksum is " +
+                             (sum[0] == '9' ? "8" : "9") + sum.substr(1) +
+                             ", that of its content " + sum);
 }
 
 TEST_CASE("a checkpoint that is cut short is refused", "[checkpoint]") {
