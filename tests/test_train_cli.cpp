@@ -1,135 +1,19 @@
-// The program train from outside: statuses, files, signals, kills, resumption.
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/resource.h>
+// The program train from outside: statuses, files, signals, resumption.
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <catch2/catch.hpp>
-#include <chrono>
-#include <nlohmann/json.hpp>
-#include <random>
-#include <thread>
 
-#include "apps/checkpoint.h"
 #include "apps/image.h"
 #include "apps/run_dir.h"
 #include "layers/weights.h"
-#include "tests/run_program.h"
-#include "tests/train_case.h"
+#include "tests/train_program.h"
 
 using namespace tessera;
 using namespace std::chrono_literals;
 namespace fs = std::filesystem;
 
-namespace {
-
-using Words = std::vector<std::string>;
-
-struct Case {
-  TempDir dir;
-  fs::path data = write_tiny_data(dir);
-
-  // Flags of a new tiny run in `out`; `more` adds to the usual ones or replaces them.
-  Words fresh(const std::string& out, const Words& more = {}) const {
-    std::map<std::string, std::string> flags{{"--data", data.string()},
-                                             {"--out", (dir / out).string()}};
-    for (const auto& [name, value] : kTinyNetwork) flags["--" + name] = value;
-    for (size_t i = 0; i < more.size(); i += 2) flags[more[i]] = more[i + 1];
-    Words words;
-    for (const auto& [flag, value] : flags) words.insert(words.end(), {flag, value});
-    return words;
-  }
-  Words resume(const std::string& out, const Words& more = {}) const {
-    Words words{"--resume", (dir / out).string()};
-    words.insert(words.end(), more.begin(), more.end());
-    return words;
-  }
-  std::string file(const std::string& out, const std::string& name) const {
-    return read_text(dir / out / name);
-  }
-  // Updates in a run's checkpoint, which must be whole.
-  int64_t checkpoint_step(const std::string& out) const {
-    Stream stream(Device::open(DeviceType::cpu, 1));
-    Trainer trainer(stream, tiny_options());
-    return load_checkpoint(stream, trainer.model().parameters(),
-                           dir / out / "checkpoint.safetensors", 21)
-        .step;
-  }
-};
-
-// Runs to the end with status 0.
-Finished train(const Words& words) {
-  const Finished run = run_program("train", words);
-  INFO(run.err);
-  CHECK(run.status == 0);
-  CHECK(run.err.empty());
-  return run;
-}
-
-// The one line that the program ends with, without "train: error: ".
-std::string error_of(const Words& words, int status, const std::string& prefix = "") {
-  const Finished run = run_program("train", words, prefix);
-  CHECK(run.status == status);
-  const std::string start = "train: error: ";
-  CHECK(run.err.substr(0, start.size()) == start);
-  CHECK(std::ranges::count(run.err, '\n') == 1);
-  return run.err.size() > start.size() ? run.err.substr(start.size()) : "";
-}
-
-std::vector<nlohmann::json> lines_of(const std::string& text) {
-  std::vector<nlohmann::json> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
-
-// train as a child that signals can be sent to.
-class Child {
- public:
-  explicit Child(const Words& words) {
-    Words all{std::string(TESSERA_BIN_DIR) + "/train"};
-    all.insert(all.end(), words.begin(), words.end());
-    std::vector<char*> argv;
-    for (std::string& word : all) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    pid_ = fork();
-    if (pid_ != 0) return;
-    const int null = ::open("/dev/null", O_RDWR);
-    for (int fd : {0, 1, 2}) dup2(null, fd);
-    execv(argv[0], argv.data());
-    _exit(127);
-  }
-  ~Child() {
-    if (pid_ > 0) send(SIGKILL), wait();
-  }
-  void send(int number) const { ::kill(pid_, number); }
-  // Exit status; 128 + signal when one ended it.
-  int wait() {
-    int status = 0;
-    waitpid(std::exchange(pid_, -1), &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-  bool running() const { return waitpid(pid_, nullptr, WNOHANG) == 0; }
-
- private:
-  pid_t pid_;
-};
-
-// Waits until the file has content. False: the child ended before.
-bool wait_for(const fs::path& path, const Child& child) {
-  while (!fs::exists(path) || fs::file_size(path) == 0) {
-    if (!child.running()) return false;
-    std::this_thread::sleep_for(2ms);
-  }
-  return true;
-}
-
-}  // namespace
-
 TEST_CASE("train writes all files of a run", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   const Finished run = train(c.fresh("r", {"--steps", "14", "--log-every", "4"}));
   CHECK_THAT(run.out, Catch::Contains("Epoch [1/3], Loss: 0.") &&
                           Catch::Contains("Epoch [3/3], Loss: 0.") &&
@@ -146,7 +30,7 @@ TEST_CASE("train writes all files of a run", "[train][cli]") {
 }
 
 TEST_CASE("metrics lines have the promised numbers", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "7", "--log-every", "1"}));
   double epoch_sum = 0;
   for (const auto& line : lines_of(c.file("r", "metrics.jsonl"))) {
@@ -177,7 +61,7 @@ TEST_CASE("metrics lines have the promised numbers", "[train][cli]") {
 }
 
 TEST_CASE("two runs of one seed, and a run of its config, give the same files", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("a", {"--steps", "9", "--seed", "5"}));
   train(c.fresh("b", {"--steps", "9", "--seed", "5"}));
   train({"--config", (c.dir / "a" / "config.json").string(), "--out", (c.dir / "c").string()});
@@ -191,7 +75,7 @@ TEST_CASE("two runs of one seed, and a run of its config, give the same files", 
 }
 
 TEST_CASE("a resumed run ends with the bits of the uninterrupted one", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   const Finished whole = train(c.fresh("whole", {"--steps", "14"}));
   const std::string epochs_of_whole = whole.out.substr(whole.out.find("Epoch [2/3]"), 29);
   for (const std::string stop : {"1", "6", "8"}) {
@@ -205,7 +89,7 @@ TEST_CASE("a resumed run ends with the bits of the uninterrupted one", "[train][
 }
 
 TEST_CASE("a finished run is left alone", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "3"}));
   const std::string before = c.file("r", "metrics.jsonl");
   const Finished again = train(c.resume("r"));
@@ -216,7 +100,7 @@ TEST_CASE("a finished run is left alone", "[train][cli]") {
 }
 
 TEST_CASE("a run that was killed before its first checkpoint starts again", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "3", "--log-every", "1"}));
   const std::string model = c.file("r", "model.safetensors");
   for (const char* name : {"checkpoint.safetensors", "model.safetensors", "figure.png"})
@@ -227,7 +111,7 @@ TEST_CASE("a run that was killed before its first checkpoint starts again", "[tr
 }
 
 TEST_CASE("a trained model without its checkpoint is not overwritten", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "3"}));
   const std::string model = c.file("r", "model.safetensors");
   fs::remove(c.dir / "r" / "checkpoint.safetensors");
@@ -237,7 +121,7 @@ TEST_CASE("a trained model without its checkpoint is not overwritten", "[train][
 }
 
 TEST_CASE("a checkpoint goes with the settings that it was made with", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "3", "--seed", "5"}));
   std::string config = c.file("r", "config.json");
   const size_t at = config.find("\"seed\": 5");
@@ -248,7 +132,7 @@ TEST_CASE("a checkpoint goes with the settings that it was made with", "[train][
 }
 
 TEST_CASE("closed standard descriptors do not send the output into files", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   std::string line = concat("'", TESSERA_BIN_DIR, "/train'");
   for (const std::string& word : c.fresh("r", {"--steps", "3"})) line += concat(" '", word, "'");
   REQUIRE(std::system((line + " <&- >&- 2>/dev/null").c_str()) == 0);
@@ -258,7 +142,7 @@ TEST_CASE("closed standard descriptors do not send the output into files", "[tra
 }
 
 TEST_CASE("a run that was killed before its evaluation makes up for it", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "6"}));
   const std::string metrics = c.file("r", "metrics.jsonl"), figure = c.file("r", "figure.png");
   write_text(c.dir / "r" / "metrics.jsonl", metrics.substr(0, metrics.find('\n') + 1) + "{\"st");
@@ -271,7 +155,7 @@ TEST_CASE("a run that was killed before its evaluation makes up for it", "[train
 }
 
 TEST_CASE("evaluation and checkpoints follow their flags", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("never", {"--steps", "7", "--eval-every", "0", "--checkpoint-every", "0"}));
   CHECK(c.file("never", "metrics.jsonl").find("eval") == std::string::npos);
   CHECK_FALSE(fs::exists(c.dir / "never" / "checkpoint.safetensors"));
@@ -288,7 +172,7 @@ TEST_CASE("evaluation and checkpoints follow their flags", "[train][cli]") {
 }
 
 TEST_CASE("training starts from given weights", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("first", {"--steps", "5"}));
   const std::string weights = (c.dir / "first" / "model.safetensors").string();
   train(c.fresh("second", {"--steps", "5", "--weights", weights, "--lr", "1e-12"}));
@@ -303,7 +187,7 @@ TEST_CASE("training starts from given weights", "[train][cli]") {
 
 TEST_CASE("weights that are not finite are refused, and such that overflow stop at step 1",
           "[train][cli]") {
-  Case c;
+  TrainRuns c;
   Stream stream(Device::open(DeviceType::cpu, 1));
   Trainer trainer(stream, tiny_options());
   Parameters& parameters = trainer.model().parameters();
@@ -324,7 +208,7 @@ TEST_CASE("weights that are not finite are refused, and such that overflow stop 
 }
 
 TEST_CASE("errors of train are one line with the right status", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   CHECK_THAT(error_of({"--bogus"}, 2), Catch::Contains("--bogus"));
   CHECK_THAT(error_of({"--batch", "0"}, 2), Catch::Contains("--batch"));
   CHECK_THAT(error_of({"--config", "/no/c.json"}, 1), Catch::Contains("/no/c.json"));
@@ -349,28 +233,16 @@ TEST_CASE("errors of train are one line with the right status", "[train][cli]") 
 }
 
 TEST_CASE("a second process is kept from a run", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   train(c.fresh("r", {"--steps", "2"}));
   const RunDir lock = RunDir::reopen(c.dir / "r");
   CHECK_THAT(error_of(c.resume("r", {"--steps", "4"}), 1),
              Catch::Contains("another process is writing to this run"));
 }
 
-TEST_CASE("a disk that fills up leaves the old checkpoint", "[train][cli]") {
-  Case c;
-  train(c.fresh("r", {"--steps", "2"}));
-  const std::string before = c.file("r", "checkpoint.safetensors");
-  // 8 blocks of 512 or 1024 bytes stand for a full disk; the signal that comes with it is ignored.
-  const std::string message =
-      error_of(c.resume("r", {"--steps", "4"}), 1, "trap '' XFSZ; ulimit -f 8;");
-  CHECK_THAT(message, Catch::Contains("cannot write") && Catch::Contains(".safetensors"));
-  CHECK(c.file("r", "checkpoint.safetensors") == before);
-  train(c.resume("r", {"--steps", "4"}));
-}
-
 TEST_CASE("SIGINT, SIGTERM and SIGHUP finish the step, write a checkpoint and say so",
           "[train][cli]") {
-  Case c;
+  TrainRuns c;
   const Words endless{"--steps",      "1000000000", "--log-every",        "1",
                       "--eval-every", "0",          "--checkpoint-every", "0"};
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
@@ -388,7 +260,7 @@ TEST_CASE("SIGINT, SIGTERM and SIGHUP finish the step, write a checkpoint and sa
 }
 
 TEST_CASE("a second signal ends train at once", "[train][cli]") {
-  Case c;
+  TrainRuns c;
   Child child(c.fresh("r", {"--steps", "1000000000", "--log-every", "1", "--checkpoint-every", "0",
                             "--eval-every", "0"}));
   REQUIRE(wait_for(c.dir / "r" / "metrics.jsonl", child));
@@ -399,32 +271,4 @@ TEST_CASE("a second signal ends train at once", "[train][cli]") {
   REQUIRE(child.running());
   child.send(SIGTERM);
   CHECK(child.wait() == 143);
-}
-
-TEST_CASE("kill -9 at any moment leaves a checkpoint that the run goes on from", "[train][cli]") {
-  Case c;
-  const Words often{"--steps", "1000000000", "--log-every", "1", "--checkpoint-every", "1"};
-  std::mt19937 random(1);
-  int64_t step = 0;
-  for (int kill = 0; kill < 30; ++kill) {
-    Child child(kill == 0 ? c.fresh("r", often) : c.resume("r"));
-    if (kill == 0) REQUIRE(wait_for(c.dir / "r" / "checkpoint.safetensors", child));
-    std::this_thread::sleep_for(std::chrono::milliseconds(random() % 200));
-    REQUIRE(child.running());
-    child.send(SIGKILL);
-    CHECK(child.wait() == 128 + SIGKILL);
-    const int64_t now = c.checkpoint_step("r");
-    CHECK(now >= step);
-    step = now;
-  }
-  const std::string steps = std::to_string(step + 1);
-  train(c.resume("r", {"--steps", steps}));
-  train(c.fresh("whole", {"--steps", steps, "--log-every", "1"}));
-  for (const char* name : {"model.safetensors", "checkpoint.safetensors", "figure.png"})
-    CHECK(c.file("r", name) == c.file("whole", name));
-  const auto lines = lines_of(c.file("r", "metrics.jsonl"));
-  int64_t expected = 1;
-  for (const auto& line : lines)
-    if (!line.contains("eval")) CHECK(line["step"] == expected++);
-  CHECK(expected == step + 2);
 }
