@@ -81,6 +81,15 @@ RunDir::~RunDir() {
   if (lock_ >= 0) ::close(lock_);
 }
 
+void RunDir::expect_space(uint64_t bytes) const {
+  std::error_code error;
+  const fs::space_info space = fs::space(path_, error);
+  if (error || space.capacity == 0) return;  // some file systems do not say
+  const uint64_t left = ::geteuid() == 0 ? space.free : space.available;
+  if (left < bytes)
+    fail(path_, concat("checkpoint and model need ", bytes, " bytes more, ", left, " are free"));
+}
+
 void RunDir::write_config(const std::string& text) const {
   atomic_write(config(), [&](FileWriter& out) { out.write(text.data(), text.size()); });
 }

@@ -2,6 +2,7 @@
 // overwritten by another run.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -25,6 +26,9 @@ class RunDir {
   std::filesystem::path model() const { return path_ / "model.safetensors"; }
   std::filesystem::path checkpoint() const { return path_ / "checkpoint.safetensors"; }
   std::filesystem::path figure() const { return path_ / "figure.png"; }
+
+  // Throws InputError naming the directory when its file system has fewer bytes left than these.
+  void expect_space(uint64_t bytes) const;
 
   // Replaces config.json.
   void write_config(const std::string& text) const;

@@ -4,6 +4,7 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "apps/device_images.h"
@@ -80,6 +81,19 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  run      {}\n", dir.path().string()) << std::flush;
 }
 
+// Throws when the directory has no room for the files to come. An old file stays until the new one
+// is whole.
+void expect_space(const RunDir& dir, const TrainOptions& options, const Parameters& parameters) {
+  const uint64_t arena = uint64_t(parameters.values.numel()) * sizeof(float);
+  const uint64_t model = uint64_t(parameters.count()) * sizeof(float);
+  const uint64_t checkpoint = options.checkpoint_every == 0 ? 0 : 3 * arena;
+  const uint64_t most = model + checkpoint + std::max(model, checkpoint);
+  uint64_t there = 0;
+  for (const fs::path& file : {dir.model(), dir.checkpoint()})
+    if (fs::exists(file)) there += fs::file_size(file);
+  dir.expect_space(most - std::min(most, there));
+}
+
 // The options of the run that --resume names, whose directory `dir` becomes.
 TrainOptions reopen(const std::string& path, const GivenOptions& given,
                     std::optional<RunDir>& dir) {
@@ -121,6 +135,7 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
       load_start(stream, options, dir ? &*dir : nullptr, data.train_size(), trainer);
   if (!dir) {
     dir.emplace(RunDir::create(options.out));
+    expect_space(*dir, options, trainer.model().parameters());
     dir->write_config(config_text(options));
   }
 
@@ -130,6 +145,7 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
                        state.step, loop.schedule().total);
     return 0;
   }
+  expect_space(*dir, options, trainer.model().parameters());
   dir->write_config(config_text(options));  // a resumed run may have other steps, threads, ...
   print_banner(options, given, *dir, *device, data, loop.schedule(), trainer, out);
   return loop.run();
