@@ -1,9 +1,8 @@
 #include "apps/denoise_options.h"
 
-#include <CLI/CLI.hpp>
 #include <charconv>
 
-#include "core/check.h"
+#include "apps/usage.h"
 
 namespace tessera {
 namespace {
@@ -132,8 +131,11 @@ std::optional<DenoiseOptions> parse_denoise_options(int argc, const char* const*
     out << version.what() << '\n';
     return std::nullopt;
   } catch (const CLI::ParseError& error) {
-    throw UsageError(concat(error.what(), " (see --help)"));
+    throw usage_error(app, error);
   }
+  for (const char* name : {"--weights", "--input", "--output"})
+    if (app.get_option(name)->as<std::string>().empty())
+      throw UsageError(concat(name, " is empty, expected ", app.get_option(name)->get_type_name()));
   return options;
 }
 

@@ -1,7 +1,6 @@
 // The command line of `train`, made from the table of options.
-#include <CLI/CLI.hpp>
-
 #include "apps/train_options.h"
+#include "apps/usage.h"
 
 namespace tessera {
 namespace {
@@ -56,7 +55,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   } catch (const CLI::CallForVersion& version) {
     line.answer = concat(version.what(), "\n");
   } catch (const CLI::ParseError& error) {
-    throw UsageError(concat(error.what(), " (see --help)"));
+    throw usage_error(app, error);
   }
   if (line.answer) return line;
   if (app.count("--config") > 0 && line.config.empty())

@@ -26,7 +26,8 @@ json parse_object(const std::string& text, const std::string& origin) {
   try {
     root = json::parse(text, watch_keys);
   } catch (const json::exception& error) {
-    throw InputError(concat(origin, ": ", error.what()));
+    const std::string message = error.what();  // behind the library's name for it, in brackets
+    throw InputError(concat(origin, ": ", message.substr(message.find("] ") + 2)));
   }
   if (!root.is_object()) throw InputError(concat(origin, ": expected a JSON object"));
   if (!repeated.empty()) throw UsageError(concat(origin, ": key '", repeated, "' comes twice"));

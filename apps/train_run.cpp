@@ -115,6 +115,8 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
   const GivenOptions given =
       line.config.empty() ? line.given : layered(read_config(line.config), line.given);
   const auto resume = given.find("resume");
+  if (TrainOptions checked; resume != given.end())
+    train_option("resume").set(checked, resume->second.text, resume->second.source);
   std::optional<RunDir> dir;
   TrainOptions options =
       resume == given.end() ? make_options(given) : reopen(resume->second.text, given, dir);

@@ -125,7 +125,12 @@ UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
     ++config.levels;
   if (config.levels == 0) dimension(file, "down1_proj.weight", 0);  // throws: it is missing
   const auto& metadata = file.metadata();
-  if (metadata.contains("groups")) config.groups = integer(file, "groups");
+  if (metadata.contains("groups")) {
+    config.groups = integer(file, "groups");
+    if (config.groups < 1 || config.base % config.groups != 0)
+      throw InputError(concat(file.origin(), ": metadata 'groups' is ", config.groups,
+                              ", expected a divisor of the network's width ", config.base));
+  }
   if (metadata.contains("activation")) {
     const std::string& activation = metadata.at("activation");
     if (activation != "gelu" && activation != "gelu-tanh")

@@ -69,6 +69,9 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
   const TempDir dir;
   Network network(kSmall, dir / "w");
   fs::copy_file(dir / "w", dir / "w.safetensors");
+  std::string no_groups = read_text(dir / "w");
+  no_groups.replace(no_groups.find("\"groups\":\"4\"") + 10, 1, "0");
+  write_text(dir / "groups", no_groups);
   // The first convolution overflows.
   for (Parameter& p : network.model.parameters().list())
     if (p.name == "init_conv.weight")
@@ -93,7 +96,32 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
   };
   std::vector<Case> cases = {
       {"", 2, "--weights is required (see --help)"},
-      {good + "--timestep 1 more", 2, "The following argument was not expected: more (see --help)"},
+      {"--weights w", 2, "--input is required (see --help)"},
+      {"--weights w " + in, 2, "--output is required (see --help)"},
+      {"--wieghts w " + in, 2, "'--wieghts' is not expected here (see --help)"},
+      {"--bogus", 2, "'--bogus' is not expected here (see --help)"},
+      {"-w w --weights w", 2, "'-w' is not expected here (see --help)"},
+      {"--weights", 2, "--weights needs a value (see --help)"},
+      {"--input in.png --output out.png --timestep 1 --weights=", 2,
+       "--weights needs a value (see --help)"},
+      {"--weights '' --input in.png --output out.png --timestep 1", 2,
+       "--weights is empty, expected FILE"},
+      {"--weights w --input '' --output out.png --timestep 1", 2,
+       "--input is empty, expected FILE|DIR"},
+      {"--weights w --input in.png --output '' --timestep 1", 2,
+       "--output is empty, expected FILE|DIR"},
+      {good + "--weights w --timestep 1", 2, "--weights is given 2 times (see --help)"},
+      {good + "--timestep 1 --timestep 1", 2, "--timestep is given 2 times (see --help)"},
+      {good + "--timestep", 2, "--timestep needs a value (see --help)"},
+      {good + "--timestep 1.5", 2, "--timestep: Value 1.5 not in range 0 to 999 (see --help)"},
+      {good + "--timestep 1 --force=maybe", 2, "Could not convert: --force = maybe (see --help)"},
+      {good + "--timestep 1 --image-size 0", 2,
+       "--image-size: Value 0 not in range 1 to 4096 (see --help)"},
+      {good + "--timestep 1 --groups 0", 2,
+       "--groups: Value 0 not in range 1 to 4096 (see --help)"},
+      {good + "--timestep 1 --threads 1025", 2,
+       "--threads: Value 1025 not in range 0 to 1024 (see --help)"},
+      {good + "--timestep 1 more", 2, "'more' is not expected here (see --help)"},
       {good + "--timestep 1000", 2, "--timestep: Value 1000 not in range 0 to 999 (see --help)"},
       {good + "--timestep -1", 2, "--timestep: Value -1 not in range 0 to 999 (see --help)"},
       {good + "--timestep ten", 2, "--timestep: Value ten not in range 0 to 999 (see --help)"},
@@ -141,6 +169,13 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
        "cannot read no: No such file or directory"},
       {"--timestep 1 --weights in.safetensors --output out.png " + in, 1,
        "in.safetensors: tensor 'init_conv.weight' is missing: not weights of this U-Net"},
+      {"--timestep 1 --weights groups --output out.png " + in, 1,
+       "groups: metadata 'groups' is 0, expected a divisor of the network's width 8"},
+      {"--timestep 1 --weights bad.png --output out.png " + in, 1,
+       "bad.png: not a safetensors file: header of 8463498904239894382 bytes, at most 100000000 "
+       "are allowed"},
+      {"--timestep 1 --weights empty --output out.png " + in, 1,
+       "cannot read empty: Is a directory"},
       {"--timestep 1 --weights w --input bad.png --output out.png", 1,
        "bad.png: neither a PNG nor a JPEG image"},
       {"--timestep 1 --weights w --input odd.png --output out.png", 1,
@@ -158,7 +193,7 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
     CAPTURE(c.arguments);
     Arguments words;
     std::istringstream stream(c.arguments);
-    for (std::string word; stream >> word;) words.push_back(word);
+    for (std::string word; stream >> word;) words.push_back(word == "''" ? "" : word);
     const Finished run =
         run_program("denoise", words, "cd " + shell_word(dir.path().string()) + " &&");
     CHECK(run.err == "denoise: error: " + c.message + "\n");

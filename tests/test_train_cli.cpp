@@ -207,31 +207,6 @@ TEST_CASE("weights that are not finite are refused, and such that overflow stop 
   CHECK_FALSE(fs::exists(c.dir / "r" / "checkpoint.safetensors"));
 }
 
-TEST_CASE("errors of train are one line with the right status", "[train][cli]") {
-  TrainRuns c;
-  CHECK_THAT(error_of({"--bogus"}, 2), Catch::Contains("--bogus"));
-  CHECK_THAT(error_of({"--batch", "0"}, 2), Catch::Contains("--batch"));
-  CHECK_THAT(error_of({"--config", "/no/c.json"}, 1), Catch::Contains("/no/c.json"));
-  if (!has_gpu())
-    CHECK_THAT(error_of(c.fresh("r", {"--device", "cuda"}), 1), Catch::Contains("device cuda"));
-  CHECK_THAT(error_of(c.fresh("r", {"--device", "cpu", "--precision", "bf16"}), 2),
-             Catch::Contains("--precision bf16 is not available on device cpu"));
-  CHECK_THAT(error_of(c.fresh("r", {"--weights", "/no/w"}), 1), Catch::Contains("/no/w"));
-  CHECK_THAT(error_of({"--data", "/no/data\nthere"}, 1), Catch::Contains("/no/data"));
-  CHECK_FALSE(fs::exists(c.dir / "r"));  // nothing is made before all that is known to be right
-  const std::string below_a_file = (c.data / "r").string();
-  CHECK_THAT(error_of(c.fresh("tiny-idx3-ubyte/r"), 1), Catch::Contains(below_a_file));
-
-  train(c.fresh("r", {"--steps", "2"}));
-  CHECK_THAT(error_of(c.resume("r", {"--batch", "5"}), 2),
-             Catch::StartsWith("--batch is 5, but the run in "));
-  CHECK_THAT(error_of(c.resume("none"), 1), Catch::Contains("none"));
-  write_text(c.dir / "r" / "checkpoint.safetensors", "broken");
-  CHECK_THAT(error_of(c.resume("r"), 1), Catch::Contains("checkpoint.safetensors"));
-  write_text(c.dir / "r" / "config.json", "{");
-  CHECK_THAT(error_of(c.resume("r"), 1), Catch::Contains("config.json"));
-}
-
 TEST_CASE("a second process is kept from a run", "[train][cli]") {
   TrainRuns c;
   train(c.fresh("r", {"--steps", "2"}));

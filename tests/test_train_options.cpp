@@ -178,15 +178,62 @@ TEST_CASE("values that are out of range name the flag and what is expected", "[t
       {{"--image-size", "36"},
        "--image-size is 36, expected a multiple of 8 (2^--levels, --levels 3)"},
       {{"--threads", "1025"}, "--threads is '1025', expected an integer from 0 to 1024"},
+      {{"--threads", "-1"}, "--threads is '-1', expected an integer from 0 to 1024"},
+      {{"--batch", ""}, "--batch is '', expected an integer from 1 to 65536"},
+      {{"--batch", " 3"}, "--batch is ' 3', expected an integer from 1 to 65536"},
+      {{"--batch", "+3"}, "--batch is '+3', expected an integer from 1 to 65536"},
+      {{"--batch", "0x10"}, "--batch is '0x10', expected an integer from 1 to 65536"},
+      {{"--batch", "99999999999999999999"},
+       "--batch is '99999999999999999999', expected an integer from 1 to 65536"},
+      {{"--image-size", "4097"}, "--image-size is '4097', expected an integer from 1 to 4096"},
+      {{"--channels", "4"}, "--channels is '4', expected an integer from 1 to 3"},
+      {{"--base", "0"}, "--base is '0', expected an integer from 1 to 4096"},
+      {{"--levels", "9"}, "--levels is '9', expected an integer from 1 to 8"},
+      {{"--groups", "0"}, "--groups is '0', expected an integer from 1 to 4096"},
+      {{"--time-dim", "1"}, "--time-dim is '1', expected an integer from 2 to 4096"},
+      {{"--time-dim", "7"}, "--time-dim is 7, expected an even number"},
+      {{"--epochs", "0"}, "--epochs is '0', expected an integer from 1 to 1000000"},
+      {{"--lr", "-0.1"}, "--lr is '-0.1', expected a number from 1e-12 to 10"},
+      {{"--lr", "1e-3x"}, "--lr is '1e-3x', expected a number from 1e-12 to 10"},
+      {{"--lr", "1e400"}, "--lr is '1e400', expected a number from 1e-12 to 10"},
+      {{"--noise-level", "0"}, "--noise-level is '0', expected a number from 1e-06 to 100"},
+      {{"--checkpoint-every", "-1"},
+       "--checkpoint-every is '-1', expected an integer from 0 to 4000000000"},
+      {{"--eval-every", "x"}, "--eval-every is 'x', expected an integer from 0 to 4000000000"},
+      {{"--log-every", "0"}, "--log-every is '0', expected an integer from 1 to 4000000000"},
+      {{"--precision", "f16"}, "--precision is 'f16', expected auto, f32, tf32 or bf16"},
+      {{"--fusion", "yes"}, "--fusion is 'yes', expected on or off"},
+      {{"--figure", ""}, "--figure is empty, expected NAME"},
+      {{"--figure", "none"}, "--figure is 'none', expected matched or lesson"},
+      {{"--data", ""}, "--data is empty, expected auto|PATH"},
+      {{"--weights", ""}, "--weights is empty, expected FILE"},
+      {{"--config", ""}, "--config is empty, expected FILE"},
   }));
   CHECK(usage_error(words) == message);
 }
 
 TEST_CASE("a command line that cannot be parsed is a usage error", "[train]") {
-  CHECK_THAT(usage_error({"--bogus"}), Catch::Contains("--bogus"));
-  CHECK_THAT(usage_error({"stray"}), Catch::Contains("stray"));
-  CHECK_THAT(usage_error({"--batch"}), Catch::Contains("--batch"));
-  CHECK_THAT(usage_error({"--batch", "1", "--batch", "2"}), Catch::Contains("--batch"));
+  const auto [words, message] = GENERATE(table<Words, std::string>({
+      {{"--bogus"}, "'--bogus' is not expected here"},
+      {{"--bogus", "3", "--batch", "0"}, "'--bogus' is not expected here"},
+      {{"--bogus=3"}, "'--bogus=3' is not expected here"},
+      {{"--Batch", "3"}, "'--Batch' is not expected here"},
+      {{"-b", "3"}, "'-b' is not expected here"},
+      {{"stray", "more"}, "'stray' is not expected here"},
+      {{"--batch", "3", "4"}, "'4' is not expected here"},
+      {{"--", "--batch"}, "'--' is not expected here"},
+      {{""}, "'' is not expected here"},
+      {{"--batch"}, "--batch needs a value"},
+      {{"--batch="}, "--batch needs a value"},
+      {{"--batch", "--steps", "3"}, "'3' is not expected here"},  // --steps is taken for the value
+      {{"--resume"}, "--resume needs a value"},
+      {{"--config"}, "--config needs a value"},
+      {{"--batch", "1", "--batch", "2"}, "--batch is given 2 times"},
+      {{"--batch", "1", "--batch=1", "--batch", "1"}, "--batch is given 3 times"},
+      {{"--config", "a", "--config", "b"}, "--config is given 2 times"},
+      {{"--batch", "1", "--batch", "2", "--bogus"}, "'--bogus' is not expected here"},
+  }));
+  CHECK(usage_error(words) == message + " (see --help)");
 }
 
 TEST_CASE("help and version answer and give no options", "[train]") {
@@ -215,13 +262,43 @@ TEST_CASE("errors of a config file name file, key and value", "[train]") {
 }
 
 TEST_CASE("a config that is no JSON object is an input error that names the file", "[train]") {
-  for (const char* text : {"", "[]", "3", "{", "{\"batch\": 3,}", "{\"lr\": 1e400}", "\xff"}) {
-    const std::string message = message_of<InputError>([&] { parse_config(text, "c.json"); });
-    CHECK_THAT(message, Catch::StartsWith("c.json: "));
-    CHECK(message.find('\n') == std::string::npos);
-  }
-  CHECK_THAT(message_of<InputError>([] { read_config("/no/such.json"); }),
-             Catch::Contains("/no/such.json"));
+  const std::string key = "syntax error while parsing object key - ",
+                    value = "syntax error while parsing value - ";
+  const auto [config, message] = GENERATE_COPY(table<std::string, std::string>({
+      {"[]", "expected a JSON object"},
+      {"3", "expected a JSON object"},
+      {"", "parse error at line 1, column 1: " + value +
+               "unexpected end of input; expected '[', '{', or a literal"},
+      {"{", "parse error at line 1, column 2: " + key +
+                "unexpected end of input; expected string literal"},
+      {"{\"batch\": 3,}",
+       "parse error at line 1, column 13: " + key + "unexpected '}'; expected string literal"},
+      {"{\n\"batch\" 3}",
+       "parse error at line 2, column 9: syntax error while parsing object "
+       "separator - unexpected number literal; expected ':'"},
+      {"{\"batch\": 3} x", "parse error at line 1, column 14: " + value +
+                               "invalid literal; last read: '3} x'; expected end of input"},
+      {"{\"lr\": 1e400}", "number overflow parsing '1e400'"},
+      {"\xff", "parse error at line 1, column 1: " + value + "invalid literal; last read: '\xff'"},
+  }));
+  CAPTURE(config);
+  const auto parse = [&config = config] { parse_config(config, "c.json"); };
+  CHECK(message_of<InputError>(parse) == "c.json: " + message);
+}
+
+TEST_CASE("a config file that cannot be read is an input error", "[train]") {
+  TempDir dir;
+  const auto error = [](const std::filesystem::path& path) {
+    return message_of<InputError>([&] { read_config(path); });
+  };
+  CHECK(error("/no/such.json") == "cannot read /no/such.json: No such file or directory");
+  CHECK(error(dir.path()) == "cannot read " + dir.path().string() + ": Is a directory");
+  write_text(dir / "c.json", std::string((1 << 20) + 1, ' '));
+  CHECK(error(dir / "c.json") == "cannot read " + (dir / "c.json").string() +
+                                     ": it is 1048577 bytes long, at most 1048576 are expected");
+  write_text(dir / "deep.json", std::string(1 << 20, '['));
+  CHECK_THAT(error(dir / "deep.json"),
+             Catch::StartsWith((dir / "deep.json").string() + ": parse error at line 1, column "));
 }
 
 TEST_CASE("a resumed run keeps its options, but for its length and its rhythm", "[train]") {

@@ -214,7 +214,10 @@ TEST_CASE("weights of no such network are refused", "[weights][errors]") {
   CHECK(with("base", "64") == f.expected("metadata 'base' is 64, the tensors' shapes say 16"));
   CHECK(with("levels", "3") == f.expected("metadata 'levels' is 3, the tensors' shapes say 1"));
   CHECK(with("groups", "many") == f.expected("metadata 'groups' is 'many', expected a number"));
-  CHECK(with("groups", "5") == f.expected("--base 16 is not a multiple of --groups 5"));
+  for (const char* groups : {"5", "0", "-4", "32", "-9223372036854775808"})
+    CHECK(with("groups", groups) ==
+          f.expected(concat("metadata 'groups' is ", groups,
+                            ", expected a divisor of the network's width 16")));
   CHECK(with("activation", "relu") ==
         f.expected("metadata 'activation' is 'relu', expected gelu or gelu-tanh"));
 

@@ -1,0 +1,25 @@
+// What both programs say of a command line that cannot be parsed.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "core/check.h"
+
+namespace tessera {
+
+// In the program's words where the library's are clumsy. What is unknown comes first: whatever else
+// is missing may be missing because it was misspelt.
+inline UsageError usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const std::string message = error.what(), name = message.substr(0, message.find(':'));
+  const CLI::Option* option = app.get_option_no_throw(name);
+  const std::string text = [&] {
+    if (const auto unknown = app.remaining(); !unknown.empty())
+      return concat("'", unknown.front(), "' is not expected here");
+    if (error.get_name() != "ArgumentMismatch" || !option) return message;
+    const size_t times = option->count();
+    return times > 1 ? concat(name, " is given ", times, " times") : name + " needs a value";
+  }();
+  return UsageError(text + " (see --help)");
+}
+
+}  // namespace tessera
