@@ -3,6 +3,7 @@
 then inputs that libFuzzer makes of them: the same in every run, where addresses may be fixed.
 usage: fuzz.py BUILD [--runs N] [FORMAT...]; status 77: there is no clang with libFuzzer here"""
 import argparse
+import fcntl
 import os
 import pathlib
 import re
@@ -56,8 +57,12 @@ def missing_clang():
 
 
 def build(folder, formats):
-    checked(["cmake", "-S", FOLDER, "-B", folder, "-G", "Ninja", "-DCMAKE_CXX_COMPILER=clang++"])
-    checked(["cmake", "--build", folder, "--target", *(f"fuzz_{name}" for name in formats)])
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:  # tests of several formats may run at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        checked(["cmake", "-S", FOLDER, "-B", folder, "-G", "Ninja",
+                 "-DCMAKE_CXX_COMPILER=clang++"])
+        checked(["cmake", "--build", folder, "--target", *(f"fuzz_{name}" for name in formats)])
 
 
 def counts(text):
@@ -72,12 +77,15 @@ def fuzz(folder, name, runs):
         parsed, tried = counts(checked([program, seed]))
         if tried == 0 or parsed != tried:  # libFuzzer may run it twice, to look for leaks
             sys.exit(f"{name}: the seed {seed.name} is refused")
+    words = FOLDER / f"{name}.dict"
+    dictionary = [f"-dict={words}"] if words.exists() else []
     findings = folder / "findings"
     findings.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus:
         text = checked([*fixed_addresses(), program, f"-runs={runs}", "-seed=1", "-reload=0",
                         f"-rss_limit_mb={RSS_LIMIT_MB}", "-print_final_stats=1",
-                        f"-artifact_prefix={findings}/{name}-", corpus, FOLDER / "seeds" / name])
+                        f"-artifact_prefix={findings}/{name}-", *dictionary, corpus,
+                        FOLDER / "seeds" / name])
     parsed, tried = counts(text)
     if tried < runs:
         sys.exit(f"{name}: {tried} inputs, expected {runs}")
