@@ -1,6 +1,6 @@
 # What other projects link: tessera::tessera, here and after find_package(tessera). One library of
 # the objects of all folders; how those are compiled (warnings, machine) is not the user's concern.
-set(parts core core_simt simt kernels kernels_simt autograd layers)
+set(parts core core_simt simt conv_tiles kernels kernels_simt autograd layers)
 if(TESSERA_CUDA)
   list(APPEND parts core_gpu kernels_gpu)
 endif()
