@@ -81,16 +81,16 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  run      {}\n", dir.path().string()) << std::flush;
 }
 
-// Throws when the directory has no room for the files to come. An old file stays until the new one
-// is whole.
+// Throws when the directory has no room for the files to come. An old file that is replaced stays
+// until the new one is whole.
 void expect_space(const RunDir& dir, const TrainOptions& options, const Parameters& parameters) {
   const uint64_t arena = uint64_t(parameters.values.numel()) * sizeof(float);
   const uint64_t model = uint64_t(parameters.count()) * sizeof(float);
   const uint64_t checkpoint = options.checkpoint_every == 0 ? 0 : 3 * arena;
   const uint64_t most = model + checkpoint + std::max(model, checkpoint);
   uint64_t there = 0;
-  for (const fs::path& file : {dir.model(), dir.checkpoint()})
-    if (fs::exists(file)) there += fs::file_size(file);
+  if (fs::exists(dir.model())) there += fs::file_size(dir.model());
+  if (checkpoint != 0 && fs::exists(dir.checkpoint())) there += fs::file_size(dir.checkpoint());
   dir.expect_space(most - std::min(most, there));
 }
 

@@ -68,6 +68,9 @@ TEST_CASE("a disk that is full is found before the first step", "[train][cli][di
   disk.fill(8192);  // room for less than another checkpoint
   CHECK_THAT(error_of(c.resume("disk/r", {"--steps", "4"}), 1),
              Catch::StartsWith("cannot write to " + run + ": checkpoint and model need "));
+  // A checkpoint that is not replaced gives no room back.
+  CHECK_THAT(error_of(c.resume("disk/r", {"--steps", "4", "--checkpoint-every", "0"}), 1),
+             Catch::StartsWith("cannot write to " + run + ": checkpoint and model need "));
   CHECK(c.checkpoint_step("disk/r") == 2);
   CHECK(train(c.resume("disk/r")).out == run + " is at step 2 of 2 already: nothing to do\n");
   fs::remove(filler);
