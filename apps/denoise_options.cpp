@@ -76,11 +76,11 @@ void add_network_options(CLI::App& app, DenoiseOptions& options) {
       ->type_name("N")
       ->group(group);
   const auto set_activation = [&options](const std::string& name) {
-    options.activation = name == "gelu" ? GeluForm::Exact : GeluForm::Tanh;
+    options.activation = activation_of(name);
   };
   app.add_option_function<std::string>("--activation", set_activation,
-                                       "gelu (default) or gelu-tanh")
-      ->check(CLI::IsMember({"gelu", "gelu-tanh"}))
+                                       "gelu (default), gelu-tanh or relu")
+      ->check(CLI::IsMember({"gelu", "gelu-tanh", "relu"}))
       ->type_name("NAME")
       ->group(group);
 }

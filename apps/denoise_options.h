@@ -23,7 +23,7 @@ struct DenoiseOptions {
 
   // What the weights' metadata does not say.
   std::optional<int64_t> groups;
-  std::optional<GeluForm> activation;
+  std::optional<Activation> activation;
 
   std::string device = "auto";     // auto, cpu, cuda, simt
   std::string precision = "auto";  // auto, f32, tf32, bf16: see resolve_precision()

@@ -4,24 +4,24 @@ namespace tessera {
 namespace {
 
 UNetConfig config_for(const SafeTensors& weights, std::optional<int64_t> groups,
-                      std::optional<GeluForm> activation) {
+                      std::optional<Activation> activation) {
   UNetConfig defaults;
   if (groups) defaults.groups = *groups;
-  if (activation) defaults.gelu = *activation;
+  if (activation) defaults.activation = *activation;
   const UNetConfig config = config_of(weights, defaults);
   if (groups && config.groups != *groups)
     throw UsageError(concat("--groups is ", *groups, ", but the metadata of ", weights.origin(),
                             " says ", config.groups));
-  if (activation && config.gelu != *activation)
+  if (activation && config.activation != *activation)
     throw UsageError(concat("--activation is ", name_of(*activation), ", but the metadata of ",
-                            weights.origin(), " says ", name_of(config.gelu)));
+                            weights.origin(), " says ", name_of(config.activation)));
   return config;
 }
 
 }  // namespace
 
 Denoiser Denoiser::load(std::shared_ptr<Device> device, const std::filesystem::path& path,
-                        std::optional<int64_t> groups, std::optional<GeluForm> activation,
+                        std::optional<int64_t> groups, std::optional<Activation> activation,
                         const Precision& precision) {
   const SafeTensors weights = SafeTensors::read(path);
   return Denoiser(std::move(device), weights, config_for(weights, groups, activation), precision);

@@ -16,7 +16,8 @@ class Denoiser {
   // Loads a file of weights. groups and activation stand in for what its metadata does not say.
   // Throws InputError naming file and tensor, UsageError when they contradict the metadata.
   static Denoiser load(std::shared_ptr<Device> device, const std::filesystem::path& path,
-                       std::optional<int64_t> groups = {}, std::optional<GeluForm> activation = {},
+                       std::optional<int64_t> groups = {},
+                       std::optional<Activation> activation = {},
                        const Precision& precision = Precision::f32());
 
   const UNetConfig& config() const { return model_.config(); }

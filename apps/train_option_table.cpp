@@ -52,7 +52,8 @@ void add_model_options(Table& table) {
   table.number("groups", &O::groups, 1, 4096, "Groups of each GroupNorm (default 8)");
   table.number("time-dim", &O::time_dim, 2, 4096,
                "Width of the sinusoidal timestep embedding (default 128)");
-  table.choice("activation", &O::activation, {"gelu", "gelu-tanh"}, "gelu (default) or gelu-tanh");
+  table.choice("activation", &O::activation, {"gelu", "gelu-tanh", "relu"},
+               "gelu (default), gelu-tanh or relu");
   table.text("weights", "FILE", &O::weights,
              "Start from these weights (safetensors), not from random numbers");
 }

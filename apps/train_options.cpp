@@ -86,8 +86,7 @@ TrainOptions preset_options(const std::string& preset) {
 }  // namespace
 
 UNetConfig TrainOptions::network() const {
-  return {levels, base,     channels,
-          groups, time_dim, activation == "gelu" ? GeluForm::Exact : GeluForm::Tanh};
+  return {levels, base, channels, groups, time_dim, activation_of(activation)};
 }
 
 std::map<std::string, std::string> TrainOptions::settings() const {

@@ -31,7 +31,8 @@ void load_start_weights(Stream& stream, const TrainOptions& options, UNet& model
   compare("--channels", wanted.channels, found.channels);
   compare("--time-dim", wanted.time_dim, found.time_dim);
   compare("--groups", wanted.groups, found.groups);
-  compare("--activation", std::string(name_of(wanted.gelu)), std::string(name_of(found.gelu)));
+  compare("--activation", std::string(name_of(wanted.activation)),
+          std::string(name_of(found.activation)));
   load_weights(stream, model.parameters(), file);
 }
 

@@ -33,11 +33,11 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& bias) {
   return y;
 }
 
-Var gelu(Tape& tape, GeluForm form, const Var& x) {
+Var activation(Tape& tape, Activation act, const Var& x) {
   Var y = tape.output(x.shape(), x.value.dtype(), {&x});
-  gelu_fwd(tape.stream(), form, x.value, y.value);
-  tape.record("gelu", {&x}, y, [form, x](Stream& s, const Tensor& dy) {
-    gelu_bwd(s, form, x.value, dy, x.slot->out(s));
+  activation_fwd(tape.stream(), act, x.value, y.value);
+  tape.record(name_of(act), {&x}, y, [act, x](Stream& s, const Tensor& dy) {
+    activation_bwd(s, act, x.value, dy, x.slot->out(s));
   });
   return y;
 }
@@ -56,20 +56,20 @@ Var group_norm(Tape& tape, const GroupNormSpec& spec, const Var& x, const Var& g
   return y;
 }
 
-Var group_norm_gelu(Tape& tape, const NormGelu& spec, const Var& x, const Var& gamma,
-                    const Var& beta, const Var& time, const Var& shortcut) {
+Var group_norm_act(Tape& tape, const NormAct& spec, const Var& x, const Var& gamma, const Var& beta,
+                   const Var& time, const Var& shortcut) {
   const Var t = given(time), residual = given(shortcut);
   Var y = tape.output(x.shape(), x.value.dtype(), {&x, &gamma, &beta, &t, &residual});
   Tensor moments =
       Tensor::empty(tape.stream(), {x.shape()[0], spec.norm.groups, 2}, master_of(x.value.dtype()));
-  group_norm_gelu_fwd(tape.stream(), spec, x.value, gamma.value, beta.value, t.value,
-                      residual.value, y.value, moments);
+  group_norm_act_fwd(tape.stream(), spec, x.value, gamma.value, beta.value, t.value, residual.value,
+                     y.value, moments);
   tape.record(
-      "group_norm_gelu", {&x, &gamma, &beta, &t, &residual}, y,
+      "group_norm_act", {&x, &gamma, &beta, &t, &residual}, y,
       [spec, x, gamma, beta, t, residual = residual.slot, moments](Stream& s, const Tensor& dy) {
         add_bwd(s, dy, residual->out(s));
-        group_norm_gelu_bwd(s, spec, x.value, moments, gamma.value, beta.value, t.value, dy,
-                            x.slot->out(s), gamma.slot->out(s), beta.slot->out(s), t.slot->out(s));
+        group_norm_act_bwd(s, spec, x.value, moments, gamma.value, beta.value, t.value, dy,
+                           x.slot->out(s), gamma.slot->out(s), beta.slot->out(s), t.slot->out(s));
       });
   return y;
 }

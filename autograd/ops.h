@@ -9,12 +9,12 @@ namespace tessera::ops {
 // b may be a Var without value.
 Var conv2d(Tape& tape, const ConvSpec& spec, const Var& x, const Var& w, const Var& b);
 Var linear(Tape& tape, const Var& x, const Var& w, const Var& b);
-Var gelu(Tape& tape, GeluForm form, const Var& x);
+Var activation(Tape& tape, Activation act, const Var& x);
 Var group_norm(Tape& tape, const GroupNormSpec& spec, const Var& x, const Var& gamma,
                const Var& beta);
 // t and residual may be Vars without value.
-Var group_norm_gelu(Tape& tape, const NormGelu& spec, const Var& x, const Var& gamma,
-                    const Var& beta, const Var& t = {}, const Var& residual = {});
+Var group_norm_act(Tape& tape, const NormAct& spec, const Var& x, const Var& gamma, const Var& beta,
+                   const Var& t = {}, const Var& residual = {});
 Var space_to_channel(Tape& tape, const Var& x);
 Var channel_to_space(Tape& tape, const Var& x);
 Var upsample_nearest(Tape& tape, const Var& x);

@@ -11,10 +11,10 @@ Var composed(Tape& tape, const Var& x, const Var& time, const ResidualBlockArgs&
   Var t = linear(tape, time, a.time_w, a.time_b);
   Var h = conv2d(tape, kSame3x3, x, a.conv1_w, a.conv1_b);
   h = group_norm(tape, norm, h, a.norm1_gamma, a.norm1_beta);
-  h = gelu(tape, a.spec.form, add_broadcast(tape, h, t));
+  h = activation(tape, a.spec.act, add_broadcast(tape, h, t));
   h = conv2d(tape, kSame3x3, h, a.conv2_w, a.conv2_b);
   h = group_norm(tape, norm, h, a.norm2_gamma, a.norm2_beta);
-  h = gelu(tape, a.spec.form, h);
+  h = activation(tape, a.spec.act, h);
   return add(tape, h, a.shortcut_w.slot ? conv2d(tape, k1x1, x, a.shortcut_w, a.shortcut_b) : x);
 }
 
@@ -48,8 +48,8 @@ struct Saved {
 // h = gelu(norm1(y1) + t), conv2's input: one pass, so it is computed again rather than kept.
 Tensor activated(Stream& stream, Saved& k, bool known) {
   Tensor h = Tensor::empty(stream, k.y1.shape(), k.y1.dtype());
-  group_norm_gelu_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t, {},
-                      h, k.moments1.moments, known);
+  group_norm_act_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t, {},
+                     h, k.moments1.moments, known);
   return h;
 }
 
@@ -59,15 +59,15 @@ void backward(Stream& stream, Saved& k, const Tensor& dy) {
   const auto out = [&](const Var& v) { return v.slot->out(stream); };
 
   Tensor d2 = like(k.y2);
-  group_norm_gelu_bwd(stream, a.spec, k.y2, k.moments2.moments, a.norm2_gamma.value,
-                      a.norm2_beta.value, {}, dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
+  group_norm_act_bwd(stream, a.spec, k.y2, k.moments2.moments, a.norm2_gamma.value,
+                     a.norm2_beta.value, {}, dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
   k.y2 = {};
   Tensor h = activated(stream, k, /*known=*/true);
   conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
   Tensor d1 = std::move(h), dt = like(k.t);  // h had its last use: its memory takes a gradient
-  norm_gelu_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
-                       a.norm1_beta.value, k.t, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
-                       out(a.norm1_beta), {dt});
+  norm_act_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
+                      a.norm1_beta.value, k.t, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
+                      out(a.norm1_beta), {dt});
   d2 = {}, k.y1 = {};
   linear_bwd_weight(stream, k.time.value, dt, out(a.time_w), out(a.time_b));
   linear_bwd_data(stream, dt, a.time_w.value, out(k.time));
@@ -118,8 +118,8 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
                             a.shortcut_w.slot ? &a.shortcut_w : &none,
                             a.shortcut_b.slot ? &a.shortcut_b : &none};
   Var y = tape.output(out_shape, dtype, inputs);
-  group_norm_gelu_fwd(stream, a.spec, k->y2, a.norm2_gamma.value, a.norm2_beta.value, {}, shortcut,
-                      y.value, k->moments2.moments, k->moments2.made);
+  group_norm_act_fwd(stream, a.spec, k->y2, a.norm2_gamma.value, a.norm2_beta.value, {}, shortcut,
+                     y.value, k->moments2.moments, k->moments2.made);
   tape.record("residual_block", inputs, y,
               [k](Stream& s, const Tensor& dy) { backward(s, *k, dy); });
   return y;

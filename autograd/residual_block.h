@@ -12,7 +12,7 @@ namespace tessera::ops {
 enum class Fusion { Off, On };
 
 struct ResidualBlockArgs {
-  NormGelu spec;
+  NormAct spec;
   Var conv1_w, conv1_b, norm1_gamma, norm1_beta;
   Var conv2_w, conv2_b, norm2_gamma, norm2_beta;
   Var time_w, time_b;          // [K,T], [K]

@@ -6,14 +6,14 @@
 
 namespace tessera::composed {
 
-inline void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
-                                 const Tensor& x, const Tensor& moments, const Tensor& gamma,
-                                 const Tensor& beta, const Tensor& t, const Tensor& w,
-                                 const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+inline void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv,
+                                const Tensor& x, const Tensor& moments, const Tensor& gamma,
+                                const Tensor& beta, const Tensor& t, const Tensor& w,
+                                const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
   Tensor d = dx && dx.mode == GradMode::Overwrite ? dx.tensor
                                                   : Tensor::empty(stream, x.shape(), x.dtype());
   conv2d_bwd_data(stream, conv, dy, w, {d});
-  group_norm_gelu_bwd(stream, spec, x, moments, gamma, beta, t, d, dx, dgamma, dbeta, dt);
+  group_norm_act_bwd(stream, spec, x, moments, gamma, beta, t, d, dx, dgamma, dbeta, dt);
 }
 
 }  // namespace tessera::composed

@@ -1,8 +1,8 @@
 // How a function of the catalogue finds its implementation. Every backend is a namespace with
 // functions of the catalogue's names and signatures, so one line dispatches:
-//   DISPATCH(stream, x.dtype(), gelu_fwd(stream, form, x, y));
+//   DISPATCH(stream, x.dtype(), activation_fwd(stream, act, x, y));
 // and one line, above it, says which of them kernels/cuda/*.cu define:
-//   ON_CUDA(gelu_fwd)
+//   ON_CUDA(activation_fwd)
 #pragma once
 
 #include "kernels/kernels.h"
@@ -62,6 +62,20 @@ inline Backend select_backend(Stream& stream, DType dtype) {
   if (dtype == DType::f32) return Backend::cpu;
   ENSURE(dtype == DType::f64, "no CPU kernels for ", name_of(dtype));
   return Backend::oracle;
+}
+
+// Calls f.operator()<act>() for an activation known at run time.
+template <class F>
+decltype(auto) with_activation(Activation act, F&& f) {
+  switch (act) {
+    case Activation::Gelu:
+      return f.template operator()<Activation::Gelu>();
+    case Activation::GeluTanh:
+      return f.template operator()<Activation::GeluTanh>();
+    case Activation::Relu:
+      break;
+  }
+  return f.template operator()<Activation::Relu>();
 }
 
 // Throws unless `tensor` has this shape and dtype. `what` names it: "conv2d_fwd: y".

@@ -65,14 +65,19 @@ void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& 
 void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx);
 void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db);
 
-// ---- GELU: x Phi(x), or its tanh form .5 x (1 + tanh(sqrt(2/pi) (x + .044715 x^3))).
-// Hendrycks and Gimpel, "Gaussian error linear units" (2016). Any shape.
-enum class GeluForm { Exact, Tanh };
+// ---- Activations, any shape. GELU: x Phi(x), or its tanh form
+// .5 x (1 + tanh(sqrt(2/pi) (x + .044715 x^3))): Hendrycks and Gimpel, "Gaussian error linear
+// units" (2016). ReLU: max(x, 0), with derivative 0 at 0; NaN stays NaN.
+enum class Activation { Gelu, GeluTanh, Relu };
 
-inline const char* name_of(GeluForm form) { return form == GeluForm::Exact ? "gelu" : "gelu-tanh"; }
+inline const char* name_of(Activation act) {
+  return act == Activation::Gelu ? "gelu" : act == Activation::GeluTanh ? "gelu-tanh" : "relu";
+}
+// Throws UsageError for anything but these names.
+Activation activation_of(const std::string& name);
 
-void gelu_fwd(Stream& stream, GeluForm form, const Tensor& x, Tensor& y);
-void gelu_bwd(Stream& stream, GeluForm form, const Tensor& x, const Tensor& dy, Grad dx);
+void activation_fwd(Stream& stream, Activation act, const Tensor& x, Tensor& y);
+void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tensor& dy, Grad dx);
 
 // ---- GroupNorm: y = (x - mean) * rstd * gamma + beta, mean and biased variance over H, W and the
 // C/groups channels of a group. Wu and He, "Group normalization" (2018). x [N,H,W,C], gamma and
@@ -83,28 +88,27 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
                     Grad dgamma, Grad dbeta);
 
-// Fused: y = gelu(group_norm(x) + t[n,c]) + residual. t [N,C] and residual [N,H,W,C] may be
+// Fused: y = act(group_norm(x) + t[n,c]) + residual. t [N,C] and residual [N,H,W,C] may be
 // undefined. known: moments holds those of x already (MomentsOut).
-struct NormGelu {
+struct NormAct {
   GroupNormSpec norm;
-  GeluForm form = GeluForm::Exact;
+  Activation act = Activation::Gelu;
 };
 
-void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
-                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments, bool known = false);
+void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
+                        const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                        Tensor& moments, bool known = false);
 // The residual's gradient is dy itself, and not this function's business. dx may be dy in place.
-void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
-                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
-                         Grad dt);
+void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
+                        const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt);
 
-// Fused: dx of group_norm_gelu where its dy is conv2d_bwd_data(dy, w): the way back through
-// conv2d(gelu(group_norm(x) + t), w), all but dw. t may be undefined.
-void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
-                          const Tensor& x, const Tensor& moments, const Tensor& gamma,
-                          const Tensor& beta, const Tensor& t, const Tensor& w, const Tensor& dy,
-                          Grad dx, Grad dgamma, Grad dbeta, Grad dt);
+// Fused: dx of group_norm_act where its dy is conv2d_bwd_data(dy, w): the way back through
+// conv2d(act(group_norm(x) + t), w), all but dw. t may be undefined.
+void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
+                         Grad dbeta, Grad dt);
 
 // ---- Layout. space_to_channel: x [N,H,W,C] -> y [N,H/2,W/2,4C], channel c*4 + p1*2 + p2 of y
 // holds row p1, column p2 of every 2x2 patch. Each is the other's inverse and transpose.

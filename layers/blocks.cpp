@@ -2,16 +2,16 @@
 
 namespace tessera {
 
-TimestepEmbedding::TimestepEmbedding(const Scope& scope, int64_t dim, GeluForm form)
+TimestepEmbedding::TimestepEmbedding(const Scope& scope, int64_t dim, Activation act)
     : Module(scope),
       dim_(dim),
-      form_(form),
+      act_(act),
       first_(scope / "mlp" / "0", dim, 4 * dim),
       second_(scope / "mlp" / "2", 4 * dim, 4 * dim) {}
 
 Var TimestepEmbedding::forward(Tape& tape, const Tensor& t) const {
   const Var x = ops::timestep_embedding(tape, t, dim_, first_.weight.var.value.dtype());
-  return second_.forward(tape, ops::gelu(tape, form_, first_.forward(tape, x)));
+  return second_.forward(tape, ops::activation(tape, act_, first_.forward(tape, x)));
 }
 
 ResidualBlock::ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T,
@@ -28,7 +28,7 @@ ResidualBlock::ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T
 }
 
 Var ResidualBlock::forward(Tape& tape, const Var& x, const Var& time, const Var& skip) const {
-  ops::ResidualBlockArgs args{{norm1_.spec, options_.gelu},
+  ops::ResidualBlockArgs args{{norm1_.spec, options_.activation},
                               conv1_.weight.var,
                               conv1_.bias.var,
                               norm1_.weight.var,

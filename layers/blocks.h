@@ -11,19 +11,19 @@ namespace tessera {
 // What all blocks of one network share.
 struct BlockOptions {
   int groups = 8;
-  GeluForm gelu = GeluForm::Exact;
+  Activation activation = Activation::Gelu;
   ops::Fusion fusion = ops::Fusion::On;
 };
 
 // Timesteps t [N] i32 -> sinusoidal [N,dim] -> Linear, GELU, Linear -> [N,4 dim].
 class TimestepEmbedding : public Module {
  public:
-  TimestepEmbedding(const Scope& scope, int64_t dim, GeluForm form);
+  TimestepEmbedding(const Scope& scope, int64_t dim, Activation act);
   Var forward(Tape& tape, const Tensor& t) const;
 
  private:
   int64_t dim_;
-  GeluForm form_;
+  Activation act_;
   Linear first_, second_;
 };
 

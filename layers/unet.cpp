@@ -8,14 +8,14 @@ UNet::UNet(Stream& stream, const UNetConfig& config, uint64_t seed, ops::Fusion 
   config.check();
   stream.math = precision.math;
   const Scope root(parameters_);
-  const BlockOptions options{int(config.groups), config.gelu, fusion};
+  const BlockOptions options{int(config.groups), config.activation, fusion};
   const int64_t T = 4 * config.time_dim, top = config.base << config.levels;
   const auto level_name = [](const char* part, int64_t level) {
     return part + std::to_string(level + 1);
   };
 
   time_embed_ =
-      std::make_unique<TimestepEmbedding>(root / "time_embed", config.time_dim, config.gelu);
+      std::make_unique<TimestepEmbedding>(root / "time_embed", config.time_dim, config.activation);
   init_conv_ = std::make_unique<Conv2d>(root / "init_conv", config.channels, config.base, 3,
                                         ConvSpec{1, 1, 1});
   for (int64_t level = 0; level < config.levels; ++level)
@@ -42,7 +42,7 @@ Var UNet::input(Stream& stream, const Tensor& images) const {
 
 Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
   config_.check_image(x.shape()[1], x.shape()[2]);
-  const Var time = ops::gelu(tape, config_.gelu, time_embed_->forward(tape, t));
+  const Var time = ops::activation(tape, config_.activation, time_embed_->forward(tape, t));
   Var h = init_conv_->forward(tape, x);
   std::vector<Var> skips(down_.size());
   for (size_t i = 0; i < down_.size(); ++i) h = down_[i]->forward(tape, h, time, skips[i]);
@@ -53,9 +53,9 @@ Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
   }
   Tape::Scope scope(tape, final_norm_->name());
   h = fusion_ == ops::Fusion::On
-          ? ops::group_norm_gelu(tape, {final_norm_->spec, config_.gelu}, h,
-                                 final_norm_->weight.var, final_norm_->bias.var)
-          : ops::gelu(tape, config_.gelu, final_norm_->forward(tape, h));
+          ? ops::group_norm_act(tape, {final_norm_->spec, config_.activation}, h,
+                                final_norm_->weight.var, final_norm_->bias.var)
+          : ops::activation(tape, config_.activation, final_norm_->forward(tape, h));
   return final_conv_->forward(tape, h);
 }
 

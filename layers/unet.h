@@ -15,7 +15,7 @@ struct UNetConfig {
   int64_t channels = 1;    // of the image
   int64_t groups = 8;      // of every GroupNorm
   int64_t time_dim = 128;  // of the sinusoidal embedding; the blocks see 4 times as much
-  GeluForm gelu = GeluForm::Exact;
+  Activation activation = Activation::Gelu;
 
   // Throws UsageError naming the flag that is out of range.
   void check() const;

@@ -110,9 +110,10 @@ template std::vector<float> from_file_order(FileLayout, const Shape&, const std:
 template std::vector<double> from_file_order(FileLayout, const Shape&, const std::vector<double>&);
 
 std::map<std::string, std::string> metadata_of(const UNetConfig& config) {
-  return {{"levels", std::to_string(config.levels)},     {"base", std::to_string(config.base)},
-          {"channels", std::to_string(config.channels)}, {"groups", std::to_string(config.groups)},
-          {"time_dim", std::to_string(config.time_dim)}, {"activation", name_of(config.gelu)}};
+  return {
+      {"levels", std::to_string(config.levels)},     {"base", std::to_string(config.base)},
+      {"channels", std::to_string(config.channels)}, {"groups", std::to_string(config.groups)},
+      {"time_dim", std::to_string(config.time_dim)}, {"activation", name_of(config.activation)}};
 }
 
 UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
@@ -133,10 +134,10 @@ UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
   }
   if (metadata.contains("activation")) {
     const std::string& activation = metadata.at("activation");
-    if (activation != "gelu" && activation != "gelu-tanh")
+    if (activation != "gelu" && activation != "gelu-tanh" && activation != "relu")
       throw InputError(concat(file.origin(), ": metadata 'activation' is '", activation,
-                              "', expected gelu or gelu-tanh"));
-    config.gelu = activation == "gelu" ? GeluForm::Exact : GeluForm::Tanh;
+                              "', expected gelu, gelu-tanh or relu"));
+    config.activation = activation_of(activation);
   }
   for (const auto& [key, value] : {std::pair{"levels", config.levels},
                                    {"base", config.base},

@@ -16,7 +16,7 @@ namespace tessera {
 using Arguments = std::vector<std::string>;
 
 // Small enough to run in a millisecond: images are multiples of 4.
-inline constexpr UNetConfig kSmall{2, 8, 1, 4, 8, GeluForm::Exact};
+inline constexpr UNetConfig kSmall{2, 8, 1, 4, 8, Activation::Gelu};
 
 // In this process: what it prints. Throws what the program would report.
 inline std::string denoise(const Arguments& arguments) {

@@ -156,7 +156,7 @@ class Check:
             size = "sweep" if "sweep" in name else "models"
             group = "/".join(words[:2 if words[0] in ("kernel", "training_step") else 3])
             groups.setdefault((size, group), []).append(name)
-        order = ("training_step", "conv2d", "upcat_conv2d", "group_norm_gelu", "linear")
+        order = ("training_step", "conv2d", "upcat_conv2d", "group_norm_act", "linear")
         def rank(key):
             op = key[1].split("/")[0]
             return key[0] == "sweep", order.index(op) if op in order else len(order), key[1]

@@ -49,7 +49,7 @@ CaseTable all_cases();
 
 void add_conv2d_cases(CaseTable& table);
 void add_linear_cases(CaseTable& table);
-void add_gelu_cases(CaseTable& table);
+void add_activation_cases(CaseTable& table);
 void add_group_norm_cases(CaseTable& table);
 void add_layout_cases(CaseTable& table);
 void add_concat_cases(CaseTable& table);

@@ -22,8 +22,9 @@ void replace_all(std::string& text, const std::string& from, const std::string& 
 // As in the tables of kernels.
 std::string table_name(std::string name) {
   replace_all(name, "{anonymous}::", "");
-  replace_all(name, "GeluForm::Exact", "(GeluForm)0");
-  replace_all(name, "GeluForm::Tanh", "(GeluForm)1");
+  replace_all(name, "Activation::GeluTanh", "(Activation)1");
+  replace_all(name, "Activation::Gelu", "(Activation)0");
+  replace_all(name, "Activation::Relu", "(Activation)2");
   name = bare_name(name);
   while (name.find("> >") != std::string::npos) replace_all(name, "> >", ">>");
   return name;

@@ -14,7 +14,7 @@ using namespace tessera;
 TEST_CASE("bench times a kernel on the host model in every direction and precision", "[bench]") {
   const Finished run =
       run_program("bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
-                            "--benchmark_filter=^(gelu/.*/exact_.2,5,7,3.|linear/.*/.3,7.)"});
+                            "--benchmark_filter=^(activation/.*/gelu_.2,5,7,3.|linear/.*/.3,7.)"});
   INFO(run.err);
   REQUIRE(run.status == 0);
   const auto report = nlohmann::json::parse(run.out);
@@ -35,7 +35,7 @@ TEST_CASE("bench times a kernel on the host model in every direction and precisi
   std::vector<std::string> expected;
   for (const char* direction : {"forward", "backward"})
     for (const char* mode : {"f32", "bf16"})
-      expected.push_back(concat("gelu/", direction, '/', mode, "/exact_[2,5,7,3]"));
+      expected.push_back(concat("activation/", direction, '/', mode, "/gelu_[2,5,7,3]"));
   for (const char* direction : {"forward", "dgrad", "wgrad"})
     for (const char* mode : {"f32", "tf32", "bf16"})
       expected.push_back(concat("linear/", direction, '/', mode, "/[3,7]_->_5"));
@@ -105,7 +105,7 @@ TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
         "conv2d/wgrad/f32/lesson_batch_128_8x8x512_3x3", "group_norm/backward/",
         "linear/dgrad/bf16/", "residual_block/forward/bf16/",
         "conv2d/forward/tf32/sweep_256x256x64_2x2_stride_2",
-        "gelu/backward/f32/exact_sweep_8x8x1280", "kernel/adam_step/lesson_",
+        "activation/backward/f32/gelu_sweep_8x8x1280", "kernel/adam_step/lesson_",
         "kernel/adam_step/sweep_", "kernel/copy_rounded/sweep_",
         "kernel/find_non_finite/lesson_batch_128_64x64x64_", "kernel/find_non_finite/sweep_",
         "kernel/make_batch/sweep_", "training_step/bf16/lesson/"})

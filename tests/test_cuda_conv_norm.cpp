@@ -110,7 +110,7 @@ struct BackwardCase {
   Shape x;
   int64_t K;
   int groups;
-  GeluForm form = GeluForm::Exact;
+  Activation act = Activation::Gelu;
   GradMode mode = GradMode::Overwrite;
   bool with_t = true;
   bool unaligned = false;  // dx lies between two packs
@@ -141,15 +141,15 @@ std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype,
   Tensor dgamma = vector("dgamma"), dbeta = vector("dbeta"),
          dt = c.with_t ? input("dt", {s[0], s[3]}) : Tensor{};
   const Grad grads[] = {{dx, c.mode}, {dgamma, c.mode}, {dbeta, c.mode}, {dt, c.mode}};
-  const NormGelu spec{{c.groups}, c.form};
+  const NormAct spec{{c.groups}, c.act};
   if (composed) {
     Tensor dh = Tensor::empty(stream, s, dtype);
     conv2d_bwd_data(stream, kSame, dy, w, {dh});
-    group_norm_gelu_bwd(stream, spec, x, moments, gamma, beta, t, dh, grads[0], grads[1], grads[2],
-                        grads[3]);
+    group_norm_act_bwd(stream, spec, x, moments, gamma, beta, t, dh, grads[0], grads[1], grads[2],
+                       grads[3]);
   } else {
-    norm_gelu_conv2d_bwd(stream, spec, kSame, x, moments, gamma, beta, t, w, dy, grads[0], grads[1],
-                         grads[2], grads[3]);
+    norm_act_conv2d_bwd(stream, spec, kSame, x, moments, gamma, beta, t, w, dy, grads[0], grads[1],
+                        grads[2], grads[3]);
   }
   std::vector<Values> results;
   for (const Grad& grad : grads)
@@ -210,7 +210,7 @@ TEST_CASE("a convolution leaves moments with every tile", "[cuda][slow]") {
 }
 
 TEST_CASE("the way back through norm, GELU and convolution in one", "[cuda]") {
-  for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh})
+  for (Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu})
     for (const BackwardCase& c : {BackwardCase{{2, 5, 7, 8}, 8, 1, form},
                                   {{2, 17, 19, 72}, 8, 3, form},
                                   {{1, 9, 33, 16}, 24, 8, form, GradMode::Accumulate},
@@ -221,7 +221,7 @@ TEST_CASE("the way back through norm, GELU and convolution in one", "[cuda]") {
   check_backward({{1, 6, 6, 12}, 7, 3}, {80});
   check_backward({{1, 6, 6, 8}, 8, 2}, {75});
   for (GradMode mode : {GradMode::Overwrite, GradMode::Accumulate})
-    check_backward({{1, 8, 8, 16}, 8, 4, GeluForm::Exact, mode, true, true}, {80});
+    check_backward({{1, 8, 8, 16}, 8, 4, Activation::Gelu, mode, true, true}, {80});
 }
 
 TEST_CASE("no images have no moments and no gradients", "[cuda]") {
@@ -234,8 +234,8 @@ TEST_CASE("no images have no moments and no gradients", "[cuda]") {
   MomentsOut out{{2}, Tensor::empty(stream, {0, 2, 2}), true};
   conv2d_fwd(stream, kSame, none, w, {}, none, &out);
   CHECK(!out.made);
-  norm_gelu_conv2d_bwd(stream, {{2}}, kSame, none, out.moments, gamma, gamma, {}, w, none, {none},
-                       {dgamma}, {dbeta, GradMode::Accumulate}, {});
+  norm_act_conv2d_bwd(stream, {{2}}, kSame, none, out.moments, gamma, gamma, {}, w, none, {none},
+                      {dgamma}, {dbeta, GradMode::Accumulate}, {});
   CHECK(dgamma.to_vector<float>(stream) == std::vector<float>(8, 0.0f));
   CHECK(dbeta.to_vector<float>(stream) == std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8});
 }
@@ -247,13 +247,13 @@ TEST_CASE("moments that are known are not computed again", "[cuda]") {
                ones = tensor_of(stream, {{8}, std::vector<double>(8, 1.0)}, DType::f32);
   Tensor y = Tensor::empty(stream, x.shape(), DType::bf16),
          moments = tensor_of(stream, {{1, 1, 2}, {100, 1}}, DType::f32);
-  group_norm_gelu_fwd(stream, {{1}}, x, ones, zeros, {}, {}, y, moments, true);
+  group_norm_act_fwd(stream, {{1}}, x, ones, zeros, {}, {}, y, moments, true);
   for (double value : values_of(stream, y).data) CHECK(value == 0);  // gelu(x - 100)
   CHECK(values_of(stream, moments).data == std::vector<double>{100, 1});
 }
 
 TEST_CASE("the way back in one with every tile", "[cuda][slow]") {
-  for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh}) {
+  for (Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu}) {
     check_backward({{97, 9, 9, 64}, 8, 8, form}, {80});
     check_backward({{49, 9, 9, 128}, 8, 8, form}, {80});
   }
@@ -269,8 +269,8 @@ TEST_CASE("the way back in one computes only the gradients that are wanted", "[c
                beta = drawn(stream, "beta", {16}, 1, DType::f32);
   const Tensor moments = tensor_of(stream, moments_of(values_of(stream, x), 4), DType::f32);
   const auto run = [&](const Grad(&g)[4]) {
-    norm_gelu_conv2d_bwd(stream, {{4}}, kSame, x, moments, gamma, beta, t, w, dy, g[0], g[1], g[2],
-                         g[3]);
+    norm_act_conv2d_bwd(stream, {{4}}, kSame, x, moments, gamma, beta, t, w, dy, g[0], g[1], g[2],
+                        g[3]);
   };
   const auto fresh = [&](int i) {
     return i == 0   ? Tensor::empty(stream, s, DType::bf16)

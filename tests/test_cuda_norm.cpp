@@ -98,9 +98,9 @@ Results run_norm(Stream& stream, const NormCase& c, DType storage, DType rounded
   Tensor dt = Tensor::empty(stream, {N, C}, storage);
   const GroupNormSpec spec{c.groups};
   if (c.gelu) {
-    group_norm_gelu_fwd(stream, {spec}, in.x, gamma, beta, t, residual, y, moments);
-    group_norm_gelu_bwd(stream, {spec}, in.x, moments, gamma, beta, t, dy, {dx}, {dgamma}, {dbeta},
-                        {dt});
+    group_norm_act_fwd(stream, {spec}, in.x, gamma, beta, t, residual, y, moments);
+    group_norm_act_bwd(stream, {spec}, in.x, moments, gamma, beta, t, dy, {dx}, {dgamma}, {dbeta},
+                       {dt});
   } else {
     group_norm_fwd(stream, spec, in.x, gamma, beta, y, moments);
     group_norm_bwd(stream, spec, in.x, moments, gamma, dy, {dx}, {dgamma}, {dbeta});
@@ -208,8 +208,8 @@ TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cu
     for (size_t wanted = 2; wanted < 6; ++wanted) {
       Grad grads[6];
       grads[wanted].tensor = Tensor::empty(stream, all[wanted].shape);
-      group_norm_gelu_bwd(stream, {{c.groups}}, in.x, moments, gamma, beta, t, dy, grads[2],
-                          grads[3], grads[4], grads[5]);
+      group_norm_act_bwd(stream, {{c.groups}}, in.x, moments, gamma, beta, t, dy, grads[2],
+                         grads[3], grads[4], grads[5]);
       INFO(kResultNames[wanted]);
       CHECK(values_of(stream, grads[wanted].tensor).data == all[wanted].data);
     }

@@ -48,7 +48,7 @@ TEST_CASE("conv2d_fwd and bwd_data past 2^31 elements", "[cuda][huge]") {
       }
 }
 
-TEST_CASE("norm_gelu_conv2d_bwd past 2^31 elements", "[cuda][huge]") {
+TEST_CASE("norm_act_conv2d_bwd past 2^31 elements", "[cuda][huge]") {
   constexpr int64_t C = kManyChannels, K = kFewChannels, kGroups = 4;
   HugeStream stream(N * kGroups, HugeStream::kReserveSums);  // all blocks that add up tiles
   Huge x(stream, {N, H, W, C}, DType::bf16), dy(stream, {N, H, W, K}, DType::bf16),
@@ -65,8 +65,8 @@ TEST_CASE("norm_gelu_conv2d_bwd past 2^31 elements", "[cuda][huge]") {
     moments.set(2 * i, moments.number(i) / 8);
     moments.set(2 * i + 1, 0.25);
   }
-  norm_gelu_conv2d_bwd(stream, {{kGroups}}, kSame, x.tensor, moments.tensor, gamma.tensor,
-                       beta.tensor, t.tensor, w.tensor, dy.tensor, dx.grad(), {}, {}, {});
+  norm_act_conv2d_bwd(stream, {{kGroups}}, kSame, x.tensor, moments.tensor, gamma.tensor,
+                      beta.tensor, t.tensor, w.tensor, dy.tensor, dx.grad(), {}, {}, {});
   stream.synchronize();
   int wrong = 0;
   for (int64_t q = W - kPixels; q < W; ++q)

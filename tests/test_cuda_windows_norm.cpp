@@ -56,13 +56,13 @@ struct Moments {
   }
 };
 
-// group_norm, or group_norm_gelu with t and a residual.
+// group_norm, or group_norm_act with t and a residual.
 struct Norm {
   const Layout& layout;
   bool fused;
   HugeStream stream{kBlocks, HugeStream::kReserveSums};
   Shape shape{N, H, W, layout.C};
-  NormGelu spec{{int(layout.groups), 1e-5f}};
+  NormAct spec{{int(layout.groups), 1e-5f}};
   Huge x{stream, shape, layout.dtype}, y{stream, shape, layout.dtype},
       dy{stream, shape, layout.dtype}, residual{stream, shape, layout.dtype};
   Huge gamma{stream, {layout.C}, DType::f32}, beta{stream, {layout.C}, DType::f32},
@@ -87,10 +87,10 @@ struct Norm {
       t.set((N - 1) * layout.C + c, t.number(c) / 8);
     }
     if (fused) {
-      group_norm_gelu_fwd(stream, spec, x.tensor, gamma.tensor, beta.tensor, t.tensor,
-                          residual.tensor, y.tensor, moments.tensor);
-      group_norm_gelu_bwd(stream, spec, x.tensor, moments.tensor, gamma.tensor, beta.tensor,
-                          t.tensor, dy.tensor, dx.grad(), dgamma.grad(), dbeta.grad(), dt.grad());
+      group_norm_act_fwd(stream, spec, x.tensor, gamma.tensor, beta.tensor, t.tensor,
+                         residual.tensor, y.tensor, moments.tensor);
+      group_norm_act_bwd(stream, spec, x.tensor, moments.tensor, gamma.tensor, beta.tensor,
+                         t.tensor, dy.tensor, dx.grad(), dgamma.grad(), dbeta.grad(), dt.grad());
     } else {
       group_norm_fwd(stream, spec.norm, x.tensor, gamma.tensor, beta.tensor, y.tensor,
                      moments.tensor);
@@ -138,7 +138,7 @@ struct Norm {
 
 }  // namespace
 
-TEST_CASE("group_norm and group_norm_gelu past 2^31 elements", "[cuda][huge]") {
+TEST_CASE("group_norm and group_norm_act past 2^31 elements", "[cuda][huge]") {
   for (const Layout& layout : kLayouts)
     for (bool fused : {false, true}) {
       INFO(name_of(layout.dtype) << ", " << layout.C << " channels" << (fused ? ", fused" : ""));

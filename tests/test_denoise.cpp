@@ -161,7 +161,7 @@ TEST_CASE("denoise: weights from PyTorch give PyTorch's output", "[denoise][gold
 TEST_CASE("denoise: the activation is the metadata's or the flag's", "[denoise]") {
   const TempDir dir;
   UNetConfig config = kSmall;
-  config.gelu = GeluForm::Tanh;
+  config.activation = Activation::GeluTanh;
   Network tanh(config, dir / "w");
   const SafeTensors file = SafeTensors::read(dir / "w");
   std::vector<SafeTensorEntry> entries;

@@ -50,10 +50,10 @@ TEST_CASE("exercise 1: a block adds the time term by broadcast after the first n
     if (!after) h = ops::add_broadcast(tape, h, t);
     h = ops::group_norm(tape, {groups}, h, p("norm1.weight"), p("norm1.bias"));
     if (after) h = ops::add_broadcast(tape, h, t);
-    h = ops::gelu(tape, GeluForm::Exact, h);
+    h = ops::activation(tape, Activation::Gelu, h);
     h = ops::conv2d(tape, {1, 1, 1}, h, p("conv2.weight"), p("conv2.bias"));
     h = ops::group_norm(tape, {groups}, h, p("norm2.weight"), p("norm2.bias"));
-    h = ops::gelu(tape, GeluForm::Exact, h);
+    h = ops::activation(tape, Activation::Gelu, h);
     const Var shortcut =
         ops::conv2d(tape, {}, x, p("residual_conv.weight"), p("residual_conv.bias"));
     return values_of(stream, ops::add(tape, h, shortcut).value);
@@ -75,7 +75,7 @@ class WithoutSkips {
   explicit WithoutSkips(Stream& stream) { parameters.allocate(stream, Precision::f32(), 1); }
 
   Var forward(Tape& tape, const Var& x, const Tensor& t) const {
-    const Var time = ops::gelu(tape, GeluForm::Exact, embedding_.forward(tape, t));
+    const Var time = ops::activation(tape, Activation::Gelu, embedding_.forward(tape, t));
     Var unused;
     Var h = first_.forward(tape, x);
     h = down1_.forward(tape, h, time, unused);
@@ -83,14 +83,14 @@ class WithoutSkips {
     h = bottleneck_.forward(tape, h, time);
     h = up2_.forward(tape, ops::upsample_nearest(tape, h), time);
     h = up1_.forward(tape, ops::upsample_nearest(tape, h), time);
-    return last_.forward(tape, ops::gelu(tape, GeluForm::Exact, norm_.forward(tape, h)));
+    return last_.forward(tape, ops::activation(tape, Activation::Gelu, norm_.forward(tape, h)));
   }
 
   Parameters parameters;
 
  private:
   const Scope root_{parameters};
-  const TimestepEmbedding embedding_{root_ / "time_embed", kTimeDim, GeluForm::Exact};
+  const TimestepEmbedding embedding_{root_ / "time_embed", kTimeDim, Activation::Gelu};
   const Conv2d first_{root_ / "init_conv", 1, kBase, 3, {1, 1, 1}};
   const DownBlock down1_{root_, "down1", kBase, 4 * kTimeDim, {}};
   const DownBlock down2_{root_, "down2", 2 * kBase, 4 * kTimeDim, {}};
@@ -237,7 +237,7 @@ TEST_CASE("exercise 5: the skip is used, and outputs differ between inputs", "[e
   for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
     INFO((fusion == ops::Fusion::On ? "fused" : "composed"));
     Parameters parameters;
-    const UpBlock block(Scope(parameters) / "up1", 16, 8, 8, 12, {4, GeluForm::Exact, fusion});
+    const UpBlock block(Scope(parameters) / "up1", 16, 8, 8, 12, {4, Activation::Gelu, fusion});
     parameters.allocate(stream, Precision::f32(), 5);
     const Var x = normal_leaf(stream, "x", {2, 4, 4, 16}, true);
     const Var skip = normal_leaf(stream, "skip", {2, 8, 8, 8}, true);

@@ -15,7 +15,7 @@ UNetConfig config_of(const GoldenFile& file) {
   config.levels = file.integer("levels"), config.base = file.integer("base");
   config.channels = file.integer("channels"), config.groups = file.integer("groups");
   config.time_dim = file.integer("time_dim");
-  config.gelu = file.attribute("activation") == "gelu" ? GeluForm::Exact : GeluForm::Tanh;
+  config.activation = activation_of(file.attribute("activation"));
   return config;
 }
 

@@ -17,8 +17,8 @@ struct OpFile {
   std::map<std::string, Var> in;  // by the file's names
 
   const Var& operator[](const std::string& name) const { return in.at(name); }
-  GeluForm form() const {
-    return file.attribute("form") == "exact" ? GeluForm::Exact : GeluForm::Tanh;
+  Activation form() const {
+    return file.attribute("form") == "exact" ? Activation::Gelu : Activation::GeluTanh;
   }
   GroupNormSpec norm() const { return {file.integer("groups"), float(file.number("eps"))}; }
 };
@@ -36,10 +36,10 @@ Var upsample_nearest(const OpFile& f) {
 Var group_norm_time_gelu(const OpFile& f) {
   const bool residual = f.in.contains("r");
   if (f.fusion == ops::Fusion::On)
-    return ops::group_norm_gelu(f.tape, {f.norm(), f.form()}, f["x"], f["gamma"], f["beta"], f["t"],
-                                residual ? f["r"] : Var{});
+    return ops::group_norm_act(f.tape, {f.norm(), f.form()}, f["x"], f["gamma"], f["beta"], f["t"],
+                               residual ? f["r"] : Var{});
   Var h = ops::group_norm(f.tape, f.norm(), f["x"], f["gamma"], f["beta"]);
-  h = ops::gelu(f.tape, f.form(), ops::add_broadcast(f.tape, h, f["t"]));
+  h = ops::activation(f.tape, f.form(), ops::add_broadcast(f.tape, h, f["t"]));
   return residual ? ops::add(f.tape, h, f["r"]) : h;
 }
 
@@ -61,7 +61,7 @@ Var residual_block(const OpFile& f) {
     args.shortcut_w = f["residual_conv.weight"];
     args.shortcut_b = f["residual_conv.bias"];
   }
-  const Var time = ops::gelu(f.tape, f.form(), f["emb"]);
+  const Var time = ops::activation(f.tape, f.form(), f["emb"]);
   return ops::residual_block(f.tape, f.fusion, f["x"], {}, time, args);
 }
 
@@ -74,7 +74,7 @@ const std::map<std::string, OpFunction>& op_functions() {
        [](const OpFile& f) {
          return ops::group_norm(f.tape, f.norm(), f["x"], f["gamma"], f["beta"]);
        }},
-      {"gelu", [](const OpFile& f) { return ops::gelu(f.tape, f.form(), f["x"]); }},
+      {"gelu", [](const OpFile& f) { return ops::activation(f.tape, f.form(), f["x"]); }},
       {"group_norm_time_gelu", group_norm_time_gelu},
       {"space_to_channel", [](const OpFile& f) { return ops::space_to_channel(f.tape, f["x"]); }},
       {"channel_to_space", [](const OpFile& f) { return ops::channel_to_space(f.tape, f["x"]); }},

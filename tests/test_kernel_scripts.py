@@ -33,8 +33,8 @@ class Names(unittest.TestCase):
             "(long, tessera::gpu::(anonymous namespace)::Add<float, 4>)":
                 "each_kernel<Add<float, 4>>",
             "tessera::simt::(anonymous namespace)::sum_kernel(float const*, float*)": "sum_kernel",
-            "void tessera::gpu::gelu_kernel<(tessera::GeluForm)1>(float*)":
-                "gelu_kernel<(GeluForm)1>",
+            "void tessera::gpu::gelu_kernel<(tessera::Activation)1>(float*)":
+                "gelu_kernel<(Activation)1>",
             "void tessera::simt::gemm::gemm_kernel<tessera::simt::conv::Image<float> >(float*)":
                 "gemm::gemm_kernel<conv::Image<float>>",
         }.items():

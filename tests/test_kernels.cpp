@@ -95,15 +95,15 @@ TEST_CASE("GELU and its derivative are finite far out", "[kernels][cuda]") {
   std::vector<DeviceType> devices{DeviceType::cpu, DeviceType::simt};
   if (has_gpu()) devices.push_back(DeviceType::cuda);
   for (const DeviceType type : devices)
-    for (const GeluForm form : {GeluForm::Exact, GeluForm::Tanh}) {
+    for (const Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu}) {
       INFO(name_of(type) << ' ' << name_of(form));
       Stream stream(Device::open(type));
       const int64_t n = int64_t(x.size());
       const Tensor in = Tensor::from<float>(stream, {n}, x),
                    dy = Tensor::from<float>(stream, {n}, ones);
       Tensor y = Tensor::empty(stream, {n}), dx = Tensor::empty(stream, {n});
-      gelu_fwd(stream, form, in, y);
-      gelu_bwd(stream, form, in, dy, {dx});
+      activation_fwd(stream, form, in, y);
+      activation_bwd(stream, form, in, dy, {dx});
       const auto values = y.to_vector<float>(stream), slopes = dx.to_vector<float>(stream);
       for (size_t i = 0; i < x.size(); ++i) {
         CHECK(values[i] == Approx(std::max(x[i], 0.0f)).margin(1e-6));
@@ -230,7 +230,7 @@ TEST_CASE("GroupNorm's pass by the moments that one left has the same bits", "[n
   on_all_devices([](Stream& stream) {
     for (DType dtype : {DType::f32, DType::bf16}) {
       if (dtype == DType::bf16 && stream.device().type() == DeviceType::cpu) continue;
-      for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh}) {
+      for (Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu}) {
         const auto drawn = [&](const char* name, const Shape& shape, DType type) {
           return tensor_of(stream, draw(Numbers::Normal, name, 0, shape), type);
         };
@@ -241,12 +241,12 @@ TEST_CASE("GroupNorm's pass by the moments that one left has the same bits", "[n
         Tensor first = Tensor::empty(stream, shape, dtype),
                again = Tensor::empty(stream, shape, dtype),
                moments = Tensor::empty(stream, {2, 4, 2});
-        const NormGelu spec{{4}, form};
-        group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, {}, first, moments);
-        group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, {}, again, moments, /*known=*/true);
+        const NormAct spec{{4}, form};
+        group_norm_act_fwd(stream, spec, x, gamma, beta, t, {}, first, moments);
+        group_norm_act_fwd(stream, spec, x, gamma, beta, t, {}, again, moments, /*known=*/true);
         CHECK(first.to_floats(stream) == again.to_floats(stream));
         moments = Tensor::zeros(stream, moments.shape());  // are read, not computed again
-        group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, {}, again, moments, /*known=*/true);
+        group_norm_act_fwd(stream, spec, x, gamma, beta, t, {}, again, moments, /*known=*/true);
         CHECK(first.to_floats(stream) != again.to_floats(stream));
       }
     }

@@ -81,7 +81,7 @@ TEST_CASE("norms refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(norm(2, b.var({5}), six), Contains("gamma is [5] f32, expected [6] f32"));
   CHECK_THAT(norm(2, six, b.var({6, 1})), Contains("beta is [6,1] f32, expected [6] f32"));
   const auto fused = [&](const Var& t, const Var& residual) {
-    return error_of([&] { ops::group_norm_gelu(b.tape, {{2}}, x, six, six, t, residual); });
+    return error_of([&] { ops::group_norm_act(b.tape, {{2}}, x, six, six, t, residual); });
   };
   CHECK_THAT(fused(b.var({2, 5}), {}), Contains("t is [2,5] f32, expected [2,6] f32"));
   CHECK_THAT(fused({}, b.var({2, 3, 4, 6})),

@@ -84,7 +84,7 @@ TEST_CASE("fused ops equal their composition", "[ops][fused]") {
                                      2 * c.tolerance) == "");
                   }
                 });
-  CHECK(ops == std::set<std::string>{"conv2d", "concat_upsample", "group_norm_gelu",
+  CHECK(ops == std::set<std::string>{"conv2d", "concat_upsample", "group_norm_act",
                                      "residual_block", "upcat_conv2d"});
 }
 

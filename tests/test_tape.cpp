@@ -55,7 +55,7 @@ TEST_CASE("values that nothing uses are skipped", "[tape]") {
   Stream stream(poisoned_cpu());
   Tape tape(stream);
   const Var x = leaf(stream, {2}, {1, 2}), other = leaf(stream, {2}, {5, 6});
-  ops::gelu(tape, GeluForm::Exact, x);
+  ops::activation(tape, Activation::Gelu, x);
   ops::add(tape, x, other);
   const Var y = ops::add(tape, x, x);
   tape.backward_from(y, Tensor::from<float>(stream, {2}, Floats{1, 1}));
@@ -126,7 +126,7 @@ TEST_CASE("inference records nothing and frees values as they fall out of use", 
   const size_t bytes = 8192;
   const auto chain = [&](Tape& tape, const Var& x) {
     Var h = x;
-    for (int i = 0; i < 10; ++i) h = ops::gelu(tape, GeluForm::Exact, h);
+    for (int i = 0; i < 10; ++i) h = ops::activation(tape, Activation::Gelu, h);
     return h;
   };
   const Var x = leaf(stream, shape, Floats(2048, 1));
@@ -166,7 +166,7 @@ TEST_CASE("backward frees as it goes", "[tape]") {
   };
   {
     Var h = x;
-    for (int i = 0; i < 4; ++i) h = probe(ops::gelu(tape, GeluForm::Exact, h));
+    for (int i = 0; i < 4; ++i) h = probe(ops::activation(tape, Activation::Gelu, h));
     tape.backward_from(h, Tensor::from<float>(stream, shape, Floats(2048, 1)));
   }
   // Held all the time: x, the result, its gradient and what it was copied from. The inputs of the
@@ -197,7 +197,7 @@ TEST_CASE("a watching tape names the first value that is not finite", "[tape]") 
   CHECK(first([&] {
           const Var sum = ops::add(tape, huge, good);  // still finite
           Tape::Scope inner(tape, "down1.block");
-          ops::gelu(tape, GeluForm::Exact, ops::add(tape, sum, huge));
+          ops::activation(tape, Activation::Gelu, ops::add(tape, sum, huge));
         }) == "down1.block.add");
   CHECK(first([&] { ops::add(tape, huge, huge); }) == "down1.add");
 }
@@ -209,7 +209,7 @@ TEST_CASE("a watching tape names the first gradient that is not finite", "[tape]
     if (watch) tape.watch();
     const Var x = leaf(stream, {2}, {1, 2}, "x"), w = leaf(stream, {2}, {1, 1}, "w");
     const Var sum = ops::add(tape, x, w);
-    const Var y = ops::gelu(tape, GeluForm::Exact, sum);
+    const Var y = ops::activation(tape, Activation::Gelu, sum);
     const Var z = ops::add(tape, y, y);
     const auto backward = [&] {
       tape.backward_from(z, Tensor::from<float>(stream, {2}, Floats{3e38f, 1}));

@@ -171,7 +171,7 @@ TEST_CASE("values that are out of range name the flag and what is expected", "[t
       {{"--noise-level", "inf"}, "--noise-level is 'inf', expected a number from 1e-06 to 100"},
       {{"--device", "gpu"}, "--device is 'gpu', expected auto, cpu, cuda or simt"},
       {{"--preset", "fast"}, "--preset is 'fast', expected lesson, quick or tiny"},
-      {{"--activation", "relu"}, "--activation is 'relu', expected gelu or gelu-tanh"},
+      {{"--activation", "swish"}, "--activation is 'swish', expected gelu, gelu-tanh or relu"},
       {{"--out", ""}, "--out is empty, expected DIR"},
       {{"--channels", "2"}, "--channels is 2, expected 1 (grey) or 3 (colour)"},
       {{"--base", "30"}, "--base 30 is not a multiple of --groups 8"},

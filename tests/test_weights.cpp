@@ -188,7 +188,7 @@ TEST_CASE("a network is known from its weights", "[weights]") {
   Stream stream(Device::open(DeviceType::cpu, 2));
   UNetConfig config;
   config.levels = 3, config.base = 8, config.channels = 3, config.time_dim = 6, config.groups = 2;
-  config.gelu = GeluForm::Tanh;
+  config.activation = Activation::GeluTanh;
   save_weights(stream, UNet(stream, config, 0).parameters(), config, dir / "w.safetensors");
   CHECK(config_of(SafeTensors::read(dir / "w.safetensors")) == config);
 
@@ -198,8 +198,8 @@ TEST_CASE("a network is known from its weights", "[weights]") {
   const SafeTensors bare = file.write(dir / "bare.safetensors");
   UNetConfig defaults;
   CHECK(config_of(bare).groups == 8);
-  CHECK(config_of(bare).gelu == GeluForm::Exact);
-  defaults.groups = 2, defaults.gelu = GeluForm::Tanh;
+  CHECK(config_of(bare).activation == Activation::Gelu);
+  defaults.groups = 2, defaults.activation = Activation::GeluTanh;
   CHECK(config_of(bare, defaults) == config);
 }
 
@@ -218,8 +218,8 @@ TEST_CASE("weights of no such network are refused", "[weights][errors]") {
     CHECK(with("groups", groups) ==
           f.expected(concat("metadata 'groups' is ", groups,
                             ", expected a divisor of the network's width 16")));
-  CHECK(with("activation", "relu") ==
-        f.expected("metadata 'activation' is 'relu', expected gelu or gelu-tanh"));
+  CHECK(with("activation", "swish") ==
+        f.expected("metadata 'activation' is 'swish', expected gelu, gelu-tanh or relu"));
 
   Edited file = f.edited();
   file.tensors.erase("init_conv.weight");

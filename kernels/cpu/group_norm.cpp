@@ -1,4 +1,4 @@
-// GroupNorm, alone or fused with + t, GELU and + residual, in f32. x [N,P,C] with P = H*W.
+// GroupNorm, alone or fused with + t, an activation and + residual, in f32. x [N,P,C] with P = H*W.
 //
 // Forward, per image: one pass sums every channel (shifted by the first pixel, so that a large mean
 // costs no precision), the moments of a group are merged from its channels, and a second pass,
@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/gelu_math.h"
+#include "kernels/cpu/activation_math.h"
 #include "kernels/cpu/group_norm.h"
 
 namespace tessera::cpu {
@@ -22,11 +22,6 @@ constexpr int64_t kPixels = 64;  // whose sums are held in float before they go 
 struct None {
   static float value(float z) { return z; }
   static float derivative(float) { return 1.0f; }
-};
-template <GeluForm form>
-struct Gelu {
-  static float value(float z) { return gelu<form>(z); }
-  static float derivative(float z) { return gelu_derivative<form>(z); }
 };
 
 // What a thread needs beside the image: rows of C floats and of C doubles, from the pool, taken
@@ -187,21 +182,19 @@ void backward(const NormShape& s, const NormArgs& in, const float* moments, cons
 
 }  // namespace
 
-void norm_act_fwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in, float* y,
+void norm_act_fwd(Stream& stream, const NormShape& s, MaybeAct act, const NormArgs& in, float* y,
                   float* moments, bool known) {
-  auto* run = act == NormAct::None        ? forward<None>
-              : act == NormAct::GeluExact ? forward<Gelu<GeluForm::Exact>>
-                                          : forward<Gelu<GeluForm::Tanh>>;
+  auto* run =
+      act ? with_activation(*act, []<Activation a>() { return &forward<Act<a>>; }) : &forward<None>;
   Scratch scratch(stream, s.C);
   run(s, in, y, moments, known, scratch);
 }
 
-void norm_act_bwd(Stream& stream, const NormShape& s, NormAct act, const NormArgs& in,
+void norm_act_bwd(Stream& stream, const NormShape& s, MaybeAct act, const NormArgs& in,
                   const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta,
                   Grad dt) {
-  auto* run = act == NormAct::None        ? backward<None>
-              : act == NormAct::GeluExact ? backward<Gelu<GeluForm::Exact>>
-                                          : backward<Gelu<GeluForm::Tanh>>;
+  auto* run = act ? with_activation(*act, []<Activation a>() { return &backward<Act<a>>; })
+                  : &backward<None>;
   // dz lives where dx will be, unless dx holds a sum already or is not wanted.
   const bool in_place = dx && dx.mode == GradMode::Overwrite;
   Tensor dz = in_place ? dx.tensor : Tensor::empty(stream, {s.N, s.P, s.C});

@@ -1,12 +1,15 @@
-// The f32 loops behind group_norm and group_norm_gelu (group_norm.cpp); the catalogue's functions
+// The f32 loops behind group_norm and group_norm_act (group_norm.cpp); the catalogue's functions
 // and the oracle are in norm_ops.cpp.
 #pragma once
+
+#include <optional>
 
 #include "kernels/dispatch.h"
 
 namespace tessera::cpu {
 
-enum class NormAct { None, GeluExact, GeluTanh };
+// The activation behind the norm, if there is one.
+using MaybeAct = std::optional<Activation>;
 
 struct NormShape {
   int64_t N, P, C, G;  // images, pixels, channels, groups
@@ -20,9 +23,9 @@ struct NormArgs {
 };
 
 // y = act(norm(x) gamma + beta + t) + residual; moments [N,G,2], which hold x's already if known.
-void norm_act_fwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in, float* y,
-                  float* moments, bool known = false);
-void norm_act_bwd(Stream& stream, const NormShape& shape, NormAct act, const NormArgs& in,
+void norm_act_fwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs& in,
+                  float* y, float* moments, bool known = false);
+void norm_act_bwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs& in,
                   const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);
 
 }  // namespace tessera::cpu

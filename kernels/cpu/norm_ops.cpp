@@ -1,4 +1,4 @@
-// group_norm and group_norm_gelu: checks, dispatch, and the f64 oracle. The fused oracle is written
+// group_norm and group_norm_act: checks, dispatch, and the f64 oracle. The fused oracle is written
 // as the composition of the plain ones. The fast loops are in group_norm.cpp.
 #include <cmath>
 
@@ -72,49 +72,44 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
   }
 }
 
-void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
-                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments, bool) {
+void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
+                        const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                        Tensor& moments, bool) {
   Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
   tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, moments);
   if (t) tessera::add_broadcast_fwd(stream, z, t, z);
-  tessera::gelu_fwd(stream, spec.form, z, y);
+  tessera::activation_fwd(stream, spec.act, z, y);
   if (residual) tessera::add_fwd(stream, y, residual, y);
 }
 
-void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
-                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
-                         Grad dt) {
+void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
+                        const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
   Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
   Tensor dz = Tensor::empty(stream, x.shape(), DType::f64);
   Tensor again = Tensor::empty(stream, moments.shape(), DType::f64);
   tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, again);
   if (t) tessera::add_broadcast_fwd(stream, z, t, z);
-  tessera::gelu_bwd(stream, spec.form, z, dy, {dz, GradMode::Overwrite});
+  tessera::activation_bwd(stream, spec.act, z, dy, {dz, GradMode::Overwrite});
   if (dt) tessera::add_broadcast_bwd_t(stream, dz, dt);
   tessera::group_norm_bwd(stream, spec.norm, x, moments, gamma, dz, dx, dgamma, dbeta);
 }
 
-using composed::norm_gelu_conv2d_bwd;
+using composed::norm_act_conv2d_bwd;
 
 }  // namespace oracle
 
 namespace cpu {
 
-using composed::norm_gelu_conv2d_bwd;
+using composed::norm_act_conv2d_bwd;
 
 NormShape shape_of(const GroupNormSpec& spec, const Tensor& x) {
   return {x.dim(0), x.dim(1) * x.dim(2), x.dim(3), spec.groups, spec.eps};
 }
 
-NormAct act_of(GeluForm form) {
-  return form == GeluForm::Exact ? NormAct::GeluExact : NormAct::GeluTanh;
-}
-
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments) {
-  norm_act_fwd(stream, shape_of(spec, x), NormAct::None,
+  norm_act_fwd(stream, shape_of(spec, x), std::nullopt,
                {x.data<float>(), gamma.data<float>(), beta.data<float>()}, y.data<float>(),
                moments.data<float>());
 }
@@ -123,34 +118,33 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
                     Grad dgamma, Grad dbeta) {
   // beta shifts z only, and without an activation z does not matter: gamma stands in for it.
-  norm_act_bwd(stream, shape_of(spec, x), NormAct::None,
+  norm_act_bwd(stream, shape_of(spec, x), std::nullopt,
                {x.data<float>(), gamma.data<float>(), gamma.data<float>()}, moments.data<float>(),
                dy.data<float>(), dx, dgamma, dbeta, {});
 }
 
-void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
-                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments, bool known) {
-  norm_act_fwd(stream, shape_of(spec.norm, x), act_of(spec.form),
+void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
+                        const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                        Tensor& moments, bool known) {
+  norm_act_fwd(stream, shape_of(spec.norm, x), spec.act,
                {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t),
                 data_or_null(residual)},
                y.data<float>(), moments.data<float>(), known);
 }
 
-void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
-                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
-                         Grad dt) {
-  norm_act_bwd(stream, shape_of(spec.norm, x), act_of(spec.form),
+void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
+                        const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+  norm_act_bwd(stream, shape_of(spec.norm, x), spec.act,
                {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t)},
                moments.data<float>(), dy.data<float>(), dx, dgamma, dbeta, dt);
 }
 
 }  // namespace cpu
 
-ON_CUDA(norm_gelu_conv2d_bwd)
-ON_CUDA(group_norm_gelu_bwd)
-ON_CUDA(group_norm_gelu_fwd)
+ON_CUDA(norm_act_conv2d_bwd)
+ON_CUDA(group_norm_act_bwd)
+ON_CUDA(group_norm_act_fwd)
 ON_CUDA(group_norm_bwd)
 ON_CUDA(group_norm_fwd)
 
@@ -187,55 +181,53 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
            group_norm_bwd(stream, spec, x, moments, gamma, dy, dx, dgamma, dbeta));
 }
 
-void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
-                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments, bool known) {
+void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
+                        const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                        Tensor& moments, bool known) {
   check_norm(spec.norm, x, gamma, moments);
-  expect("group_norm_gelu_fwd: beta", beta, gamma.shape(), master_of(x.dtype()));
-  expect_if("group_norm_gelu_fwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
-  expect_if("group_norm_gelu_fwd: residual", residual, x.shape(), x.dtype());
-  expect("group_norm_gelu_fwd: y", y, x.shape(), x.dtype());
+  expect("group_norm_act_fwd: beta", beta, gamma.shape(), master_of(x.dtype()));
+  expect_if("group_norm_act_fwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
+  expect_if("group_norm_act_fwd: residual", residual, x.shape(), x.dtype());
+  expect("group_norm_act_fwd: y", y, x.shape(), x.dtype());
   DISPATCH(stream, x.dtype(),
-           group_norm_gelu_fwd(stream, spec, x, gamma, beta, t, residual, y, moments, known));
+           group_norm_act_fwd(stream, spec, x, gamma, beta, t, residual, y, moments, known));
 }
 
-void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
-                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
-                         Grad dt) {
+void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
+                        const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
   check_norm(spec.norm, x, gamma, moments);
-  expect("group_norm_gelu_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
-  expect_if("group_norm_gelu_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
-  expect("group_norm_gelu_bwd: dy", dy, x.shape(), x.dtype());
-  expect_if("group_norm_gelu_bwd: dx", dx.tensor, x.shape(), x.dtype());
-  expect_if("group_norm_gelu_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
-  expect_if("group_norm_gelu_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
-  expect_if("group_norm_gelu_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
-  DISPATCH(
-      stream, x.dtype(),
-      group_norm_gelu_bwd(stream, spec, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt));
+  expect("group_norm_act_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
+  expect_if("group_norm_act_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
+  expect("group_norm_act_bwd: dy", dy, x.shape(), x.dtype());
+  expect_if("group_norm_act_bwd: dx", dx.tensor, x.shape(), x.dtype());
+  expect_if("group_norm_act_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("group_norm_act_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("group_norm_act_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
+  DISPATCH(stream, x.dtype(),
+           group_norm_act_bwd(stream, spec, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt));
 }
 
-void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
-                          const Tensor& x, const Tensor& moments, const Tensor& gamma,
-                          const Tensor& beta, const Tensor& t, const Tensor& w, const Tensor& dy,
-                          Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
+                         Grad dbeta, Grad dt) {
   check_norm(spec.norm, x, gamma, moments);
   const auto problem = ConvProblem::of(conv, x.shape(), w.shape());
-  expect("norm_gelu_conv2d_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
-  expect_if("norm_gelu_conv2d_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
-  expect("norm_gelu_conv2d_bwd: w", w, w.shape(), x.dtype());
-  expect("norm_gelu_conv2d_bwd: dy", dy, problem.y(), x.dtype());
-  expect_if("norm_gelu_conv2d_bwd: dx", dx.tensor, x.shape(), x.dtype());
-  expect_if("norm_gelu_conv2d_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
-  expect_if("norm_gelu_conv2d_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
-  expect_if("norm_gelu_conv2d_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
+  expect("norm_act_conv2d_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
+  expect_if("norm_act_conv2d_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
+  expect("norm_act_conv2d_bwd: w", w, w.shape(), x.dtype());
+  expect("norm_act_conv2d_bwd: dy", dy, problem.y(), x.dtype());
+  expect_if("norm_act_conv2d_bwd: dx", dx.tensor, x.shape(), x.dtype());
+  expect_if("norm_act_conv2d_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("norm_act_conv2d_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
+  expect_if("norm_act_conv2d_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
   if (dy.numel() == 0)
-    return composed::norm_gelu_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
-                                          dgamma, dbeta, dt);
+    return composed::norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
+                                         dgamma, dbeta, dt);
   DISPATCH(stream, x.dtype(),
-           norm_gelu_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx, dgamma,
-                                dbeta, dt));
+           norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx, dgamma,
+                               dbeta, dt));
 }
 
 }  // namespace tessera

@@ -67,14 +67,14 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
 
 // With halo tiles the convolution takes the norm's sums while it has a tile; else the two are done
 // one after the other.
-void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& conv,
-                          const Tensor& x, const Tensor& moments, const Tensor& gamma,
-                          const Tensor& beta, const Tensor& t, const Tensor& w, const Tensor& dy,
-                          Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,
+                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                         const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
+                         Grad dbeta, Grad dt) {
   if (!conv::halo_bwd_data_fits(stream, conv, dy, w, x) ||
       !packs_fit<bf16, 8>(0, data_or_null<bf16>(dx.tensor)))
-    return composed::norm_gelu_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
-                                          dgamma, dbeta, dt);
+    return composed::norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
+                                         dgamma, dbeta, dt);
   Tensor dh = dx && dx.mode == GradMode::Overwrite ? dx.tensor
                                                    : Tensor::empty(stream, x.shape(), x.dtype());
   const auto in = norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {});
@@ -82,21 +82,19 @@ void norm_gelu_conv2d_bwd(Stream& stream, const NormGelu& spec, const ConvSpec& 
             C = int(w.dim(3));
   const conv::HaloSource<conv::TurnedFilters> source{{dy.data<bf16>(), H, W, K},
                                                      {w.data<bf16>(), K, C, C}};
-  const auto run = [&]<GeluForm form>() {
+  with_activation(spec.act, [&]<Activation a>() {
     conv::with_halo_tile(conv::tile_for(stream, N, source.image, source.filters), [&](auto tile) {
       conv::launch_halo_sums<decltype(tile)>(
           stream, N, H, W, C, source,
           [&](const conv::TileSums& to) {
-            return conv::HaloNormGrad<form>{in, dh.data<bf16>(), to};
+            return conv::HaloNormGrad<a>{in, dh.data<bf16>(), to};
           },
           [&](const Tensor& partial, const TileParts&) {
-            norm_gelu_bwd_from_sums(stream, spec, x, moments, gamma, beta, t, dh, partial, dx,
-                                    dgamma, dbeta, dt);
+            norm_act_bwd_from_sums(stream, spec, x, moments, gamma, beta, t, dh, partial, dx,
+                                   dgamma, dbeta, dt);
           });
     });
-  };
-  spec.form == GeluForm::Exact ? run.template operator()<GeluForm::Exact>()
-                               : run.template operator()<GeluForm::Tanh>();
+  });
 }
 
 }  // namespace tessera::TESSERA_CUDA

@@ -112,7 +112,7 @@ struct HaloMoments : HaloImage {
 
 // dy = sums, and the sums of dz and of dz xhat: dz = dy gelu'(z), dy as stored, with the z that a
 // GroupNorm computes from x (norm.h).
-template <GeluForm form>
+template <Activation act>
 struct HaloNormGrad {
   static constexpr int kBlocks = 0;
   NormArgs<bf16> in;
@@ -135,7 +135,7 @@ struct HaloNormGrad {
         const auto up = Pack<bf16, 8>::load(&results.out[m][mine.x]);
         up.store(dy + i);
         for (int j = 0; j < 8; ++j) {
-          const float dz = up[j] * gelu_derivative_of<form>(z(j, x[j]));
+          const float dz = up[j] * Act<act>::derivative(z(j, x[j]));
           sum[j] += dz;
           product[j] += dz * (x[j] - z.mean[j]);
         }

@@ -1,5 +1,6 @@
-// GroupNorm, alone or fused with + t, GELU and + residual. x [N,P,C] with P = H*W, cut into tiles
-// as columns.h says; bound by memory, the fused ones on their way there by the GELU.
+// GroupNorm, alone or fused with + t, an activation and + residual. x [N,P,C] with P = H*W, cut
+// into tiles as columns.h says; bound by memory, the fused ones on their way there by the
+// activation.
 //
 // Forward: a pass takes mean and M2 (sum of squared deviations) of every channel of every tile, in
 // two steps over what it holds in registers, so that a large mean costs nothing; a small kernel
@@ -343,13 +344,13 @@ void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& 
   merge_parts(stream, Tiles{parts, parts.count()}, spec, parts.image(), partial, moments);
 }
 
-void norm_gelu_bwd_from_sums(Stream& stream, const NormGelu& spec, const Tensor& x,
-                             const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                             const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
-                             Grad dgamma, Grad dbeta, Grad dt) {
+void norm_act_bwd_from_sums(Stream& stream, const NormAct& spec, const Tensor& x,
+                            const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                            const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
+                            Grad dgamma, Grad dbeta, Grad dt) {
   const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), 8);
-  auto* run = spec.form == GeluForm::Exact ? finish_bwd<Gelu<GeluForm::Exact>, bf16, 8>
-                                           : finish_bwd<Gelu<GeluForm::Tanh>, bf16, 8>;
+  auto* run =
+      with_activation(spec.act, []<Activation a>() { return &finish_bwd<Act<a>, bf16, 8>; });
   run(stream, tiling, norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {}), dy.data<bf16>(),
       partial, dx, dgamma, dbeta, dt);
 }
@@ -366,22 +367,17 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
   norm_act_bwd<None>(stream, spec, x, moments, gamma, {}, {}, dy, dx, dgamma, dbeta, {});
 }
 
-void group_norm_gelu_fwd(Stream& stream, const NormGelu& spec, const Tensor& x, const Tensor& gamma,
-                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                         Tensor& moments, bool known) {
-  auto* run = spec.form == GeluForm::Exact ? norm_act_fwd<Gelu<GeluForm::Exact>>
-                                           : norm_act_fwd<Gelu<GeluForm::Tanh>>;
+void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
+                        const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
+                        Tensor& moments, bool known) {
+  auto* run = with_activation(spec.act, []<Activation a>() { return &norm_act_fwd<Act<a>>; });
   run(stream, spec.norm, x, gamma, beta, t, residual, y, moments, known);
 }
 
-void group_norm_gelu_bwd(Stream& stream, const NormGelu& spec, const Tensor& x,
-                         const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                         const Tensor& t, const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta,
-                         Grad dt) {
-  using Run = void(Stream&, const GroupNormSpec&, const Tensor&, const Tensor&, const Tensor&,
-                   const Tensor&, const Tensor&, const Tensor&, Grad, Grad, Grad, Grad);
-  Run* run = spec.form == GeluForm::Exact ? norm_act_bwd<Gelu<GeluForm::Exact>>
-                                          : norm_act_bwd<Gelu<GeluForm::Tanh>>;
+void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
+                        const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+  auto* run = with_activation(spec.act, []<Activation a>() { return &norm_act_bwd<Act<a>>; });
   run(stream, spec.norm, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt);
 }
 

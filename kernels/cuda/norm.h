@@ -3,20 +3,13 @@
 // part of an image, a slice of neighbouring pixels (columns.h) or a tile of a convolution.
 #pragma once
 
-#include "kernels/cuda/gelu_math.h"
+#include "kernels/cuda/activation_math.h"
 
 namespace tessera::TESSERA_CUDA {
 
 struct None {
   __device__ __forceinline__ static float value(float z) { return z; }
   __device__ __forceinline__ static float derivative(float) { return 1.0f; }
-};
-template <GeluForm form>
-struct Gelu {
-  __device__ __forceinline__ static float value(float z) { return gelu_of<form>(z); }
-  __device__ __forceinline__ static float derivative(float z) {
-    return gelu_derivative_of<form>(z);
-  }
 };
 
 // x [N,P,C], moments [N,G,2], gamma and beta [C]; beta, t [N,C] and residual [N,P,C] may be null.
@@ -93,11 +86,11 @@ class TileParts {
 void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& spec,
                    const Tensor& partial, Tensor& moments);
 
-// The rest of group_norm_gelu_bwd from partial: the sums of dz, the gradient behind the norm, and
+// The rest of group_norm_act_bwd from partial: the sums of dz, the gradient behind the norm, and
 // of dz xhat. x, dy, dx [N,H,W,C] in bf16 at addresses of packs, C % 8 == 0; dx may be dy.
-void norm_gelu_bwd_from_sums(Stream& stream, const NormGelu& spec, const Tensor& x,
-                             const Tensor& moments, const Tensor& gamma, const Tensor& beta,
-                             const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
-                             Grad dgamma, Grad dbeta, Grad dt);
+void norm_act_bwd_from_sums(Stream& stream, const NormAct& spec, const Tensor& x,
+                            const Tensor& moments, const Tensor& gamma, const Tensor& beta,
+                            const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
+                            Grad dgamma, Grad dbeta, Grad dt);
 
 }  // namespace tessera::TESSERA_CUDA

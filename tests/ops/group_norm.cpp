@@ -1,4 +1,4 @@
-// Cases of group_norm, and of group_norm_gelu, which must equal its composition.
+// Cases of group_norm, and of group_norm_act, which must equal its composition.
 #include "autograd/ops.h"
 #include "tests/op_cases.h"
 
@@ -26,24 +26,22 @@ struct Parts {
   Var shortcut(const std::vector<Var>& in) const { return residual ? in[t ? 4 : 3] : Var{}; }
 };
 
-OpCase fused_case(const std::string& name, const Shape& x, const NormGelu& spec, Parts parts) {
+OpCase fused_case(const std::string& name, const Shape& x, const NormAct& spec, Parts parts) {
   OpCase c;
-  c.op = "group_norm_gelu";
-  c.name =
-      concat(spec.form == GeluForm::Exact ? "exact " : "tanh ", name, x, " in ", spec.norm.groups,
-             " groups", parts.t ? " + t" : "", parts.residual ? " + residual" : "");
+  c.op = "group_norm_act";
+  c.name = concat(name_of(spec.act), ' ', name, x, " in ", spec.norm.groups, " groups",
+                  parts.t ? " + t" : "", parts.residual ? " + residual" : "");
   c.inputs = {x, {x[3]}, {x[3]}};
   c.roles = {Role::Activation, Role::Vector, Role::Vector};
   if (parts.t) c.inputs.push_back({x[0], x[3]});
   if (parts.residual) c.inputs.push_back(x);
   c.apply = [=](Tape& tape, const std::vector<Var>& in) {
-    return ops::group_norm_gelu(tape, spec, in[0], in[1], in[2], parts.time(in),
-                                parts.shortcut(in));
+    return ops::group_norm_act(tape, spec, in[0], in[1], in[2], parts.time(in), parts.shortcut(in));
   };
   c.composition = [=](Tape& tape, const std::vector<Var>& in) {
     Var h = ops::group_norm(tape, spec.norm, in[0], in[1], in[2]);
     if (parts.t) h = ops::add_broadcast(tape, h, parts.time(in));
-    h = ops::gelu(tape, spec.form, h);
+    h = ops::activation(tape, spec.act, h);
     return parts.residual ? ops::add(tape, h, parts.shortcut(in)) : h;
   };
   const double bytes = f32_bytes({x}), more = parts.residual ? bytes : 0;
@@ -79,16 +77,16 @@ void add_group_norm_cases(CaseTable& table) {
                          {{2, 3, 3, 20}, 1},
                          {{1, 16, 17, 8}, 8},
                          {{0, 4, 4, 16}, 8}})
-    for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh})
+    for (Activation act : {Activation::Gelu, Activation::GeluTanh, Activation::Relu})
       for (const Parts& parts : {Parts{false, false}, {true, false}, {false, true}, {true, true}})
-        table.tests.push_back(fused_case("", s.x, {{s.groups}, form}, parts));
+        table.tests.push_back(fused_case("", s.x, {{s.groups}, act}, parts));
 
   for (const Shape& x : edge_shapes()) {
     // Channels of a group: 9, 13, 127, 16, 43.
     const int64_t C = x[3];
     const int groups = C == 63 ? 7 : C == 65 ? 5 : C == 128 ? 8 : C == 129 ? 3 : 1;
     table.tests.push_back(group_norm_case("", x, groups));
-    table.tests.push_back(fused_case("", x, {{groups}, GeluForm::Exact}, {true, true}));
+    table.tests.push_back(fused_case("", x, {{groups}, Activation::Gelu}, {true, true}));
   }
 
   for (const Stage& s : stages()) {

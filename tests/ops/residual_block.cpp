@@ -15,7 +15,7 @@ struct Sizes {
 
 // Inputs: x, time, conv1 w b, norm1 gamma beta, conv2 w b, norm2 gamma beta, time w b; then the
 // shortcut's w b if there is one; then the skip if there is one.
-Apply block(ops::Fusion fusion, const NormGelu& spec, bool shortcut, bool skip) {
+Apply block(ops::Fusion fusion, const NormAct& spec, bool shortcut, bool skip) {
   return [=](Tape& tape, const std::vector<Var>& in) {
     ops::ResidualBlockArgs args{spec,  in[2], in[3],  in[4],  in[5], in[6], in[7],
                                 in[8], in[9], in[10], in[11], {},    {}};
@@ -24,29 +24,29 @@ Apply block(ops::Fusion fusion, const NormGelu& spec, bool shortcut, bool skip) 
   };
 }
 
-// What the fused form keeps in bf16 between its passes, and the gradients of that.
-Apply rounded_block(const NormGelu& spec, bool shortcut, bool skip) {
+// What the fused act keeps in bf16 between its passes, and the gradients of that.
+Apply rounded_block(const NormAct& spec, bool shortcut, bool skip) {
   return [=](Tape& tape, const std::vector<Var>& in) {
     const auto stored = [&](const Var& x) { return rounded_to_bf16(tape, x); };
     const ConvSpec same{1, 1, 1};
     const Var x = skip ? ops::concat_upsample(tape, in[0], in.back()) : in[0];
     const Var t = stored(linear_in_steps(tape, in[1], in[10], in[11]));
     const Var y1 = stored(ops::conv2d(tape, same, x, in[2], in[3]));
-    const Var h = stored(ops::group_norm_gelu(tape, spec, y1, in[4], in[5], t, {}));
+    const Var h = stored(ops::group_norm_act(tape, spec, y1, in[4], in[5], t, {}));
     const Var y2 = stored(ops::conv2d(tape, same, h, in[6], in[7]));
     const Var s = shortcut ? stored(ops::conv2d(tape, {}, x, in[12], in[13])) : x;
-    return ops::group_norm_gelu(tape, spec, y2, in[8], in[9], {}, s);
+    return ops::group_norm_act(tape, spec, y2, in[8], in[9], {}, s);
   };
 }
 
-OpCase residual_block_case(const std::string& name, const Sizes& s, GeluForm form) {
-  const NormGelu spec{{s.groups}, form};
+OpCase residual_block_case(const std::string& name, const Sizes& s, Activation act) {
+  const NormAct spec{{s.groups}, act};
   const int64_t N = s.x[0], scale = s.B ? 2 : 1, H = scale * s.x[1], W = scale * s.x[2];
   const int64_t C = s.x[3] + s.B, K = s.K;
   const Shape vector{K};
   OpCase c;
   c.op = "residual_block";
-  c.name = concat(name, form == GeluForm::Exact ? "exact " : "tanh ", s.x, s.B ? " + skip " : "",
+  c.name = concat(name, name_of(act), ' ', s.x, s.B ? " + skip " : "",
                   s.B ? std::to_string(s.B) : "", " -> ", K, " in ", s.groups, " groups");
   c.inputs = {s.x,          {N, s.T}, {K, 3, 3, C}, vector, vector,   vector,
               {K, 3, 3, K}, vector,   vector,       vector, {K, s.T}, vector};
@@ -71,7 +71,7 @@ OpCase residual_block_case(const std::string& name, const Sizes& s, GeluForm for
 
 void add_residual_block_cases(CaseTable& table) {
   // At least two channels a group: else a bias before a norm has no gradient to compare.
-  for (GeluForm form : {GeluForm::Exact, GeluForm::Tanh})
+  for (Activation act : {Activation::Gelu, Activation::GeluTanh, Activation::Relu})
     for (const Sizes& s : {Sizes{{2, 6, 4, 16}, 0, 16, 12, 4},
                            {{1, 5, 7, 12}, 0, 16, 20, 8},
                            {{2, 3, 3, 20}, 0, 8, 7, 1},
@@ -82,12 +82,12 @@ void add_residual_block_cases(CaseTable& table) {
                            {{1, 5, 3, 20}, 7, 21, 5, 3},
                            {{2, 2, 2, 5}, 3, 8, 4, 2},
                            {{0, 4, 4, 8}, 4, 8, 8, 4}})
-      table.tests.push_back(residual_block_case("", s, form));
+      table.tests.push_back(residual_block_case("", s, act));
 
   for (const Stage& s : stages()) {
     const auto add = [&](const Shape& x, int64_t B) {
       table.benchmarks.push_back(
-          residual_block_case(s.model + " ", {x, B, s.width, 512, 8}, GeluForm::Exact));
+          residual_block_case(s.model + " ", {x, B, s.width, 512, 8}, Activation::Gelu));
     };
     add({s.N, s.side, s.side, s.width}, 0);
     if (!s.bottleneck) add({s.N, s.side / 2, s.side / 2, 2 * s.width}, s.width);

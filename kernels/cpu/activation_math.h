@@ -1,5 +1,5 @@
-// GELU and its derivative in float, written so that compilers vectorise the loops that call them:
-// no branches, no library calls.
+// Activations and their derivatives in float, written so that compilers vectorise the loops that
+// call them: no branches, no library calls.
 #pragma once
 
 #include <algorithm>
@@ -53,25 +53,35 @@ inline float tanh_half(float x) {
 // sqrt(2/pi) (x + .044715 x^3), doubled.
 inline float gelu_tanh_argument(float x) { return 1.59576912f * x * (1.0f + 0.044715f * x * x); }
 
-template <GeluForm form>
-inline float gelu(float x) {
-  if constexpr (form == GeluForm::Tanh) return 0.5f * x * (1.0f + tanh_half(gelu_tanh_argument(x)));
-  float cdf, pdf;
-  normal_cdf_pdf(x, cdf, pdf);
-  return x * cdf;
-}
-
-template <GeluForm form>
-inline float gelu_derivative(float x) {
-  if constexpr (form == GeluForm::Tanh) {
-    const float t = tanh_half(gelu_tanh_argument(x));
-    // Far out the factor before it is 0, and 0 * inf would be NaN.
-    const float slope = 0.797884561f * (1.0f + 0.134145f * std::min(x * x, 1e18f));
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope;
+// The activation and its derivative.
+template <Activation act>
+struct Act {
+  static float value(float x) {
+    if constexpr (act == Activation::Relu) {
+      return x < 0.0f ? 0.0f : x;
+    } else if constexpr (act == Activation::GeluTanh) {
+      return 0.5f * x * (1.0f + tanh_half(gelu_tanh_argument(x)));
+    } else {
+      float cdf, pdf;
+      normal_cdf_pdf(x, cdf, pdf);
+      return x * cdf;
+    }
   }
-  float cdf, pdf;
-  normal_cdf_pdf(x, cdf, pdf);
-  return cdf + x * pdf;
-}
+
+  static float derivative(float x) {
+    if constexpr (act == Activation::Relu) {
+      return x <= 0.0f ? 0.0f : 1.0f;
+    } else if constexpr (act == Activation::GeluTanh) {
+      const float t = tanh_half(gelu_tanh_argument(x));
+      // Far out the factor before it is 0, and 0 * inf would be NaN.
+      const float slope = 0.797884561f * (1.0f + 0.134145f * std::min(x * x, 1e18f));
+      return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope;
+    } else {
+      float cdf, pdf;
+      normal_cdf_pdf(x, cdf, pdf);
+      return cdf + x * pdf;
+    }
+  }
+};
 
 }  // namespace tessera::cpu

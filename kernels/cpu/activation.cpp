@@ -1,0 +1,81 @@
+// Activations, elementwise and memory bound once vectorised (activation_math.h).
+#include <cmath>
+#include <numbers>
+
+#include "kernels/cpu/activation_math.h"
+#include "kernels/cpu/loops.h"
+
+namespace tessera {
+namespace oracle {
+
+double cdf(double x) { return 0.5 * std::erfc(-x * std::numbers::sqrt2 / 2); }
+double inner(double x) { return std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x); }
+
+double value_of(Activation act, double x) {
+  if (act == Activation::Relu) return x < 0 ? 0 : x;
+  return act == Activation::Gelu ? x * cdf(x) : 0.5 * x * (1 + std::tanh(inner(x)));
+}
+
+double derivative_of(Activation act, double x) {
+  if (act == Activation::Relu) return x <= 0 ? 0 : 1;
+  if (act == Activation::Gelu)
+    return cdf(x) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * std::numbers::pi);
+  const double t = std::tanh(inner(x));
+  const double slope = std::sqrt(2 / std::numbers::pi) * (1 + 3 * 0.044715 * x * x);
+  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope;
+}
+
+void activation_fwd(Stream&, Activation act, const Tensor& x, Tensor& y) {
+  for (int64_t i = 0; i < x.numel(); ++i) y.data<double>()[i] = value_of(act, x.data<double>()[i]);
+}
+
+void activation_bwd(Stream&, Activation act, const Tensor& x, const Tensor& dy, Grad dx) {
+  for (int64_t i = 0; i < x.numel(); ++i)
+    put(dx.tensor.data<double>()[i], dy.data<double>()[i] * derivative_of(act, x.data<double>()[i]),
+        dx.mode);
+}
+
+}  // namespace oracle
+
+namespace cpu {
+
+void activation_fwd(Stream&, Activation act, const Tensor& x, Tensor& y) {
+  const float* from = x.data<float>();
+  with_activation(act, [&]<Activation a>() {
+    put_all(y.data<float>(), x.numel(), GradMode::Overwrite,
+            [from](int64_t i) { return Act<a>::value(from[i]); });
+  });
+}
+
+void activation_bwd(Stream&, Activation act, const Tensor& x, const Tensor& dy, Grad dx) {
+  const float *from = x.data<float>(), *up = dy.data<float>();
+  with_activation(act, [&]<Activation a>() {
+    put_all(dx.tensor.data<float>(), x.numel(), dx.mode,
+            [from, up](int64_t i) { return up[i] * Act<a>::derivative(from[i]); });
+  });
+}
+
+}  // namespace cpu
+
+Activation activation_of(const std::string& name) {
+  for (const Activation act : {Activation::Gelu, Activation::GeluTanh, Activation::Relu})
+    if (name == name_of(act)) return act;
+  throw UsageError(concat("unknown activation '", name, "': expected gelu, gelu-tanh or relu"));
+}
+
+ON_CUDA(activation_fwd)
+ON_CUDA(activation_bwd)
+
+void activation_fwd(Stream& stream, Activation act, const Tensor& x, Tensor& y) {
+  expect("activation_fwd: y", y, x.shape(), x.dtype());
+  DISPATCH(stream, x.dtype(), activation_fwd(stream, act, x, y));
+}
+
+void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tensor& dy, Grad dx) {
+  if (!dx) return;
+  expect("activation_bwd: dy", dy, x.shape(), x.dtype());
+  expect("activation_bwd: dx", dx.tensor, x.shape(), x.dtype());
+  DISPATCH(stream, x.dtype(), activation_bwd(stream, act, x, dy, dx));
+}
+
+}  // namespace tessera
