@@ -74,6 +74,58 @@ Var group_norm_act(Tape& tape, const NormAct& spec, const Var& x, const Var& gam
   return y;
 }
 
+Var batch_norm(Tape& tape, const Var& x, const Var& gamma, const Var& beta,
+               const BatchNormState& state, bool training) {
+  ENSURE(x.shape().rank() == 4, "batch_norm: x is ", x.shape(), ", expected [N,H,W,C]");
+  const auto [N, H, W, C] = std::tuple(x.shape()[0], x.shape()[1], x.shape()[2], x.shape()[3]);
+  const int64_t count = N * H * W;
+  Var y = tape.output(x.shape(), x.value.dtype(), {&x, &gamma, &beta});
+  ENSURE(training || !y.wanted(), "batch_norm: no gradients in evaluation");
+  ENSURE(!training || count != 1, "batch_norm: x is ", x.shape(),
+         ", expected more than one value a channel in training");
+  const Shape as_image{1, N * H, W, C};
+  const GroupNormSpec norm{int(C), state.eps};
+  const BatchNormSpec spec{state.eps, state.momentum};
+  Tensor mean = state.mean, var = state.var;
+  Tensor moments = Tensor::empty(tape.stream(), {1, C, 2}, master_of(x.value.dtype()));
+  if (!training) batch_norm_moments(tape.stream(), spec, mean, var, moments);
+  Tensor out = y.value.reshape(as_image);
+  group_norm_fwd(tape.stream(), norm, x.value.reshape(as_image), gamma.value, beta.value, out,
+                 moments, !training);
+  if (training && count > 0) batch_norm_update(tape.stream(), spec, count, moments, mean, var);
+  tape.record("batch_norm", {&x, &gamma, &beta}, y,
+              [norm, as_image, x, gamma, beta = beta.slot, moments](Stream& s, const Tensor& dy) {
+                Grad dx = x.slot->out(s);
+                if (dx) dx.tensor = dx.tensor.reshape(as_image);
+                group_norm_bwd(s, norm, x.value.reshape(as_image), moments, gamma.value,
+                               dy.reshape(as_image), dx, gamma.slot->out(s), beta->out(s));
+              });
+  return y;
+}
+
+Var conv_transpose2d(Tape& tape, const Var& x, const Var& w, const Var& bias) {
+  const Var b = given(bias);
+  const Shape& in = x.shape();
+  Var y = tape.output({in[0], 2 * in[1], 2 * in[2], w.shape()[3]}, x.value.dtype(), {&x, &w, &b});
+  conv_transpose2d_fwd(tape.stream(), x.value, w.value, b.value, y.value);
+  tape.record("conv_transpose2d", {&x, &w, &b}, y, [x, w, b = b.slot](Stream& s, const Tensor& dy) {
+    conv_transpose2d_bwd_weight(s, x.value, dy, w.slot->out(s), b->out(s));
+    conv_transpose2d_bwd_data(s, dy, w.value, x.slot->out(s));
+  });
+  return y;
+}
+
+Var pool(Tape& tape, Pooling pooling, const Var& x) {
+  const Shape& in = x.shape();
+  Var y = tape.output({in[0], in[1] / 2, in[2] / 2, in[3]}, x.value.dtype(), {&x});
+  pool_fwd(tape.stream(), pooling, x.value, y.value);
+  // An average looks at x no more.
+  tape.record(concat(name_of(pooling), "_pool"), {&x}, y,
+              [pooling, value = pooling == Pooling::Max ? x.value : Tensor{}, x = x.slot](
+                  Stream& s, const Tensor& dy) { pool_bwd(s, pooling, value, dy, x->out(s)); });
+  return y;
+}
+
 Var space_to_channel(Tape& tape, const Var& x) {
   const Shape& in = x.shape();
   Var y = tape.output({in[0], in[1] / 2, in[2] / 2, in[3] * 4}, x.value.dtype(), {&x});

@@ -15,6 +15,20 @@ Var group_norm(Tape& tape, const GroupNormSpec& spec, const Var& x, const Var& g
 // t and residual may be Vars without value.
 Var group_norm_act(Tape& tape, const NormAct& spec, const Var& x, const Var& gamma, const Var& beta,
                    const Var& t = {}, const Var& residual = {});
+// The running statistics of a BatchNorm layer, [C] in the type of gamma: the mean starts at 0, the
+// variance at 1.
+struct BatchNormState {
+  Tensor mean, var;
+  float eps = 1e-5f, momentum = 0.1f;
+};
+// training: by the moments of the batch, at least two values a channel, which `state` takes in
+// (N = 0 changes nothing). Else by those of `state`: for inference, so it throws when the tape
+// records and a gradient is wanted.
+Var batch_norm(Tape& tape, const Var& x, const Var& gamma, const Var& beta,
+               const BatchNormState& state, bool training);
+// b may be a Var without value.
+Var conv_transpose2d(Tape& tape, const Var& x, const Var& w, const Var& b);
+Var pool(Tape& tape, Pooling pooling, const Var& x);
 Var space_to_channel(Tape& tape, const Var& x);
 Var channel_to_space(Tape& tape, const Var& x);
 Var upsample_nearest(Tape& tape, const Var& x);

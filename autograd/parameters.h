@@ -14,7 +14,10 @@ namespace tessera {
 // How a parameter lies in files, which follow PyTorch.
 enum class FileLayout {
   Same,
-  Filter,     // [K,R,S,C] here, [K,C,R,S] there
+  Filter,  // [K,R,S,C] here, [K,C,R,S] there
+  // [C,2,2,K] here, [C,K,2,2] there: the very same permutation. PyTorch's initial bound of such a
+  // filter and its bias is 1/sqrt(fan_in) with fan_in = 4K, not 4C.
+  Transposed = Filter,
   Rearrange,  // [K,2,2,C] here, [K,4C,1,1] there, channel c*4 + p1*2 + p2: rearrange + 1x1
               // projection
 };

@@ -82,14 +82,15 @@ void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tenso
 // ---- GroupNorm: y = (x - mean) * rstd * gamma + beta, mean and biased variance over H, W and the
 // C/groups channels of a group. Wu and He, "Group normalization" (2018). x [N,H,W,C], gamma and
 // beta [C]; moments [N,groups,2] receives mean and rstd = 1/sqrt(variance + eps) for the way back.
+// known: moments holds those of x already, or others to be used in their place.
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
-                    const Tensor& beta, Tensor& y, Tensor& moments);
+                    const Tensor& beta, Tensor& y, Tensor& moments, bool known = false);
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
                     Grad dgamma, Grad dbeta);
 
 // Fused: y = act(group_norm(x) + t[n,c]) + residual. t [N,C] and residual [N,H,W,C] may be
-// undefined. known: moments holds those of x already (MomentsOut).
+// undefined.
 struct NormAct {
   GroupNormSpec norm;
   Activation act = Activation::Gelu;
@@ -109,6 +110,39 @@ void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& co
                          const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                          const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
                          Grad dbeta, Grad dt);
+
+// ---- BatchNorm: Ioffe and Szegedy, "Batch normalization" (2015), as torch.nn.BatchNorm2d. The
+// norm itself is group_norm of the batch seen as one image, x [1,N*H,W,C] in C groups, whose
+// moments [1,C,2] say what is left. mean and var [C] are the running statistics.
+struct BatchNormSpec {
+  float eps = 1e-5f, momentum = 0.1f;
+};
+// mean = (1 - momentum) mean + momentum (mean of the batch), and var likewise, with the unbiased
+// variance of `count` values, at least two, a channel.
+void batch_norm_update(Stream& stream, const BatchNormSpec& spec, int64_t count,
+                       const Tensor& moments, Tensor& mean, Tensor& var);
+// The moments to use in evaluation: mean and 1/sqrt(var + eps).
+void batch_norm_moments(Stream& stream, const BatchNormSpec& spec, const Tensor& mean,
+                        const Tensor& var, Tensor& moments);
+
+// ---- Transposed convolution, 2x2 with stride 2: y[n,2h+r,2w+s,k] = b[k] + sum_c x[n,h,w,c]
+// w[c,r,s,k]. x [N,H,W,C], w [C,2,2,K], b [K] -> y [N,2H,2W,K]; b may be undefined. It is the
+// data's gradient of conv2d with stride 2 and that w, plus a bias.
+void conv_transpose2d_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b,
+                          Tensor& y);
+void conv_transpose2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx);
+void conv_transpose2d_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw,
+                                 Grad db);
+
+// ---- Pooling of 2x2 patches: x [N,H,W,C], H and W even -> y [N,H/2,W/2,C]. A maximum's gradient
+// goes to the first pixel in row order that has it; NaN is above all numbers, a later NaN above an
+// earlier one (as in PyTorch). x in pool_bwd may be undefined for an average.
+enum class Pooling { Max, Average };
+
+inline const char* name_of(Pooling pooling) { return pooling == Pooling::Max ? "max" : "average"; }
+
+void pool_fwd(Stream& stream, Pooling pooling, const Tensor& x, Tensor& y);
+void pool_bwd(Stream& stream, Pooling pooling, const Tensor& x, const Tensor& dy, Grad dx);
 
 // ---- Layout. space_to_channel: x [N,H,W,C] -> y [N,H/2,W/2,4C], channel c*4 + p1*2 + p2 of y
 // holds row p1, column p2 of every 2x2 patch. Each is the other's inverse and transpose.
@@ -148,7 +182,8 @@ void fill(Stream& stream, Tensor& x, double value);
 void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y);
 // dx = dy or dx += dy.
 void add_bwd(Stream& stream, const Tensor& dy, Grad dx);
-// y[n,h,w,c] = x[n,h,w,c] + t[n,c]; dt sums over h and w (dx is add_bwd).
+// y[n,h,w,c] = x[n,h,w,c] + t[n,c]; dt sums over h and w (dx is add_bwd). y may be x in place. t
+// and dt have the type of x, or its master_of: a bias, where the batch is seen as one image.
 void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor& y);
 void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt);
 

@@ -110,7 +110,8 @@ void add_bwd(Stream& stream, const Tensor& dy, Grad dx) {
 
 void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor& y) {
   const Nhwc in("add_broadcast_fwd: x", x);
-  expect("add_broadcast_fwd: t", t, {in.N, in.C}, x.dtype());
+  expect("add_broadcast_fwd: t", t, {in.N, in.C},
+         t && t.dtype() == master_of(x.dtype()) ? t.dtype() : x.dtype());
   expect("add_broadcast_fwd: y", y, x.shape(), x.dtype());
   DISPATCH(stream, x.dtype(), add_broadcast_fwd(stream, x, t, y));
 }
@@ -118,7 +119,8 @@ void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor&
 void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
   if (!dt) return;
   const Nhwc out("add_broadcast_bwd_t: dy", dy);
-  expect("add_broadcast_bwd_t: dt", dt.tensor, {out.N, out.C}, dy.dtype());
+  expect("add_broadcast_bwd_t: dt", dt.tensor, {out.N, out.C},
+         dt.tensor.dtype() == master_of(dy.dtype()) ? dt.tensor.dtype() : dy.dtype());
   DISPATCH(stream, dy.dtype(), add_broadcast_bwd_t(stream, dy, dt));
 }
 

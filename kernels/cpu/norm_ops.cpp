@@ -15,22 +15,26 @@ double normalized(const Tensor& x, const Tensor& moments, int64_t n, int64_t p, 
   return (x.data<double>()[(n * P + p) * C + c] - m[0]) * m[1];
 }
 
+// Mean and rstd of D channels of x [P,C].
+void group_moments(const double* x, int64_t P, int64_t C, int64_t D, float eps, double* m) {
+  double mean = 0, variance = 0;
+  for (int64_t p = 0; p < P; ++p)
+    for (int64_t c = 0; c < D; ++c) mean += x[p * C + c];
+  mean /= double(P * D);
+  for (int64_t p = 0; p < P; ++p)
+    for (int64_t c = 0; c < D; ++c) variance += std::pow(x[p * C + c] - mean, 2);
+  m[0] = mean;
+  m[1] = 1 / std::sqrt(variance / double(P * D) + eps);
+}
+
 void group_norm_fwd(Stream&, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
-                    const Tensor& beta, Tensor& y, Tensor& moments) {
+                    const Tensor& beta, Tensor& y, Tensor& moments, bool known) {
   const int64_t N = x.dim(0), P = x.dim(1) * x.dim(2), C = x.dim(3), G = spec.groups, D = C / G;
   for (int64_t n = 0; n < N; ++n)
     for (int64_t g = 0; g < G; ++g) {
-      const double* image = x.data<double>() + n * P * C;
-      double mean = 0, variance = 0;
-      for (int64_t p = 0; p < P; ++p)
-        for (int64_t c = g * D; c < (g + 1) * D; ++c) mean += image[p * C + c];
-      mean /= double(P * D);
-      for (int64_t p = 0; p < P; ++p)
-        for (int64_t c = g * D; c < (g + 1) * D; ++c)
-          variance += std::pow(image[p * C + c] - mean, 2);
-      double* m = moments.data<double>() + (n * G + g) * 2;
-      m[0] = mean;
-      m[1] = 1 / std::sqrt(variance / double(P * D) + spec.eps);
+      if (!known)
+        group_moments(x.data<double>() + n * P * C + g * D, P, C, D, spec.eps,
+                      moments.data<double>() + (n * G + g) * 2);
       for (int64_t p = 0; p < P; ++p)
         for (int64_t c = g * D; c < (g + 1) * D; ++c)
           y.data<double>()[(n * P + p) * C + c] =
@@ -108,10 +112,10 @@ NormShape shape_of(const GroupNormSpec& spec, const Tensor& x) {
 }
 
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
-                    const Tensor& beta, Tensor& y, Tensor& moments) {
+                    const Tensor& beta, Tensor& y, Tensor& moments, bool known) {
   norm_act_fwd(stream, shape_of(spec, x), std::nullopt,
                {x.data<float>(), gamma.data<float>(), beta.data<float>()}, y.data<float>(),
-               moments.data<float>());
+               moments.data<float>(), known);
 }
 
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
@@ -162,11 +166,11 @@ void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
 }  // namespace
 
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
-                    const Tensor& beta, Tensor& y, Tensor& moments) {
+                    const Tensor& beta, Tensor& y, Tensor& moments, bool known) {
   check_norm(spec, x, gamma, moments);
   expect("group_norm_fwd: beta", beta, gamma.shape(), master_of(x.dtype()));
   expect("group_norm_fwd: y", y, x.shape(), x.dtype());
-  DISPATCH(stream, x.dtype(), group_norm_fwd(stream, spec, x, gamma, beta, y, moments));
+  DISPATCH(stream, x.dtype(), group_norm_fwd(stream, spec, x, gamma, beta, y, moments, known));
 }
 
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,

@@ -25,16 +25,19 @@ void add(Stream& stream, int64_t n, const T* a, const T* b, T* y) {
   for_each(stream, n, Add<T, 1>{a, b, y});
 }
 
-// y [N,P,C] = x + t [N,C].
-template <class T, int V>
-__global__ void add_broadcast_fwd_kernel(Tiling tiling, const T* x, const T* t, T* y) {
+// y [N,P,C] = x + t [N,C]; y may be x.
+template <class T, class B, int V>
+__global__ void add_broadcast_fwd_kernel(Tiling tiling, const T* x, const B* t, T* y) {
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
-  const auto term = Pack<T, V>::load(t + tile.n * tiling.C + tile.channel);
+  constexpr int N = V < kPack<B> ? V : kPack<B>;
+  Pack<B, N> term[V / N];
+  for (int j = 0; j < V; j += N)
+    term[j / N] = Pack<B, N>::load(t + tile.n * tiling.C + tile.channel + j);
   Pack<T, V> in = tile.load(x, 0), out;
   for (int k = 0; k < tile.count; ++k) {
     const auto next = tile.load(x, k + 1);  // on its way while this one is worked on
-    for (int j = 0; j < V; ++j) out.set(j, in[j] + term[j]);
+    for (int j = 0; j < V; ++j) out.set(j, in[j] + term[j / N][j % N]);
     out.store(y + tile.first + k * tile.step);
     in = next;
   }
@@ -84,8 +87,13 @@ void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor&
     constexpr int V = decltype(pack)::value;
     const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
     if (tiling.empty()) return;
-    launch<add_broadcast_fwd_kernel<T, V>>({cuda_stream(stream), tiling.grid(), dim3(kTileThreads)},
-                                           tiling, x.data<T>(), t.data<T>(), y.data<T>());
+    const auto add_term = [&](auto type_of_t) {
+      using B = decltype(type_of_t);
+      launch<add_broadcast_fwd_kernel<T, B, V>>(
+          {cuda_stream(stream), tiling.grid(), dim3(kTileThreads)}, tiling, x.data<T>(),
+          t.data<B>(), y.data<T>());
+    };
+    t.dtype() == DType::f32 ? add_term(float{}) : add_term(T{});
   };
   with_packs(x, run, t, y);
 }
@@ -104,8 +112,12 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
     launch<sum_pixels_kernel<T, V>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
         dy.data<T>(), partial.data<float>());
-    sum_rows(stream, tiling.N, tiling.N * tiling.slices, tiling.slices, tiling.C,
-             partial.data<float>(), PutSum<T>{dt.tensor.data<T>(), accumulate, tiling.C});
+    const auto put_sums = [&](auto type_of_dt) {
+      using D = decltype(type_of_dt);
+      sum_rows(stream, tiling.N, tiling.N * tiling.slices, tiling.slices, tiling.C,
+               partial.data<float>(), PutSum<D>{dt.tensor.data<D>(), accumulate, tiling.C});
+    };
+    dt.tensor.dtype() == DType::f32 ? put_sums(float{}) : put_sums(T{});
   };
   with_packs(dy, run);
 }

@@ -44,12 +44,12 @@ inline Tiling tiling_of(Stream& stream, int64_t N, int64_t P, int64_t C, int V) 
 }
 
 // Calls f(zero of the storage type, pack size constant) for the storage of x [N,H,W,C] and the
-// widest packs that all pointers allow.
+// widest packs that all addresses allow.
 template <class F, class... Tensors>
 void with_packs(const Tensor& x, F&& f, const Tensors&... others) {
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    if (packs_fit<T, kPack<T>>(x.dim(3), x.data<T>(), data_or_null<T>(others)...))
+    if (packs_fit<T, kPack<T>>(x.dim(3), x.raw(), (others ? others.raw() : nullptr)...))
       return f(zero, std::integral_constant<int, kPack<T>>{});
     f(zero, std::integral_constant<int, 1>{});
   });

@@ -356,8 +356,8 @@ void norm_act_bwd_from_sums(Stream& stream, const NormAct& spec, const Tensor& x
 }
 
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
-                    const Tensor& beta, Tensor& y, Tensor& moments) {
-  norm_act_fwd<None>(stream, spec, x, gamma, beta, {}, {}, y, moments, false);
+                    const Tensor& beta, Tensor& y, Tensor& moments, bool known) {
+  norm_act_fwd<None>(stream, spec, x, gamma, beta, {}, {}, y, moments, known);
 }
 
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
