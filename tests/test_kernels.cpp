@@ -112,6 +112,51 @@ TEST_CASE("GELU and its derivative are finite far out", "[kernels][cuda]") {
     }
 }
 
+namespace {
+
+void check_relu(Stream& stream, DType dtype, int64_t repeats) {
+  INFO(name_of(stream.device().type()) << ' ' << name_of(dtype) << ' ' << repeats);
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  const std::vector<double> x{0.0, -0.0, 1e-30, -1e-30, 2, -2, kInf, -kInf, kNan},
+      y{0, 0, 1e-30, 0, 2, 0, kInf, 0, kNan}, slope{0, 0, 1, 0, 1, 0, 1, 0, 1};
+  const int64_t n = int64_t(x.size()) * repeats;
+  Values in{{n}, {}}, up = in;
+  for (int64_t i = 0; i < n; ++i) {
+    in.data.push_back(x[size_t(i) % x.size()]);
+    up.data.push_back(double(1 + i % 7));
+  }
+  const Tensor value = tensor_of(stream, in, dtype), dy = tensor_of(stream, up, dtype);
+  Tensor out = Tensor::empty(stream, {n}, dtype), dx = tensor_of(stream, up, dtype);
+  activation_fwd(stream, Activation::Relu, value, out);
+  activation_bwd(stream, Activation::Relu, value, dy, {dx, GradMode::Accumulate});
+  const Values got = values_of(stream, out), gradient = values_of(stream, dx);
+  for (size_t i = 0; i < size_t(n); ++i) {
+    INFO("x = " << in.data[i]);
+    const double expected = y[i % y.size()];
+    if (std::isnan(expected))
+      CHECK(std::isnan(got.data[i]));
+    else
+      CHECK(got.data[i] == Approx(expected).epsilon(4e-3));
+    CHECK(gradient.data[i] == up.data[i] * (1 + slope[i % slope.size()]));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("ReLU at zero, NaN and infinity", "[kernels][cuda]") {
+  for (int64_t repeats : {1, 8}) {  // packs and not
+    Stream cpu(poisoned_cpu());
+    check_relu(cpu, DType::f64, repeats);
+    check_relu(cpu, DType::f32, repeats);
+    on_cuda_devices([&](Stream& stream) {
+      simt::options().trap_uninitialised = false;  // comparing a NaN looks like it
+      check_relu(stream, DType::f32, repeats);
+      check_relu(stream, DType::bf16, repeats);
+    });
+  }
+}
+
 TEST_CASE("fill writes every element", "[kernels][cuda]") {
   on_all_devices([](Stream& stream) {
     for (int64_t n : {0, 1, 255, 257, 1000}) {
