@@ -83,16 +83,17 @@ Var batch_norm(Tape& tape, const Var& x, const Var& gamma, const Var& beta,
   ENSURE(training || !y.wanted(), "batch_norm: no gradients in evaluation");
   ENSURE(!training || count != 1, "batch_norm: x is ", x.shape(),
          ", expected more than one value a channel in training");
-  const Shape as_image{1, N * H, W, C};
+  const int64_t images = count > 0;  // an empty batch is none, of which there are no moments
+  const Shape as_image{images, N * H, W, C};
   const GroupNormSpec norm{int(C), state.eps};
   const BatchNormSpec spec{state.eps, state.momentum};
   Tensor mean = state.mean, var = state.var;
-  Tensor moments = Tensor::empty(tape.stream(), {1, C, 2}, master_of(x.value.dtype()));
-  if (!training) batch_norm_moments(tape.stream(), spec, mean, var, moments);
+  Tensor moments = Tensor::empty(tape.stream(), {images, C, 2}, master_of(x.value.dtype()));
+  if (images && !training) batch_norm_moments(tape.stream(), spec, mean, var, moments);
   Tensor out = y.value.reshape(as_image);
   group_norm_fwd(tape.stream(), norm, x.value.reshape(as_image), gamma.value, beta.value, out,
                  moments, !training);
-  if (training && count > 0) batch_norm_update(tape.stream(), spec, count, moments, mean, var);
+  if (images && training) batch_norm_update(tape.stream(), spec, count, moments, mean, var);
   tape.record("batch_norm", {&x, &gamma, &beta}, y,
               [norm, as_image, x, gamma, beta = beta.slot, moments](Stream& s, const Tensor& dy) {
                 Grad dx = x.slot->out(s);

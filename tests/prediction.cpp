@@ -25,6 +25,8 @@ std::string table_name(std::string name) {
   replace_all(name, "Activation::GeluTanh", "(Activation)1");
   replace_all(name, "Activation::Gelu", "(Activation)0");
   replace_all(name, "Activation::Relu", "(Activation)2");
+  replace_all(name, "Pooling::Max", "(Pooling)0");
+  replace_all(name, "Pooling::Average", "(Pooling)1");
   name = bare_name(name);
   while (name.find("> >") != std::string::npos) replace_all(name, "> >", ">>");
   return name;

@@ -1,5 +1,5 @@
-// Layout and concat kernels where the case table does not come: one gradient of two, and tensors
-// that are slices at addresses which allow no packs.
+// Layout, pooling, broadcast and concat kernels where the case table does not come: one gradient of
+// two, and tensors that are slices at addresses which allow no packs.
 #include <catch2/catch.hpp>
 
 #include "core/simt/options.h"
@@ -44,6 +44,16 @@ std::vector<Values> outputs(DeviceType type, DType dtype, int64_t shift, int par
   Tensor y = out(up), joined = out(joint), fused = out(joint);
   upsample_nearest_fwd(stream, in("low", low), y);
   upsample_nearest_bwd(stream, in("dy", up), {out(low), GradMode::Overwrite});
+  for (Pooling pooling : {Pooling::Max, Pooling::Average}) {
+    Tensor pooled = out(low);
+    pool_fwd(stream, pooling, in("x", up), pooled);
+    for (GradMode mode : {GradMode::Overwrite, GradMode::Accumulate})
+      pool_bwd(stream, pooling, in("x", up), in("dlow", low), {out(up), mode});
+  }
+  for (DType of_t : {dtype, master_of(dtype)}) {
+    Tensor sum = out(up);
+    add_broadcast_fwd(stream, in("x", up), shifted(stream, "t", {2, 8}, of_t, shift), sum);
+  }
   concat_channels_fwd(stream, in("a", up), in("b", skip), joined);
   concat_channels_bwd(stream, in("dy", joint), grad(0, up), grad(1, skip));
   concat_upsample_fwd(stream, in("low", low), in("skip", skip), fused);
@@ -55,7 +65,9 @@ std::vector<Values> outputs(DeviceType type, DType dtype, int64_t shift, int par
 
 }  // namespace
 
-TEST_CASE("layout and concat kernels at any address, and with one gradient of two", "[cuda]") {
+TEST_CASE(
+    "layout, pooling, broadcast and concat kernels at any address, and with one gradient of two",
+    "[cuda]") {
   const simt::ScopedOptions restore(simt::options());
   simt::options().trap_uninitialised = true;
   for (int part : {-1, 0, 1}) {

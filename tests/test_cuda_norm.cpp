@@ -149,6 +149,7 @@ TEST_CASE("Group norm on CUDA: tiles, packs and groups of all kinds", "[cuda]") 
       for (const NormCase& c :
            {NormCase{{1, 33, 31, 8}, 2},               // several tiles of an image
             {{2, 9, 7, 8}, 8},                         // a channel to a group, several to a pack
+            {{1, 200, 31, 16}, 16, false},             // and many tiles, as in a BatchNorm
             {{2, 9, 7, 130}, 2, false},                // 65 to a group
             {{1, 3, 4, 325}, 5},                       // and groups across the blocks of a tile
             {{3, 1, 1, 64}, 8},                        // images of one pixel
@@ -167,6 +168,7 @@ TEST_CASE("Group norm on CUDA keeps its precision beside a large mean", "[cuda]"
   const NormCase cases[] = {{{1, 33, 31, 8}, 2, false, 1000},
                             {{2, 9, 7, 65}, 1, true, 1000},
                             {{2, 16, 16, 16}, 16, true, -1000},
+                            {{1, 200, 31, 16}, 16, false, 1000},
                             {{2, 20, 20, 8}, 2, false, 0, 3000}};
   for (const NormCase& c : cases) {
     // The moments hold the mean as a float, off by half a unit of its last place: so much is x, of

@@ -155,6 +155,47 @@ TEST_CASE("upsample_nearest past 2^31 elements", "[cuda][huge]") {
   });
 }
 
+TEST_CASE("pooling past 2^31 elements", "[cuda][huge]") {
+  for_each_layout([](DType dtype, int64_t C) {
+    for (Pooling pooling : {Pooling::Max, Pooling::Average})
+      for (GradMode mode : kModes) {
+        const LastPixels last{3, 9001, 10007};
+        const Shape small{3, 9001, 10007, C}, large{3, 18002, 20014, C};
+        HugeStream stream;
+        Huge x(stream, large, dtype), y(stream, small, dtype), dy(stream, small, dtype);
+        HugeGrad dx(stream, large, dtype, mode);
+        REQUIRE(y.tensor.numel() > k2e31);
+        for (Huge* input : {&x, static_cast<Huge*>(&dx)}) last.fill(*input, true);
+        last.fill(dy, false);
+        pool_fwd(stream, pooling, x.tensor, y.tensor);
+        pool_bwd(stream, pooling, x.tensor, dy.tensor, dx.grad());
+        stream.synchronize();
+        int wrong = 0;
+        last.for_each([&](int64_t w) {
+          for (int64_t c = 0; c < C; ++c) {
+            const int64_t i = y.index(last.n(), last.h(), w, c);
+            int64_t at[4];
+            for (int p = 0; p < 4; ++p)
+              at[p] = x.index(last.n(), 2 * last.h() + p / 2, 2 * w + p % 2, c);
+            int best = 0;
+            double sum = 0;
+            for (int p = 0; p < 4; ++p) {
+              if (x.number(at[p]) > x.number(at[best])) best = p;
+              sum += x.number(at[p]);
+            }
+            const bool max = pooling == Pooling::Max;
+            wrong += y.at(i) != (max ? x.number(at[best]) : sum / 4);
+            for (int p = 0; p < 4; ++p) {
+              const double share = max ? (p == best ? dy.number(i) : 0) : dy.number(i) / 4;
+              wrong += dx.at(at[p]) != dx.before(at[p]) + share;
+            }
+          }
+        });
+        CHECK(wrong == 0);
+      }
+  });
+}
+
 TEST_CASE("concat_channels past 2^31 elements", "[cuda][huge]") {
   for_each_layout([](DType dtype, int64_t A) {
     for (GradMode mode : kModes) {

@@ -33,6 +33,12 @@ Var upsample_nearest(const OpFile& f) {
   return ops::upsample_nearest(f.tape, f["x"]);
 }
 
+Var batch_norm(const OpFile& f) {
+  return ops::batch_norm(f.tape, f["x"], f["gamma"], f["beta"],
+                         {f["mean"].value, f["var"].value, float(f.file.number("eps"))},
+                         f.file.integer("training") == 1);
+}
+
 Var group_norm_time_gelu(const OpFile& f) {
   const bool residual = f.in.contains("r");
   if (f.fusion == ops::Fusion::On)
@@ -75,6 +81,12 @@ const std::map<std::string, OpFunction>& op_functions() {
          return ops::group_norm(f.tape, f.norm(), f["x"], f["gamma"], f["beta"]);
        }},
       {"gelu", [](const OpFile& f) { return ops::activation(f.tape, f.form(), f["x"]); }},
+      {"relu", [](const OpFile& f) { return ops::activation(f.tape, Activation::Relu, f["x"]); }},
+      {"batch_norm", batch_norm},
+      {"conv_transpose2d",
+       [](const OpFile& f) { return ops::conv_transpose2d(f.tape, f["x"], f["w"], f["b"]); }},
+      {"max_pool", [](const OpFile& f) { return ops::pool(f.tape, Pooling::Max, f["x"]); }},
+      {"average_pool", [](const OpFile& f) { return ops::pool(f.tape, Pooling::Average, f["x"]); }},
       {"group_norm_time_gelu", group_norm_time_gelu},
       {"space_to_channel", [](const OpFile& f) { return ops::space_to_channel(f.tape, f["x"]); }},
       {"channel_to_space", [](const OpFile& f) { return ops::channel_to_space(f.tape, f["x"]); }},
@@ -115,7 +127,8 @@ std::map<std::string, Var> inputs_of(Stream& stream, const GoldenFile& file, DTy
   return in;
 }
 
-// The output "y" and the gradients "dx", as in the file.
+// The output "y", the gradients "dx", and "mean_after" of an input that the operation changed, as
+// in the file.
 using Results = std::map<std::string, Values>;
 
 Results results_of(Stream& stream, const GoldenFile& file, OpFunction apply, ops::Fusion fusion,
@@ -124,6 +137,9 @@ Results results_of(Stream& stream, const GoldenFile& file, OpFunction apply, ops
   const OpFile f{file, tape, fusion, inputs_of(stream, file, storage, rounded)};
   const Var y = apply(f);
   Results results{{"y", values_of(stream, y.value)}};
+  for (const auto& [name, var] : f.in)
+    if (f.in.contains(name + "_after")) results[name + "_after"] = values_of(stream, var.value);
+  if (!y.wanted()) return results;
   const Values dy = file.has("dy") ? file.here("dy") : Values{{1}, {1.0}};  // of a loss
   const bool round = rounded == DType::bf16 && file.has("dy");
   tape.backward_from(y, tensor_of(stream, round ? as_bf16(dy) : dy, y.value.dtype()));

@@ -61,6 +61,27 @@ TEST_CASE("conv2d refuses what does not fit", "[ops][errors]") {
              Contains("db is [5] f32, expected [2] f32"));
 }
 
+TEST_CASE("conv_transpose2d refuses what does not fit", "[ops][errors]") {
+  Bench b;
+  const Var x = b.var({1, 4, 5, 3});
+  const auto conv = [&](const Var& in, const Var& w, const Var& bias = {}) {
+    return error_of([&] { ops::conv_transpose2d(b.tape, in, w, bias); });
+  };
+  CHECK(conv(x, b.var({3, 2, 2, 7}), b.var({7})) == "");
+  CHECK_THAT(conv(x, b.var({7, 2, 2, 3})), Contains("x is [1,4,5,3], w is [7,2,2,3]"));
+  CHECK_THAT(conv(x, b.var({3, 3, 2, 7})), Contains("w is [3,3,2,7], expected [C,2,2,K]"));
+  CHECK_THAT(conv(x, b.var({3, 2, 2, 7}), b.var({3})), Contains("b is [3] f32, expected [7] f32"));
+  CHECK_THAT(conv(x, b.var({3, 2, 2, 7}, DType::f64)),
+             Contains("w is [3,2,2,7] f64, expected [3,2,2,7] f32"));
+  const Tensor dy = b.zeros({1, 8, 8, 7});
+  CHECK_THAT(error_of([&] {
+               conv_transpose2d_bwd_data(b.stream, dy, b.zeros({3, 2, 2, 7}), {x.value});
+             }),
+             Contains("is [1,8,8,7] f32, expected [1,8,10,7] f32"));
+  CHECK_THAT(error_of([&] { conv_transpose2d_bwd_weight(b.stream, x.value, dy, {dy}, {}); }),
+             Contains("dy is [1,8,8,7] f32, expected [1,8,10,7] f32"));
+}
+
 TEST_CASE("linear refuses what does not fit", "[ops][errors]") {
   Bench b;
   const auto linear = [&](const Shape& x, const Shape& w, const Shape& bias) {
@@ -98,6 +119,18 @@ TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
                ops::channel_to_space(b.tape, b.var({1, 2, 2, 6}));
              }),
              Contains("x is [1,2,2,6], expected C a multiple of 4"));
+  for (const Shape& odd : {Shape{1, 3, 4, 2}, {1, 4, 3, 2}})
+    CHECK_THAT(error_of([&] { ops::pool(b.tape, Pooling::Max, b.var(odd)); }),
+               Contains(concat("x is ", odd, ", expected even H and W")));
+  CHECK_THAT(error_of([&] {
+               pool_bwd(b.stream, Pooling::Max, {}, b.zeros({1, 2, 2, 3}), {b.zeros({1, 4, 4, 3})});
+             }),
+             Contains("pool_bwd: x is undefined"));
+  CHECK_THAT(
+      error_of([&] {
+        pool_bwd(b.stream, Pooling::Average, {}, b.zeros({1, 2, 2, 3}), {b.zeros({1, 4, 6, 3})});
+      }),
+      Contains("dy is [1,2,2,3] f32, expected [1,2,3,3] f32"));
   CHECK_THAT(error_of([&] {
                Tensor y = b.zeros({1, 4, 4, 2});
                upsample_nearest_fwd(b.stream, b.zeros({1, 2, 2, 3}), y);

@@ -102,13 +102,21 @@ TEST_CASE("files hold PyTorch's shapes", "[weights]") {
   CHECK(file.metadata() == metadata_of(small()));
 }
 
-TEST_CASE("file order is OIHW, and c*4 + p1*2 + p2 for the rearranged projection", "[weights]") {
+TEST_CASE(
+    "file order is OIHW, IOHW for transposed filters, and c*4 + p1*2 + p2 for the rearranged "
+    "projection",
+    "[weights]") {
   // A filter [2,1,3,2]: K, R, S, C. In the file K, C, R, S.
   const std::vector<float> filter{0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15};
   const std::vector<float> oihw{0, 2, 4, 1, 3, 5, 10, 12, 14, 11, 13, 15};
   CHECK(to_file_order(FileLayout::Filter, {2, 1, 3, 2}, filter) == oihw);
   CHECK(from_file_order(FileLayout::Filter, {2, 1, 3, 2}, oihw) == filter);
   CHECK(to_file_order(FileLayout::Same, {12}, filter) == filter);
+  // A transposed convolution's [1,2,2,3], C, R, S, K: in the file C, K, R, S.
+  const std::vector<float> transposed{0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11},
+      ckrs{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+  CHECK(to_file_order(FileLayout::Transposed, {1, 2, 2, 3}, transposed) == ckrs);
+  CHECK(from_file_order(FileLayout::Transposed, {1, 2, 2, 3}, ckrs) == transposed);
 
   // A projection [K,2,2,C] is the filter [K,1,1,4C] of a 1x1 convolution behind space_to_channel.
   Stream stream(poisoned_cpu());

@@ -71,9 +71,9 @@ ON_CUDA(batch_norm_update)
 namespace {
 
 void check_statistics(const Tensor& moments, const Tensor& mean, const Tensor& var) {
-  ENSURE(mean.defined() && mean.rank() == 1, "batch_norm: mean, expected [C]");
-  const int64_t C = mean.dim(0);
-  expect("batch_norm: moments", moments, {1, C, 2}, mean.dtype());
+  ENSURE(moments.rank() == 3, "batch_norm: moments is ", moments.shape(), ", expected [1,C,2]");
+  const int64_t C = moments.dim(1);
+  expect("batch_norm: moments", moments, {1, C, 2}, moments.dtype());
   expect("batch_norm: mean", mean, {C}, moments.dtype());
   expect("batch_norm: var", var, {C}, moments.dtype());
 }

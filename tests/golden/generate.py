@@ -53,10 +53,11 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors_io.save(path, {key: stored(value) for key, value in tensors.items()}, metadata)
 
-    def case(self, op, case, function, inputs, **attributes):
+    def case(self, op, case, function, inputs, more=dict, **attributes):
         """One operation: y = function(**inputs), and the gradient d<name> of every float input.
 
-        `inputs` maps names to arrays, or to shapes that are filled with normal numbers.
+        `inputs` maps names to arrays, or to shapes that are filled with normal numbers; more() is
+        what else the file holds.
         """
         name = f"ops/{op}_{case}"
         rng = self.rng(name)
@@ -71,7 +72,7 @@ class Writer:
                             if leaf.grad is not None})
             if dy is not None:
                 tensors["dy"] = dy
-        self.save(name, tensors, {"op": op, **attributes})
+        self.save(name, {**tensors, **more()}, {"op": op, **attributes})
 
 
 def stored(value):
@@ -113,6 +114,8 @@ def write_pointwise(out):
         apply = lambda x: F.gelu(x, approximate=approximate)
         out.case("gelu", form, apply, {"x": (2, 5, 7, 3)}, form=form)
         out.case("gelu", form + "_wide", apply, {"x": wide}, form=form)
+    out.case("relu", "plain", lambda x: F.relu(x), {"x": (2, 5, 7, 3)})
+    out.case("relu", "wide", lambda x: F.relu(x), {"x": wide})  # with 0 itself
     add = lambda x, t: x + t[:, :, None, None]
     out.case("add_broadcast", "even", add, {"x": (2, 8, 6, 4), "t": (2, 8)})
     out.case("add_broadcast", "odd", add, {"x": (3, 7, 5, 1), "t": (3, 7)})
@@ -139,8 +142,37 @@ def write_rearrangements(out):
                  lambda t: twin.timestep_embedding(t, dim, out.dtype), {"t": t}, dim=dim)
 
 
+def write_poolings(out):
+    for case, shape in {"even": (2, 8, 4, 6), "odd": (1, 7, 6, 10)}.items():
+        out.case("max_pool", case, lambda x: F.max_pool2d(x, 2), {"x": shape})
+        out.case("average_pool", case, lambda x: F.avg_pool2d(x, 2), {"x": shape})
+    # Few values, so that most patches have their largest one more than once.
+    ties = np.maximum(out.rng("ties").integers(-2, 3, (2, 3, 8, 6)), 0).astype(np.float32)
+    out.case("max_pool", "ties", lambda x: F.max_pool2d(x, 2), {"x": ties})
+    for case, (image, outputs) in {"even": ((2, 16, 4, 3), 8), "odd": ((1, 7, 3, 5), 3),
+                                   "one_pixel": ((3, 5, 1, 1), 4)}.items():
+        out.case("conv_transpose2d", case, lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2),
+                 {"x": image, "w": (image[1], outputs, 2, 2), "b": (outputs,)})
+
+
 def write_norms(out):
     eps = 1e-5
+    for case, (shape, training) in {"training": ((3, 16, 4, 6), True), "odd": ((2, 7, 5, 3), True),
+                                    "evaluation": ((2, 16, 4, 6), False)}.items():
+        # As after some steps: running statistics from before, and what they are after this one.
+        rng = out.rng("batch_norm_statistics_" + case)
+        before = {"mean": rng.standard_normal(shape[1]), "var": rng.uniform(0.5, 2, shape[1])}
+        after = {key: out.tensor(value).detach() for key, value in before.items()}
+        before = {key: value.clone() for key, value in after.items()}
+        x = out.rng(case).standard_normal(shape) * 2 + 1
+
+        def norm(x, gamma, beta):
+            with torch.set_grad_enabled(training):
+                return F.batch_norm(x, after["mean"], after["var"], gamma, beta, training=training,
+                                    momentum=0.1, eps=eps)
+        out.case("batch_norm", case, norm, {"x": x, "gamma": shape[1:2], "beta": shape[1:2]},
+                 lambda: {**before, "mean_after": after["mean"], "var_after": after["var"]},
+                 training=int(training), eps=eps)
     for case, (shape, groups) in {"8_groups": ((2, 16, 4, 6), 8), "odd": ((3, 21, 5, 3), 7),
                                   "one_group": ((2, 20, 3, 3), 1), "instance": ((2, 6, 4, 4), 6),
                                   "offset": ((2, 16, 8, 8), 4)}.items():
@@ -329,8 +361,8 @@ def main():
     torch.set_num_threads(1)  # one order of summation, so the same bytes everywhere
     out = Writer(args.out, args.seed, {"f64": torch.float64, "f32": torch.float32}[args.dtype])
     if args.only != "unet":
-        for write in (write_convolutions, write_pointwise, write_rearrangements, write_norms,
-                      write_residual_blocks, write_adam):
+        for write in (write_convolutions, write_pointwise, write_rearrangements, write_poolings,
+                      write_norms, write_residual_blocks, write_adam):
             write(out)
     if args.only != "ops":
         for options in unets:

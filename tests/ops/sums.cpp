@@ -31,6 +31,13 @@ OpCase broadcast_case(const std::string& name, const Shape& x) {
   return c;
 }
 
+// A t of the master's type: in bf16 a bias of f32.
+OpCase bias_case(const std::string& name, const Shape& x) {
+  OpCase c = broadcast_case(name + "bias ", x);
+  c.roles = {Role::Activation, Role::Vector};
+  return c;
+}
+
 OpCase mse_case(const std::string& name, const Shape& x) {
   OpCase c;
   c.op = "mse";
@@ -57,7 +64,7 @@ void add_sum_cases(CaseTable& table) {
                          {1, 31, 33, 65},
                          {2, 2, 3, 130},
                          {0, 4, 4, 8}})
-    table.tests.push_back(broadcast_case("", x));
+    for (auto* make : {broadcast_case, bias_case}) table.tests.push_back(make("", x));
   for (const Shape& x : {Shape{1}, {3, 6, 6, 1}, {2, 5, 7, 3}, {33, 31, 17, 1}})
     table.tests.push_back(mse_case("", x));
   // No empty mse: the mean of no elements is refused (test_op_errors.cpp).
