@@ -28,4 +28,11 @@ void norm_act_fwd(Stream& stream, const NormShape& shape, MaybeAct act, const No
 void norm_act_bwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs& in,
                   const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);
 
+// The same without an activation for one image with a group for each channel, the pixels of which
+// threads share (channel_norm.cpp).
+void channel_norm_fwd(Stream& stream, const NormShape& shape, const NormArgs& in, float* y,
+                      float* moments, bool known);
+void channel_norm_bwd(Stream& stream, const NormShape& shape, const NormArgs& in,
+                      const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta);
+
 }  // namespace tessera::cpu

@@ -111,20 +111,29 @@ NormShape shape_of(const GroupNormSpec& spec, const Tensor& x) {
   return {x.dim(0), x.dim(1) * x.dim(2), x.dim(3), spec.groups, spec.eps};
 }
 
+// One image with a group for each channel, as BatchNorm sees a batch.
+bool is_batch(const NormShape& s) { return s.N == 1 && s.G == s.C; }
+
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments, bool known) {
-  norm_act_fwd(stream, shape_of(spec, x), std::nullopt,
-               {x.data<float>(), gamma.data<float>(), beta.data<float>()}, y.data<float>(),
-               moments.data<float>(), known);
+  const NormShape shape = shape_of(spec, x);
+  const NormArgs in{x.data<float>(), gamma.data<float>(), beta.data<float>()};
+  if (is_batch(shape))
+    return channel_norm_fwd(stream, shape, in, y.data<float>(), moments.data<float>(), known);
+  norm_act_fwd(stream, shape, std::nullopt, in, y.data<float>(), moments.data<float>(), known);
 }
 
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
                     Grad dgamma, Grad dbeta) {
+  const NormShape shape = shape_of(spec, x);
   // beta shifts z only, and without an activation z does not matter: gamma stands in for it.
-  norm_act_bwd(stream, shape_of(spec, x), std::nullopt,
-               {x.data<float>(), gamma.data<float>(), gamma.data<float>()}, moments.data<float>(),
-               dy.data<float>(), dx, dgamma, dbeta, {});
+  const NormArgs in{x.data<float>(), gamma.data<float>(), gamma.data<float>()};
+  if (is_batch(shape))
+    return channel_norm_bwd(stream, shape, in, moments.data<float>(), dy.data<float>(), dx, dgamma,
+                            dbeta);
+  norm_act_bwd(stream, shape, std::nullopt, in, moments.data<float>(), dy.data<float>(), dx, dgamma,
+               dbeta, {});
 }
 
 void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
