@@ -350,7 +350,7 @@ void norm_act_bwd_from_sums(Stream& stream, const NormAct& spec, const Tensor& x
                             Grad dgamma, Grad dbeta, Grad dt) {
   const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), 8);
   auto* run =
-      with_activation(spec.act, []<Activation a>() { return &finish_bwd<Act<a>, bf16, 8>; });
+      with_activation(spec.act, [&]<Activation a>() { return &finish_bwd<Act<a>, bf16, 8>; });
   run(stream, tiling, norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {}), dy.data<bf16>(),
       partial, dx, dgamma, dbeta, dt);
 }
@@ -370,14 +370,14 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
                         Tensor& moments, bool known) {
-  auto* run = with_activation(spec.act, []<Activation a>() { return &norm_act_fwd<Act<a>>; });
+  auto* run = with_activation(spec.act, [&]<Activation a>() { return &norm_act_fwd<Act<a>>; });
   run(stream, spec.norm, x, gamma, beta, t, residual, y, moments, known);
 }
 
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
                         Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
-  auto* run = with_activation(spec.act, []<Activation a>() { return &norm_act_bwd<Act<a>>; });
+  auto* run = with_activation(spec.act, [&]<Activation a>() { return &norm_act_bwd<Act<a>>; });
   run(stream, spec.norm, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt);
 }
 
