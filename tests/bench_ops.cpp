@@ -32,11 +32,13 @@ double bytes_of(const Shape& shape, DType dtype) {
   return double(shape.numel()) * double(size_of(dtype));
 }
 
-// y of an op with one weight: conv2d, upcat_conv2d, linear.
+// y of an op with one weight: conv2d, upcat_conv2d, conv_transpose2d, linear.
 Shape product_of(const OpCase& c) {
   if (c.conv) return c.conv->y();
+  const Shape& x = c.inputs[0];
+  if (c.op == "conv_transpose2d") return {x[0], 2 * x[1], 2 * x[2], c.inputs[1][3]};
   ENSURE(c.op == "linear", "bench: what is the output of ", c.op, "?");
-  return {c.inputs[0][0], c.inputs[1][0]};
+  return {x[0], c.inputs[1][0]};
 }
 
 }  // namespace
