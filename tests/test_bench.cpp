@@ -14,7 +14,8 @@ using namespace tessera;
 TEST_CASE("bench times a kernel on the host model in every direction and precision", "[bench]") {
   const Finished run =
       run_program("bench", {"--device", "simt", "--seconds", "0", "--benchmark_format=json",
-                            "--benchmark_filter=^(activation/.*/gelu_.2,5,7,3.|linear/.*/.3,7.)"});
+                            "--benchmark_filter=^(activation/.*/gelu_.2,5,7,3.|linear/.*/.3,7.|"
+                            "conv_transpose2d/.*/.1,1,1,1.)"});
   INFO(run.err);
   REQUIRE(run.status == 0);
   const auto report = nlohmann::json::parse(run.out);
@@ -37,8 +38,10 @@ TEST_CASE("bench times a kernel on the host model in every direction and precisi
     for (const char* mode : {"f32", "bf16"})
       expected.push_back(concat("activation/", direction, '/', mode, "/gelu_[2,5,7,3]"));
   for (const char* direction : {"forward", "dgrad", "wgrad"})
-    for (const char* mode : {"f32", "tf32", "bf16"})
+    for (const char* mode : {"f32", "tf32", "bf16"}) {
       expected.push_back(concat("linear/", direction, '/', mode, "/[3,7]_->_5"));
+      expected.push_back(concat("conv_transpose2d/", direction, '/', mode, "/[1,1,1,1]_->_1"));
+    }
   CHECK_THAT(names, Catch::UnorderedEquals(expected));
 }
 
