@@ -17,6 +17,9 @@ std::string fingerprint(const Parameters& parameters) {
   for (const Parameter& p : parameters.list())
     for (const unsigned char c : concat(p.name, p.var.shape(), p.offset, '\n'))
       hash = (hash ^ c) * 0x100000001b3;
+  for (const RunningStatistics& norm : parameters.running())
+    for (const unsigned char c : concat(norm.name, norm.mean.shape(), norm.offset, '\n'))
+      hash = (hash ^ c) * 0x100000001b3;
   return std::to_string(hash);
 }
 
@@ -26,6 +29,16 @@ void expect_metadata(const SafeTensors& file, const std::string& key, const std:
   if (value != wanted)
     throw InputError(
         concat(file.origin(), ": metadata '", key, "' is ", value, ", expected ", wanted));
+}
+
+// Throws unless the file was written with these settings and no others.
+void expect_settings(const SafeTensors& file, const std::map<std::string, std::string>& settings) {
+  for (const auto& [key, value] : settings) expect_metadata(file, key, value);
+  for (const auto& [key, value] : file.metadata())
+    if (!settings.contains(key) && key != "schema" && key != "network" && key != "images" &&
+        key != "checksum")
+      throw InputError(concat(file.origin(), ": metadata '", key, "' is ", value,
+                              ", which is not what this run has"));
 }
 
 // The data of a tensor that must have this many elements of this type.
@@ -87,17 +100,23 @@ void save_checkpoint(Stream& stream, const Parameters& parameters, const Checkpo
                      const std::filesystem::path& path) {
   std::vector<SafeTensorEntry> entries;
   std::vector<std::vector<float>> arenas;
-  for (const Tensor* arena : {&parameters.values, &parameters.m, &parameters.v})
-    arenas.push_back(arena->to_vector<float>(stream));
-  for (size_t i = 0; const char* name : {"values", "m", "v"}) {
-    const auto& arena = arenas[i++];
-    entries.push_back({name, DType::f32, {int64_t(arena.size())}, std::as_bytes(std::span(arena))});
+  const auto add = [&](const char* name, const Tensor& arena) {
+    arenas.push_back(arena.to_vector<float>(stream));
+    entries.push_back({name, DType::f32, {arena.numel()}, std::as_bytes(std::span(arenas.back()))});
+  };
+  add("values", parameters.values);
+  add("m", parameters.m);
+  add("v", parameters.v);
+  if (parameters.statistics) {
+    add("statistics", parameters.statistics);
+    entries.push_back(
+        {"batches", DType::i64, {1}, std::as_bytes(std::span(&parameters.batches, 1))});
   }
   entries.push_back({"step", DType::i64, {1}, std::as_bytes(std::span(&state.step, 1))});
   entries.push_back(
       {"epoch_loss", DType::f64, {1}, std::as_bytes(std::span(&state.epoch_loss, 1))});
   std::map<std::string, std::string> metadata = state.settings;
-  metadata["schema"] = kSchema;
+  metadata["schema"] = std::string(kSchema);
   metadata["network"] = fingerprint(parameters);
   metadata["images"] = std::to_string(state.images);
   std::map<std::string, SafeTensor> tensors;
@@ -113,7 +132,7 @@ CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
   const SafeTensors file = SafeTensors::read(path);
   expect_metadata(file, "schema", kSchema);
   expect_checksum(file);
-  for (const auto& [key, value] : settings) expect_metadata(file, key, value);
+  if (!settings.empty()) expect_settings(file, settings);
   expect_metadata(file, "network", fingerprint(parameters));
   expect_metadata(file, "images", std::to_string(images));
   const CheckpointState state{scalar<int64_t>(file, "step"), scalar<double>(file, "epoch_loss"),
@@ -124,6 +143,11 @@ CheckpointState load_checkpoint(Stream& stream, Parameters& parameters,
   const int64_t size = parameters.values.numel();
   const auto values = data_of(file, "values", DType::f32, size);
   const auto m = data_of(file, "m", DType::f32, size), v = data_of(file, "v", DType::f32, size);
+  if (Tensor& statistics = parameters.statistics) {
+    const auto saved = data_of(file, "statistics", DType::f32, statistics.numel());
+    parameters.batches = scalar<int64_t>(file, "batches");
+    statistics.copy_from(stream, saved);
+  }
   parameters.values.copy_from(stream, values);
   parameters.refresh_copies(stream);
   parameters.m.copy_from(stream, m);

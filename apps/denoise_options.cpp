@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "apps/usage.h"
+#include "layers/unet_config.h"
 
 namespace tessera {
 namespace {
@@ -70,19 +71,39 @@ void add_image_options(CLI::App& app, DenoiseOptions& options) {
 }
 
 void add_network_options(CLI::App& app, DenoiseOptions& options) {
-  const char* group = "Network (what the weights' metadata does not say)";
-  app.add_option("--groups", options.groups, "of every GroupNorm (default 8)")
-      ->check(CLI::Range(1, 4096))
-      ->type_name("N")
-      ->group(group);
-  const auto set_activation = [&options](const std::string& name) {
-    options.activation = activation_of(name);
-  };
-  app.add_option_function<std::string>("--activation", set_activation,
-                                       "gelu (default), gelu-tanh or relu")
-      ->check(CLI::IsMember({"gelu", "gelu-tanh", "relu"}))
-      ->type_name("NAME")
-      ->group(group);
+  const std::map<std::string, const char*> help{
+      {"base", "channels at full resolution"},
+      {"levels", "down blocks"},
+      {"channels", "of an image"},
+      {"time-dim", "width of the timestep embedding"},
+      {"groups", "of every norm where --norm is group (default 8)"},
+      {"activation", "gelu (default), gelu-tanh or relu"},
+      {"down", "rearrange (default), conv, max or avg"},
+      {"up", "nearest (default) or transposed"},
+      {"norm", "group (default), batch, layer or instance"},
+      {"no-skips", "up blocks do not see the way down"},
+      {"no-time-gelu", "no GELU before the projections of the timestep"}};
+  for (const UNetOption& option : unet_options()) {
+    const auto set = [&options, &option](const std::string& text) {
+      options.network[option.name] = text;
+    };
+    const std::string name = "--" + option.name;
+    CLI::Option* added;
+    if (option.is_flag()) {
+      added = app.add_flag_callback(
+          name, [set] { set("true"); }, help.at(option.name));
+    } else if (option.values.empty()) {
+      const auto set_number = [set](int64_t value) { set(std::to_string(value)); };
+      added = app.add_option_function<int64_t>(name, set_number, help.at(option.name))
+                  ->check(CLI::Range(1, 4096))
+                  ->type_name("N");
+    } else {
+      added = app.add_option_function<std::string>(name, set, help.at(option.name))
+                  ->check(CLI::IsMember(option.values))
+                  ->type_name("NAME");
+    }
+    added->group("Network (what the weights do not say)");
+  }
 }
 
 void add_machine_options(CLI::App& app, DenoiseOptions& options) {

@@ -3,13 +3,16 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <ostream>
 #include <string>
 
-#include "kernels/kernels.h"
-
 namespace tessera {
+
+// Options of a network (layers/unet_config.h) that somebody gave, by name, with values that they
+// can have: what the weights' metadata does not say.
+using GivenNetwork = std::map<std::string, std::string>;
 
 struct DenoiseOptions {
   std::filesystem::path weights, input, output;
@@ -21,9 +24,7 @@ struct DenoiseOptions {
   double noise_level = 0.5;
   int64_t seed = 0;  // not negative
 
-  // What the weights' metadata does not say.
-  std::optional<int64_t> groups;
-  std::optional<Activation> activation;
+  GivenNetwork network;
 
   std::string device = "auto";     // auto, cpu, cuda, simt
   std::string precision = "auto";  // auto, f32, tf32, bf16: see resolve_precision()

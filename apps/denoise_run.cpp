@@ -199,8 +199,7 @@ void run_denoise(const DenoiseOptions& options, std::ostream& out) {
   const std::shared_ptr<Device> device = open_device(options);
   const Precision precision = precision_of(
       resolve_precision(options.precision, name_of(device->type()), device->info().capability));
-  Denoiser denoiser =
-      Denoiser::load(device, options.weights, options.groups, options.activation, precision);
+  Denoiser denoiser = Denoiser::load(device, options.weights, options.network, precision);
   if (tensors) {
     const int64_t n = denoise_tensors(denoiser, options.input, options.output, options.timestep);
     out << options.output.string() << ": " << n << " images\n";

@@ -3,28 +3,25 @@
 namespace tessera {
 namespace {
 
-UNetConfig config_for(const SafeTensors& weights, std::optional<int64_t> groups,
-                      std::optional<Activation> activation) {
-  UNetConfig defaults;
-  if (groups) defaults.groups = *groups;
-  if (activation) defaults.activation = *activation;
-  const UNetConfig config = config_of(weights, defaults);
-  if (groups && config.groups != *groups)
-    throw UsageError(concat("--groups is ", *groups, ", but the metadata of ", weights.origin(),
-                            " says ", config.groups));
-  if (activation && config.activation != *activation)
-    throw UsageError(concat("--activation is ", name_of(*activation), ", but the metadata of ",
-                            weights.origin(), " says ", name_of(config.activation)));
+UNetConfig config_for(const SafeTensors& weights, const GivenNetwork& given) {
+  UNetConfig wanted;
+  for (const auto& [name, text] : given) unet_option(name).set(wanted, text);
+  const UNetConfig config = config_of(weights, wanted);
+  const bool own = has_own_metadata(weights);
+  for (const auto& [name, text] : given)
+    if (const std::string has = unet_option(name).get(config); has != text)
+      throw UsageError(concat("--", name, " is ", text, ", but the ",
+                              own ? "metadata of " : "tensors of ", weights.origin(),
+                              own ? " says " : " say ", has));
   return config;
 }
 
 }  // namespace
 
 Denoiser Denoiser::load(std::shared_ptr<Device> device, const std::filesystem::path& path,
-                        std::optional<int64_t> groups, std::optional<Activation> activation,
-                        const Precision& precision) {
+                        const GivenNetwork& given, const Precision& precision) {
   const SafeTensors weights = SafeTensors::read(path);
-  return Denoiser(std::move(device), weights, config_for(weights, groups, activation), precision);
+  return Denoiser(std::move(device), weights, config_for(weights, given), precision);
 }
 
 Denoiser::Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights,

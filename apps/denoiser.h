@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "apps/denoise_options.h"
 #include "layers/unet.h"
 #include "layers/weights.h"
 
@@ -13,11 +14,10 @@ namespace tessera {
 
 class Denoiser {
  public:
-  // Loads a file of weights. groups and activation stand in for what its metadata does not say.
+  // Loads a file of weights. `given` stands in for what it does not say.
   // Throws InputError naming file and tensor, UsageError when they contradict the metadata.
   static Denoiser load(std::shared_ptr<Device> device, const std::filesystem::path& path,
-                       std::optional<int64_t> groups = {},
-                       std::optional<Activation> activation = {},
+                       const GivenNetwork& given = {},
                        const Precision& precision = Precision::f32());
 
   const UNetConfig& config() const { return model_.config(); }

@@ -40,10 +40,17 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   app.set_help_flag("--help,-h", "Print this, and be done")->group("Presets");
   app.set_version_flag("--version", "tessera " TESSERA_VERSION, "Print the version, and be done")
       ->group("Presets");
-  for (const TrainOption& option : train_option_table())
-    app.add_option("--" + option.name, values[option.name], wrapped(option.help))
-        ->group(option.group)
-        ->type_name(option.value_name);
+  for (const TrainOption& option : train_option_table()) {
+    const std::string flag = "--" + option.name, help = wrapped(option.help);
+    if (option.is_flag())
+      app.add_flag(flag, values[option.name], help)
+          ->group(option.group)
+          ->multi_option_policy(CLI::MultiOptionPolicy::Throw);
+    else
+      app.add_option(flag, values[option.name], help)
+          ->group(option.group)
+          ->type_name(option.value_name);
+  }
   app.add_option("--config", line.config, "JSON file of options")
       ->group("Presets")
       ->type_name("FILE");

@@ -37,11 +37,13 @@ json parse_object(const std::string& text, const std::string& origin) {
 // The value as the text that the command line would have.
 std::string value_text(const TrainOption& option, const json& value, const std::string& source) {
   const bool fits = option.is_text()   ? value.is_string()
+                    : option.is_flag() ? value.is_boolean()
                     : option.is_real() ? value.is_number()
                                        : value.is_number_integer();
   if (!fits)
     throw UsageError(concat(source, " is ", value.dump(), ", expected ",
                             option.is_text()   ? "a string"
+                            : option.is_flag() ? "true or false"
                             : option.is_real() ? "a number"
                                                : "an integer"));
   return option.is_text() ? value.get<std::string>() : value.dump();

@@ -25,9 +25,16 @@ struct Table {
   void text(const char* name, const char* value_name, std::string O::*member, const char* help) {
     options.push_back({name, group, value_name, help, member});
   }
+  void flag(const char* name, bool O::*member, const char* help) {
+    options.push_back({name, group, "", help, member});
+  }
   void choice(const char* name, std::string O::*member, std::vector<std::string> choices,
               const char* help) {
     options.push_back({name, group, "NAME", help, member, 0, 0, std::move(choices)});
+  }
+  // A choice between networks.
+  void variant(const char* name, std::string O::*member, const char* help) {
+    choice(name, member, unet_option(name).values, help);
   }
 };
 
@@ -49,11 +56,24 @@ void add_model_options(Table& table) {
   table.group = "Network";
   table.number("base", &O::base, 1, 4096, "Channels at full resolution (lesson 64, quick 32)");
   table.number("levels", &O::levels, 1, 8, "Down blocks; level l is base * 2^l wide (default 3)");
-  table.number("groups", &O::groups, 1, 4096, "Groups of each GroupNorm (default 8)");
+  table.number("groups", &O::groups, 1, 4096,
+               "Groups of each norm where --norm is group (default 8), and nothing elsewhere");
   table.number("time-dim", &O::time_dim, 2, 4096,
                "Width of the sinusoidal timestep embedding (default 128)");
-  table.choice("activation", &O::activation, {"gelu", "gelu-tanh", "relu"},
-               "gelu (default), gelu-tanh or relu");
+  table.variant("activation", &O::activation, "gelu (default), gelu-tanh or relu");
+  table.variant("down", &O::down,
+                "What halves the sides. rearrange (default): 2x2 pixels become channels, then 1x1 "
+                "convolution. conv: 3x3 convolution of stride 2. max, avg: 2x2 pool, then 1x1 "
+                "convolution");
+  table.variant("up", &O::up,
+                "What doubles them. nearest (default): pixels are repeated. transposed: 2x2 "
+                "transposed convolution");
+  table.variant("norm", &O::norm,
+                "group (default), batch (BatchNorm: running statistics when it is used), layer "
+                "(all channels are one group) or instance (each is one)");
+  table.flag("no-skips", &O::no_skips, "Leave out what up blocks see of the way down");
+  table.flag("no-time-gelu", &O::no_time_gelu,
+             "Leave out the GELU before each block's projection of the timestep");
   table.text("weights", "FILE", &O::weights,
              "Start from these weights (safetensors), not from random numbers");
 }

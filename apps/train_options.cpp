@@ -8,13 +8,6 @@
 namespace tessera {
 namespace {
 
-std::string joined(const std::vector<std::string>& words) {
-  std::string text;
-  for (size_t i = 0; i < words.size(); ++i)
-    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
-  return text;
-}
-
 std::string to_text(double value) {
   char buffer[64];
   return {buffer, std::to_chars(buffer, std::end(buffer), value).ptr};
@@ -44,6 +37,12 @@ std::string parse_text(const TrainOption& option, const std::string& text,
   return is_file ? std::filesystem::absolute(text).lexically_normal().string() : text;
 }
 
+bool parse_flag(const std::string& text, const std::string& source) {
+  if (text != "true" && text != "false")
+    throw UsageError(concat(source, " is '", text, "', expected true or false"));
+  return text == "true";
+}
+
 // The device that "auto" stands for.
 std::string resolve_device(const std::string& name) {
   if (name != "auto") return name;
@@ -57,11 +56,17 @@ void apply(TrainOptions& options, const GivenOptions& given) {
 }
 
 void check(const TrainOptions& options) {
-  options.network().check();
+  const UNetConfig network = options.network();
+  network.check();
   const int64_t unit = int64_t{1} << options.levels;
   if (options.image_size % unit != 0)
     throw UsageError(concat("--image-size is ", options.image_size, ", expected a multiple of ",
                             unit, " (2^--levels, --levels ", options.levels, ")"));
+  // Its batch may be one image: without a variance.
+  if (network.norm == NormKind::Batch && options.image_size == unit)
+    throw UsageError(concat("--image-size is ", options.image_size, ", but --norm batch needs more",
+                            " than the 1x1 pixels that --levels ", options.levels,
+                            " leaves of it"));
 }
 
 TrainOptions preset_options(const std::string& preset) {
@@ -86,7 +91,10 @@ TrainOptions preset_options(const std::string& preset) {
 }  // namespace
 
 UNetConfig TrainOptions::network() const {
-  return {levels, base, channels, groups, time_dim, activation_of(activation)};
+  UNetConfig config;
+  for (const UNetOption& option : unet_options())
+    option.set(config, train_option(option.name).get(*this).value());
+  return config;
 }
 
 std::map<std::string, std::string> TrainOptions::settings() const {
@@ -94,8 +102,13 @@ std::map<std::string, std::string> TrainOptions::settings() const {
   for (const char* name : {"image-size", "base", "levels", "channels", "groups", "time-dim",
                            "activation", "batch", "lr", "noise-level", "seed"})
     values[name] = train_option(name).get(*this).value();
-  if (precision != "f32") values["precision"] = precision;  // checkpoints did not always say it
+  // Checkpoints did not always say these.
+  if (precision != "f32") values["precision"] = precision;
   if (fusion != "on") values["fusion"] = fusion;
+  for (const char* name : {"down", "up", "norm", "no-skips", "no-time-gelu"})
+    if (const std::string value = train_option(name).get(*this).value();
+        value != unet_option(name).get({}))
+      values[name] = value;
   return values;
 }
 
@@ -113,6 +126,8 @@ void TrainOption::set(TrainOptions& options, const std::string& text,
           options.*target = parse_text(*this, text, source);
         else if constexpr (std::is_same_v<T, double>)
           options.*target = parse_number<double>(*this, text, source);
+        else if constexpr (std::is_same_v<T, bool>)
+          options.*target = parse_flag(text, source);
         else
           options.*target = parse_number<int64_t>(*this, text, source);
       },
@@ -128,6 +143,8 @@ std::optional<std::string> TrainOption::get(const TrainOptions& options) const {
           return value.empty() ? std::nullopt : std::optional(value);
         else if constexpr (std::is_same_v<T, double>)
           return to_text(value);
+        else if constexpr (std::is_same_v<T, bool>)
+          return value ? "true" : "false";
         else if constexpr (std::is_same_v<T, int64_t>)
           return std::to_string(value);
         else

@@ -21,7 +21,8 @@ struct TrainOptions {
   int64_t image_size = 64;
 
   int64_t base = 64, levels = 3, channels = 1, groups = 8, time_dim = 128;
-  std::string activation = "gelu";
+  std::string activation = "gelu", down = "rearrange", up = "nearest", norm = "group";
+  bool no_skips = false, no_time_gelu = false;
   std::string weights;  // absolute path, "": start from random numbers
 
   int64_t batch = 32;
@@ -50,10 +51,12 @@ struct TrainOptions {
 // Steps that a run has in all, with this many training images.
 int64_t total_steps(const TrainOptions& options, int64_t images);
 
-// One option: "--name VALUE" on the command line, "name": VALUE in a config file.
+// One option: "--name VALUE" on the command line, "name": VALUE in a config file. One that is true
+// or false is "--name" on the command line.
 struct TrainOption {
-  using Member = std::variant<int64_t TrainOptions::*, std::optional<int64_t> TrainOptions::*,
-                              double TrainOptions::*, std::string TrainOptions::*>;
+  using Member =
+      std::variant<int64_t TrainOptions::*, std::optional<int64_t> TrainOptions::*,
+                   double TrainOptions::*, std::string TrainOptions::*, bool TrainOptions::*>;
   enum class Resume { Fixed, MayChange };
 
   std::string name, group, value_name, help;
@@ -68,6 +71,7 @@ struct TrainOption {
   std::optional<std::string> get(const TrainOptions& options) const;
   bool is_text() const { return std::holds_alternative<std::string TrainOptions::*>(member); }
   bool is_real() const { return std::holds_alternative<double TrainOptions::*>(member); }
+  bool is_flag() const { return std::holds_alternative<bool TrainOptions::*>(member); }
 };
 
 const std::vector<TrainOption>& train_option_table();

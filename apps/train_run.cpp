@@ -21,18 +21,10 @@ namespace fs = std::filesystem;
 void load_start_weights(Stream& stream, const TrainOptions& options, UNet& model) {
   const SafeTensors file = SafeTensors::read(options.weights);
   const UNetConfig wanted = options.network(), found = config_of(file, wanted);
-  const auto compare = [&](const char* flag, auto asked, auto has) {
-    if (asked != has)
-      throw InputError(concat(file.origin(), " holds a network with ", flag, " ", has, ", but ",
-                              flag, " is ", asked));
-  };
-  compare("--base", wanted.base, found.base);
-  compare("--levels", wanted.levels, found.levels);
-  compare("--channels", wanted.channels, found.channels);
-  compare("--time-dim", wanted.time_dim, found.time_dim);
-  compare("--groups", wanted.groups, found.groups);
-  compare("--activation", std::string(name_of(wanted.activation)),
-          std::string(name_of(found.activation)));
+  for (const UNetOption& option : unet_options())
+    if (const std::string asked = option.get(wanted), has = option.get(found); asked != has)
+      throw InputError(concat(file.origin(), " holds a network with --", option.name, " ", has,
+                              ", but --", option.name, " is ", asked));
   load_weights(stream, model.parameters(), file);
 }
 

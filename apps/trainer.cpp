@@ -57,7 +57,7 @@ void Trainer::enqueue(const Batch& batch) {
       issue(batch);
     }
   });
-  ++adam_.step;
+  ++adam_.step, ++model_.parameters().batches;
   unwaited_.push_back(batch);
   stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
                                   loss_.raw(), loss_.bytes());
@@ -144,6 +144,7 @@ void Trainer::report_non_finite(int64_t step) {
   const size_t index = unwaited_.size() - 1 - size_t(adam_.step - step);
   const Batch batch = unwaited_.at(index);
   drop_recordings();  // the step is done without, and needs the memory
+  model_.parameters().batches -= adam_.step - (step - 1);
   adam_.step = step - 1;
   adam_.clear_latch();
   unwaited_.clear();

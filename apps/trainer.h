@@ -30,7 +30,7 @@ class Trainer {
   void enqueue(const Batch& batch);
   // The losses of the steps since the last call. Throws NonFiniteError, naming the step and the
   // first tensor, when a loss or a gradient was not finite: neither that step's update nor a later
-  // one has been done then.
+  // one has been done then. (But BatchNorms have seen their batches.)
   std::vector<double> wait();
   // Both: returns the loss.
   double step(const Batch& batch);

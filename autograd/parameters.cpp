@@ -40,6 +40,13 @@ Parameter& Parameters::add(std::string name, const Shape& shape, Init init, File
   return list_.back();
 }
 
+RunningStatistics& Parameters::add_statistics(std::string name, int64_t C) {
+  ENSURE(!values, "the statistics of '", name, "' come after allocate()");
+  running_.push_back({std::move(name), C, statistics_size_, {}, {}});
+  statistics_size_ += 2 * C;
+  return running_.back();
+}
+
 void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t seed) {
   ENSURE(!values, "the parameters are allocated already");
   values = Tensor::zeros(stream, {size_}, precision.master);
@@ -58,6 +65,13 @@ void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t s
                                    : draw<float>(stream, p.master, p.init, key);
   }
   refresh_copies(stream);
+  if (statistics_size_ == 0) return;
+  statistics = Tensor::zeros(stream, {statistics_size_}, precision.master);
+  for (RunningStatistics& norm : running_) {
+    norm.mean = statistics.slice(norm.offset, {norm.channels});
+    norm.var = statistics.slice(norm.offset + norm.channels, {norm.channels});
+    fill(stream, norm.var, 1);
+  }
 }
 
 void Parameters::prepare_training(Stream& stream) {

@@ -43,11 +43,21 @@ struct Parameter {
   Shape file_shape() const;
 };
 
+// What a BatchNorm keeps beside its parameters: saved with them, but not trained.
+struct RunningStatistics {
+  std::string name;  // of the norm; in files NAME.running_mean, NAME.running_var, ..
+  int64_t channels;
+  int64_t offset;    // of the mean in Parameters::statistics
+  Tensor mean, var;  // [C], slices of it: 0 and 1 at the start
+};
+
 class Parameters {
  public:
   // Adds a parameter; addresses stay valid. Before allocate(). Throws when the name is taken.
   Parameter& add(std::string name, const Shape& shape, Init init, FileLayout layout,
                  int64_t upsampled = 0);
+  // Adds the statistics of a BatchNorm over C channels; the address stays valid. Before allocate().
+  RunningStatistics& add_statistics(std::string name, int64_t C);
 
   // Makes the arenas and draws the initial values from (seed, position of the parameter).
   void allocate(Stream& stream, const Precision& precision, uint64_t seed);
@@ -57,6 +67,7 @@ class Parameters {
   const std::deque<Parameter>& list() const { return list_; }
   std::deque<Parameter>& list() { return list_; }
   int64_t count() const;  // elements, without padding
+  const std::deque<RunningStatistics>& running() const { return running_; }
 
   // After the values were written: brings the copies up to date.
   void refresh_copies(Stream& stream);
@@ -72,8 +83,15 @@ class Parameters {
   Tensor values, grads, m, v;
   Tensor copies;  // bf16, where activations are: what the products read; else undefined
 
+  // The means and variances of all BatchNorms; undefined when there are none. In the type of
+  // `values`, and written by training passes.
+  Tensor statistics;
+  int64_t batches = 0;  // that they have seen: whoever trains counts
+
  private:
   std::deque<Parameter> list_;
+  std::deque<RunningStatistics> running_;
+  int64_t statistics_size_ = 0;
   int64_t size_ = 0;  // of an arena, elements
 };
 

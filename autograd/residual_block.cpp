@@ -6,14 +6,19 @@ namespace {
 constexpr ConvSpec kSame3x3{1, 1, 1};
 constexpr ConvSpec k1x1{};
 
+Var norm(Tape& tape, const GroupNormSpec& spec, const std::optional<BatchNormState>& batch,
+         const Var& x, const Var& gamma, const Var& beta) {
+  return batch ? batch_norm(tape, x, gamma, beta, *batch, tape.recording())
+               : group_norm(tape, spec, x, gamma, beta);
+}
+
 Var composed(Tape& tape, const Var& x, const Var& time, const ResidualBlockArgs& a) {
-  const auto& norm = a.spec.norm;
   Var t = linear(tape, time, a.time_w, a.time_b);
   Var h = conv2d(tape, kSame3x3, x, a.conv1_w, a.conv1_b);
-  h = group_norm(tape, norm, h, a.norm1_gamma, a.norm1_beta);
+  h = norm(tape, a.spec.norm, a.batch1, h, a.norm1_gamma, a.norm1_beta);
   h = activation(tape, a.spec.act, add_broadcast(tape, h, t));
   h = conv2d(tape, kSame3x3, h, a.conv2_w, a.conv2_b);
-  h = group_norm(tape, norm, h, a.norm2_gamma, a.norm2_beta);
+  h = norm(tape, a.spec.norm, a.batch2, h, a.norm2_gamma, a.norm2_beta);
   h = activation(tape, a.spec.act, h);
   return add(tape, h, a.shortcut_w.slot ? conv2d(tape, k1x1, x, a.shortcut_w, a.shortcut_b) : x);
 }
@@ -130,7 +135,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
 Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& time,
                    const ResidualBlockArgs& args) {
   ENSURE(!args.shortcut_w.slot == !args.shortcut_b.slot, "a shortcut has both weight and bias");
-  if (fusion == Fusion::Off) {
+  if (fusion == Fusion::Off || args.batch1 || args.batch2) {
     const Var in = skip.slot ? concat_channels(tape, upsample_nearest(tape, x), skip) : x;
     return composed(tape, in, time, args);
   }

@@ -5,6 +5,8 @@
 // single node of the tape with a schedule of its own. Both give the same numbers up to rounding.
 #pragma once
 
+#include <optional>
+
 #include "autograd/ops.h"
 
 namespace tessera::ops {
@@ -17,11 +19,14 @@ struct ResidualBlockArgs {
   Var conv2_w, conv2_b, norm2_gamma, norm2_beta;
   Var time_w, time_b;          // [K,T], [K]
   Var shortcut_w, shortcut_b;  // [K,1,1,C], [K]; without value: identity
+  // Norms that are BatchNorms, in place of those of the spec: training on a tape that records.
+  std::optional<BatchNormState> batch1 = {}, batch2 = {};
 };
 
 // x [N,H,W,C], time [N,T] (after its GELU) -> [N,H,W,K]. With `skip` [N,H,W,B], x is
 // [N,H/2,W/2,A] and the block's input is concat(upsample(x), skip), which the fused path never
-// makes.
+// makes. With BatchNorms the path is the plain one: their moments are known only after a pass over
+// the whole batch.
 Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& time,
                    const ResidualBlockArgs& args);
 

@@ -10,9 +10,14 @@ namespace tessera {
 
 // What all blocks of one network share.
 struct BlockOptions {
-  int groups = 8;
+  NormOptions norm = {};
   Activation activation = Activation::Gelu;
   ops::Fusion fusion = ops::Fusion::On;
+  Down down = Down::Rearrange;
+  Up up = Up::Nearest;
+  bool no_skips = false;
+
+  static BlockOptions of(const UNetConfig& config, ops::Fusion fusion);
 };
 
 // Timesteps t [N] i32 -> sinusoidal [N,dim] -> Linear, GELU, Linear -> [N,4 dim].
@@ -29,7 +34,8 @@ class TimestepEmbedding : public Module {
 
 // gelu(norm2(conv2(gelu(norm1(conv1(x)) + linear(time))))) + shortcut(x). x [N,H,W,C], time [N,T]
 // is the GELU of the embedding, which is the same for all blocks -> [N,H,W,K]. With a skip, x is
-// the first `upsampled` of the C channels, at half the resolution.
+// the first `upsampled` of the C channels, at half the resolution. The GELUs are the activation of
+// the options, the norms their norm.
 class ResidualBlock : public Module {
  public:
   ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T, const BlockOptions& options,
@@ -39,15 +45,16 @@ class ResidualBlock : public Module {
  private:
   BlockOptions options_;
   Conv2d conv1_;
-  GroupNorm norm1_;
+  Norm norm1_;
   Conv2d conv2_;
-  GroupNorm norm2_;
+  Norm norm2_;
   Linear time_;
   std::optional<Conv2d> shortcut_;  // where C != K
 };
 
-// ResidualBlock; its output is also the skip. Then rearrange + 1x1 projection, computed as the 2x2
-// stride-2 convolution that it is: x [N,H,W,C] -> skip [N,H,W,C], x [N,H/2,W/2,2C].
+// ResidualBlock; its output is also the skip: x [N,H,W,C] -> skip [N,H,W,C], x [N,H/2,W/2,2C].
+// Between them: rearrange + 1x1 projection, computed as the 2x2 stride-2 convolution that it is; or
+// a 3x3 stride-2 convolution; or a 2x2 pool and a 1x1 projection.
 class DownBlock : public Module {
  public:
   DownBlock(const Scope& root, const std::string& name, int64_t C, int64_t T,
@@ -56,12 +63,13 @@ class DownBlock : public Module {
   Var forward(Tape& tape, const Var& x, const Var& time, Var& skip) const;
 
  private:
+  Down down_;
   ResidualBlock block_;
   Conv2d projection_;
 };
 
-// Nearest x2, concat with the skip (upsampled channels first), ResidualBlock:
-// x [N,H/2,W/2,C], skip [N,H,W,S] -> [N,H,W,K].
+// Nearest x2 or a transposed convolution C -> C, concat with the skip (upsampled channels first)
+// unless there are no skips, ResidualBlock: x [N,H/2,W/2,C], skip [N,H,W,S] -> [N,H,W,K].
 class UpBlock : public Module {
  public:
   UpBlock(const Scope& scope, int64_t C, int64_t S, int64_t K, int64_t T,
@@ -69,6 +77,8 @@ class UpBlock : public Module {
   Var forward(Tape& tape, const Var& x, const Var& skip, const Var& time) const;
 
  private:
+  bool no_skips_;
+  std::optional<ConvTranspose2d> upsample_;
   ResidualBlock block_;
 };
 

@@ -22,6 +22,17 @@ Var Conv2d::forward(Tape& tape, const Var& x) const {
   return ops::conv2d(tape, spec, x, weight.var, bias.var);
 }
 
+// PyTorch counts what a filter's second dimension there gives, not what reaches an output.
+ConvTranspose2d::ConvTranspose2d(const Scope& scope, int64_t C, int64_t K)
+    : Module(scope),
+      weight(scope.parameter("weight", {C, 2, 2, K}, uniform_by(4 * K), FileLayout::Transposed)),
+      bias(scope.parameter("bias", {K}, uniform_by(4 * K))) {}
+
+Var ConvTranspose2d::forward(Tape& tape, const Var& x) const {
+  Tape::Scope scope(tape, name());
+  return ops::conv_transpose2d(tape, x, weight.var, bias.var);
+}
+
 Linear::Linear(const Scope& scope, int64_t C, int64_t K)
     : Module(scope),
       weight(scope.parameter("weight", {K, C}, uniform_by(C))),
@@ -32,14 +43,23 @@ Var Linear::forward(Tape& tape, const Var& x) const {
   return ops::linear(tape, x, weight.var, bias.var);
 }
 
-GroupNorm::GroupNorm(const Scope& scope, int64_t C, int groups)
+Norm::Norm(const Scope& scope, int64_t C, const NormOptions& options)
     : Module(scope),
-      spec{groups},
+      spec{options.kind == NormKind::Layer      ? 1
+           : options.kind == NormKind::Instance ? int(C)
+                                                : options.groups},
       weight(scope.parameter("weight", {C}, {0.0f, 1.0f})),
-      bias(scope.parameter("bias", {C}, {0.0f, 0.0f})) {}
+      bias(scope.parameter("bias", {C}, {0.0f, 0.0f})),
+      statistics_(options.kind == NormKind::Batch ? &scope.statistics(C) : nullptr) {}
 
-Var GroupNorm::forward(Tape& tape, const Var& x) const {
+std::optional<ops::BatchNormState> Norm::batch() const {
+  if (!statistics_) return std::nullopt;
+  return ops::BatchNormState{statistics_->mean, statistics_->var};
+}
+
+Var Norm::forward(Tape& tape, const Var& x) const {
   Tape::Scope scope(tape, name());
+  if (is_batch()) return ops::batch_norm(tape, x, weight.var, bias.var, *batch(), tape.recording());
   return ops::group_norm(tape, spec, x, weight.var, bias.var);
 }
 

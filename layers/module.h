@@ -1,8 +1,11 @@
 // The smallest layers: named parameters and a forward.
 #pragma once
 
+#include <optional>
+
 #include "autograd/ops.h"
 #include "autograd/parameters.h"
+#include "layers/unet_config.h"
 
 namespace tessera {
 
@@ -19,6 +22,7 @@ class Scope {
                        FileLayout layout = FileLayout::Same, int64_t upsampled = 0) const {
     return parameters_.add((*this / name).name_, shape, init, layout, upsampled);
   }
+  RunningStatistics& statistics(int64_t C) const { return parameters_.add_statistics(name_, C); }
   const std::string& name() const { return name_; }
 
  private:
@@ -49,6 +53,15 @@ class Conv2d : public Module {
   const Parameter &weight, &bias;  // [K,R,R,C], [K]
 };
 
+// 2x2, stride 2: x [N,H,W,C] -> [N,2H,2W,K]. PyTorch's default initialisation.
+class ConvTranspose2d : public Module {
+ public:
+  ConvTranspose2d(const Scope& scope, int64_t C, int64_t K);
+  Var forward(Tape& tape, const Var& x) const;
+
+  const Parameter &weight, &bias;  // [C,2,2,K], [K]
+};
+
 // x [N,C] -> [N,K]. PyTorch's default initialisation.
 class Linear : public Module {
  public:
@@ -58,14 +71,29 @@ class Linear : public Module {
   const Parameter &weight, &bias;  // [K,C], [K]
 };
 
-// x [N,H,W,C]; weight 1, bias 0.
-class GroupNorm : public Module {
+// Which norm a network has.
+struct NormOptions {
+  int groups = 8;  // of NormKind::Group
+  NormKind kind = NormKind::Group;
+};
+
+// x [N,H,W,C]; weight 1, bias 0. All but BatchNorm are GroupNorms: of some groups, of one (layer),
+// of one a channel (instance). BatchNorm takes the statistics of the batch on a tape that records,
+// and keeps running ones, which it takes on one that does not.
+class Norm : public Module {
  public:
-  GroupNorm(const Scope& scope, int64_t C, int groups);
+  Norm(const Scope& scope, int64_t C, const NormOptions& options);
   Var forward(Tape& tape, const Var& x) const;
 
-  const GroupNormSpec spec;
+  bool is_batch() const { return statistics_ != nullptr; }
+  // The running statistics as ops::batch_norm takes them; none unless is_batch().
+  std::optional<ops::BatchNormState> batch() const;
+
+  const GroupNormSpec spec;        // of all but BatchNorm
   const Parameter &weight, &bias;  // [C], [C]
+
+ private:
+  const RunningStatistics* statistics_;
 };
 
 }  // namespace tessera

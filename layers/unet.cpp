@@ -8,7 +8,7 @@ UNet::UNet(Stream& stream, const UNetConfig& config, uint64_t seed, ops::Fusion 
   config.check();
   stream.math = precision.math;
   const Scope root(parameters_);
-  const BlockOptions options{int(config.groups), config.activation, fusion};
+  const BlockOptions options = BlockOptions::of(config, fusion);
   const int64_t T = 4 * config.time_dim, top = config.base << config.levels;
   const auto level_name = [](const char* part, int64_t level) {
     return part + std::to_string(level + 1);
@@ -27,7 +27,7 @@ UNet::UNet(Stream& stream, const UNetConfig& config, uint64_t seed, ops::Fusion 
     up_.push_back(std::make_unique<UpBlock>(root / level_name("up", level), 2 * width, width, width,
                                             T, options));
   }
-  final_norm_ = std::make_unique<GroupNorm>(root / "final_conv" / "0", config.base, options.groups);
+  final_norm_ = std::make_unique<Norm>(root / "final_conv" / "0", config.base, options.norm);
   final_conv_ = std::make_unique<Conv2d>(root / "final_conv" / "2", config.base, config.channels, 1,
                                          ConvSpec{});
   parameters_.allocate(stream, precision, seed);
@@ -42,7 +42,8 @@ Var UNet::input(Stream& stream, const Tensor& images) const {
 
 Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
   config_.check_image(x.shape()[1], x.shape()[2]);
-  const Var time = ops::activation(tape, config_.activation, time_embed_->forward(tape, t));
+  Var time = time_embed_->forward(tape, t);
+  if (!config_.no_time_gelu) time = ops::activation(tape, config_.activation, time);
   Var h = init_conv_->forward(tape, x);
   std::vector<Var> skips(down_.size());
   for (size_t i = 0; i < down_.size(); ++i) h = down_[i]->forward(tape, h, time, skips[i]);
@@ -52,7 +53,7 @@ Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
     skips.pop_back();
   }
   Tape::Scope scope(tape, final_norm_->name());
-  h = fusion_ == ops::Fusion::On
+  h = fusion_ == ops::Fusion::On && !final_norm_->is_batch()
           ? ops::group_norm_act(tape, {final_norm_->spec, config_.activation}, h,
                                 final_norm_->weight.var, final_norm_->bias.var)
           : ops::activation(tape, config_.activation, final_norm_->forward(tape, h));

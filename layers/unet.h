@@ -8,22 +8,6 @@
 
 namespace tessera {
 
-// What defines the network; files carry it.
-struct UNetConfig {
-  int64_t levels = 3;      // down blocks; widths are base * 2^level
-  int64_t base = 64;       // channels at full resolution
-  int64_t channels = 1;    // of the image
-  int64_t groups = 8;      // of every GroupNorm
-  int64_t time_dim = 128;  // of the sinusoidal embedding; the blocks see 4 times as much
-  Activation activation = Activation::Gelu;
-
-  // Throws UsageError naming the flag that is out of range.
-  void check() const;
-  // The same for the size of an image: throws when 2^levels does not divide its side.
-  void check_image(int64_t height, int64_t width) const;
-  bool operator==(const UNetConfig&) const = default;
-};
-
 class UNet {
  public:
   // Draws the initial parameters from `seed`. The stream computes by precision.math from here on.
@@ -54,7 +38,7 @@ class UNet {
   std::vector<std::unique_ptr<DownBlock>> down_;
   std::unique_ptr<ResidualBlock> bottleneck_;
   std::vector<std::unique_ptr<UpBlock>> up_;
-  std::unique_ptr<GroupNorm> final_norm_;
+  std::unique_ptr<Norm> final_norm_;
   std::unique_ptr<Conv2d> final_conv_;
 };
 

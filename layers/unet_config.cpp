@@ -1,6 +1,67 @@
-#include "layers/unet.h"
+#include "layers/unet_config.h"
+
+#include <algorithm>
+#include <charconv>
 
 namespace tessera {
+namespace {
+
+UNetOption number(const char* name, int64_t UNetConfig::*member) {
+  return {name,
+          {},
+          [=](const UNetConfig& config) { return std::to_string(config.*member); },
+          [=](UNetConfig& config, const std::string& text) { config.*member = std::stoll(text); }};
+}
+
+// values: the names of the choices, by number.
+template <class E>
+UNetOption choice(const char* name, E UNetConfig::*member, std::vector<std::string> values) {
+  const auto get = [=](const UNetConfig& config) { return values[size_t(config.*member)]; };
+  const auto set = [=](UNetConfig& config, const std::string& text) {
+    config.*member = E(std::ranges::find(values, text) - values.begin());
+  };
+  return {name, values, get, set};
+}
+
+}  // namespace
+
+const std::vector<UNetOption>& unet_options() {
+  using C = UNetConfig;
+  static const std::vector<UNetOption> options{
+      number("base", &C::base),
+      number("levels", &C::levels),
+      number("channels", &C::channels),
+      number("time-dim", &C::time_dim),
+      number("groups", &C::groups),
+      choice("activation", &C::activation, {"gelu", "gelu-tanh", "relu"}),
+      choice("down", &C::down, {"rearrange", "conv", "max", "avg"}),
+      choice("up", &C::up, {"nearest", "transposed"}),
+      choice("norm", &C::norm, {"group", "batch", "layer", "instance"}),
+      choice("no-skips", &C::no_skips, {"false", "true"}),
+      choice("no-time-gelu", &C::no_time_gelu, {"false", "true"})};
+  return options;
+}
+
+const UNetOption& unet_option(const std::string& name) {
+  const auto found = std::ranges::find(unet_options(), name, &UNetOption::name);
+  ENSURE(found != unet_options().end(), "no option '", name, "' of a network");
+  return *found;
+}
+
+bool UNetOption::takes(const std::string& text) const {
+  if (!values.empty()) return std::ranges::find(values, text) != values.end();
+  int64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc{} && stop == end;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
+}
 
 void UNetConfig::check() const {
   const auto within = [](const char* flag, int64_t value, int64_t low, int64_t high) {
@@ -13,7 +74,7 @@ void UNetConfig::check() const {
   within("--time-dim", time_dim, 2, 4096);
   if (channels != 1 && channels != 3)
     throw UsageError(concat("--channels is ", channels, ", expected 1 (grey) or 3 (colour)"));
-  if (base % groups != 0)
+  if (norm == NormKind::Group && base % groups != 0)
     throw UsageError(concat("--base ", base, " is not a multiple of --groups ", groups));
   if (time_dim % 2 != 0)
     throw UsageError(concat("--time-dim is ", time_dim, ", expected an even number"));

@@ -1,12 +1,16 @@
 #include "layers/weights.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 namespace tessera {
 namespace {
+
+// What a BatchNorm keeps, behind its name; the last is a whole number.
+constexpr const char *kMean = ".running_mean", *kVar = ".running_var",
+                     *kBatches = ".num_batches_tracked";
 
 // Calls f(index here, index in the file) for every element of a [K,R,S,C] filter.
 template <class F>
@@ -64,6 +68,19 @@ std::vector<double> read_values(const SafeTensors& file, const std::string& name
   return values;
 }
 
+// A whole number from 0, of no dimension.
+int64_t read_count(const SafeTensors& file, const std::string& name) {
+  const SafeTensor& tensor = expect_shape(file, name, Shape{});
+  if (tensor.dtype != "I64")
+    throw InputError(
+        concat(file.origin(), ": tensor '", name, "' is ", tensor.dtype, ", expected I64"));
+  const auto count = element<int64_t>(tensor.data.data(), 0);
+  if (count < 0)
+    throw InputError(
+        concat(file.origin(), ": tensor '", name, "' is ", count, ", expected 0 or more"));
+  return count;
+}
+
 int64_t dimension(const SafeTensors& file, const std::string& name, size_t axis) {
   if (!file.contains(name))
     throw InputError(
@@ -75,14 +92,57 @@ int64_t dimension(const SafeTensors& file, const std::string& name, size_t axis)
   return shape[axis];
 }
 
-int64_t integer(const SafeTensors& file, const std::string& key) {
-  const std::string& text = file.metadata().at(key);
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size())
-    throw InputError(
-        concat(file.origin(), ": metadata '", key, "' is '", text, "', expected a number"));
-  return value;
+// "no-skips" -> "no_skips".
+std::string key_of(const UNetOption& option) {
+  std::string key = option.name;
+  std::ranges::replace(key, '-', '_');
+  return key;
+}
+
+// Sets what the metadata says.
+void read_metadata(const SafeTensors& file, UNetConfig& config) {
+  for (const UNetOption& option : unet_options()) {
+    const auto said = file.metadata().find(key_of(option));
+    if (said == file.metadata().end()) continue;
+    const auto& [key, text] = *said;
+    if (!option.takes(text))
+      throw InputError(concat(file.origin(), ": metadata '", key, "' is '", text, "', expected ",
+                              option.values.empty() ? "a number" : joined(option.values)));
+    option.set(config, text);
+  }
+}
+
+// How the network halves sides, by its first projection: [2C,4C,1,1] behind rearrange, [2C,C,R,R]
+// else. A maximum and an average have the same tensors: `said` has to be one of them.
+Down down_in(const SafeTensors& file, Down said) {
+  const std::string name = "down1_proj.weight";
+  if (dimension(file, name, 1) > dimension(file, name, 0)) return Down::Rearrange;
+  if (dimension(file, name, 2) == 3) return Down::Convolution;
+  if (said == Down::Max || said == Down::Average || file.metadata().contains("down"))
+    return said == Down::Average ? said : Down::Max;
+  throw InputError(concat(file.origin(), ": tensor '", name,
+                          "' is that of a 2x2 pool: --down max or --down avg has to say of which"));
+}
+
+// Sets what names and shapes say.
+void read_tensors(const SafeTensors& file, UNetConfig& config) {
+  config.base = dimension(file, "init_conv.weight", 0);
+  config.channels = dimension(file, "init_conv.weight", 1);
+  config.time_dim = dimension(file, "time_embed.mlp.0.weight", 1);
+  config.levels = 0;
+  while (file.contains("down" + std::to_string(config.levels + 1) + "_proj.weight"))
+    ++config.levels;
+  if (config.levels == 0) dimension(file, "down1_proj.weight", 0);  // throws: it is missing
+  config.down = down_in(file, config.down);
+  config.up = file.contains("up1.upsample.weight") ? Up::Transposed : Up::Nearest;
+  if (file.contains("final_conv.0.running_mean"))
+    config.norm = NormKind::Batch;
+  else if (config.norm == NormKind::Batch)
+    config.norm = NormKind::Group;
+  // [C,3C,3,3] with the skip, [C,2C,3,3] without.
+  const std::string joined = "up1.res_block.conv1.weight";
+  config.no_skips = dimension(file, joined, 1) / 2 == dimension(file, joined, 0) &&
+                    dimension(file, joined, 1) % 2 == 0;
 }
 
 }  // namespace
@@ -110,42 +170,31 @@ template std::vector<float> from_file_order(FileLayout, const Shape&, const std:
 template std::vector<double> from_file_order(FileLayout, const Shape&, const std::vector<double>&);
 
 std::map<std::string, std::string> metadata_of(const UNetConfig& config) {
-  return {
-      {"levels", std::to_string(config.levels)},     {"base", std::to_string(config.base)},
-      {"channels", std::to_string(config.channels)}, {"groups", std::to_string(config.groups)},
-      {"time_dim", std::to_string(config.time_dim)}, {"activation", name_of(config.activation)}};
+  std::map<std::string, std::string> metadata;
+  // What came later is said where it is not the default: other files are as they always were.
+  for (const UNetOption& option : unet_options()) {
+    const bool always = option.values.empty() || option.name == "activation";
+    if (always || option.get(config) != option.get({}))
+      metadata[key_of(option)] = option.get(config);
+  }
+  return metadata;
 }
 
+bool has_own_metadata(const SafeTensors& file) { return file.metadata().contains("activation"); }
+
 UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
-  UNetConfig config = defaults;
-  config.base = dimension(file, "init_conv.weight", 0);
-  config.channels = dimension(file, "init_conv.weight", 1);
-  config.time_dim = dimension(file, "time_embed.mlp.0.weight", 1);
-  config.levels = 0;
-  while (file.contains("down" + std::to_string(config.levels + 1) + "_proj.weight"))
-    ++config.levels;
-  if (config.levels == 0) dimension(file, "down1_proj.weight", 0);  // throws: it is missing
-  const auto& metadata = file.metadata();
-  if (metadata.contains("groups")) {
-    config.groups = integer(file, "groups");
-    if (config.groups < 1 || config.base % config.groups != 0)
-      throw InputError(concat(file.origin(), ": metadata 'groups' is ", config.groups,
-                              ", expected a divisor of the network's width ", config.base));
-  }
-  if (metadata.contains("activation")) {
-    const std::string& activation = metadata.at("activation");
-    if (activation != "gelu" && activation != "gelu-tanh" && activation != "relu")
-      throw InputError(concat(file.origin(), ": metadata 'activation' is '", activation,
-                              "', expected gelu, gelu-tanh or relu"));
-    config.activation = activation_of(activation);
-  }
-  for (const auto& [key, value] : {std::pair{"levels", config.levels},
-                                   {"base", config.base},
-                                   {"channels", config.channels},
-                                   {"time_dim", config.time_dim}})
-    if (metadata.contains(key) && integer(file, key) != value)
-      throw InputError(concat(file.origin(), ": metadata '", key, "' is ", metadata.at(key),
-                              ", the tensors' shapes say ", value));
+  UNetConfig said = has_own_metadata(file) ? UNetConfig{} : defaults;
+  read_metadata(file, said);
+  UNetConfig config = said;
+  read_tensors(file, config);
+  for (const UNetOption& option : unet_options())
+    if (file.metadata().contains(key_of(option)) && option.get(config) != option.get(said))
+      throw InputError(concat(file.origin(), ": metadata '", key_of(option), "' is ",
+                              option.get(said), ", the tensors' shapes say ", option.get(config)));
+  if (config.norm == NormKind::Group && file.metadata().contains("groups") &&
+      (config.groups < 1 || config.base % config.groups != 0))
+    throw InputError(concat(file.origin(), ": metadata 'groups' is ", config.groups,
+                            ", expected a divisor of the network's width ", config.base));
   try {
     config.check();
   } catch (const UsageError& error) {
@@ -162,39 +211,58 @@ void save_weights(Stream& stream, const Parameters& parameters, const UNetConfig
                   const std::filesystem::path& path) {
   std::vector<std::vector<float>> values;
   std::vector<SafeTensorEntry> entries;
-  for (const Parameter& p : parameters.list()) {
-    values.push_back(to_file_order(p.layout, p.var.shape(), p.master.to_vector<float>(stream)));
-    const Shape shape = p.file_shape();
-    entries.push_back({p.name,
+  const auto add = [&](const std::string& name, const Shape& shape, std::vector<float> data) {
+    values.push_back(std::move(data));
+    entries.push_back({name,
                        DType::f32,
                        {shape.sizes().begin(), shape.sizes().end()},
                        std::as_bytes(std::span(values.back()))});
+  };
+  for (const Parameter& p : parameters.list())
+    add(p.name, p.file_shape(),
+        to_file_order(p.layout, p.var.shape(), p.master.to_vector<float>(stream)));
+  for (const RunningStatistics& norm : parameters.running()) {
+    add(norm.name + kMean, norm.mean.shape(), norm.mean.to_vector<float>(stream));
+    add(norm.name + kVar, norm.var.shape(), norm.var.to_vector<float>(stream));
+    entries.push_back(
+        {norm.name + kBatches, DType::i64, {}, std::as_bytes(std::span(&parameters.batches, 1))});
   }
   write_safetensors(path, std::move(entries), metadata_of(config));
 }
 
 void load_weights(Stream& stream, Parameters& parameters, const SafeTensors& file,
                   const std::string& prefix) {
-  std::vector<std::vector<double>> all;
-  for (const Parameter& p : parameters.list())
-    all.push_back(from_file_order(p.layout, p.var.shape(),
-                                  read_values(file, prefix + p.name, p.file_shape())));
-  for (const std::string& name : file.names()) {
-    if (!name.starts_with(prefix)) continue;
-    const auto known =
-        std::ranges::find(parameters.list(), name.substr(prefix.size()), &Parameter::name);
-    if (known == parameters.list().end())
+  std::vector<std::pair<Tensor, std::vector<double>>> all;  // where it goes, what it becomes
+  std::set<std::string> known;
+  const auto read = [&](const std::string& name, const Shape& shape, const Tensor& to) {
+    known.insert(name);
+    all.emplace_back(to, read_values(file, name, shape));
+    return std::span(all.back().second);
+  };
+  for (const Parameter& p : parameters.list()) {
+    read(prefix + p.name, p.file_shape(), p.master);
+    all.back().second = from_file_order(p.layout, p.var.shape(), all.back().second);
+  }
+  int64_t batches = 0;
+  for (const RunningStatistics& norm : parameters.running()) {
+    const std::string name = prefix + norm.name;
+    read(name + kMean, norm.mean.shape(), norm.mean);
+    for (const double value : read(name + kVar, norm.var.shape(), norm.var))
+      if (value < 0)
+        throw InputError(concat(file.origin(), ": tensor '", name, kVar, "' holds ", value,
+                                ", expected variances"));
+    known.insert(name + kBatches);
+    batches = read_count(file, name + kBatches);
+  }
+  for (const std::string& name : file.names())
+    if (name.starts_with(prefix) && !known.contains(name))
       throw InputError(concat(file.origin(), ": tensor '", name, "' is not part of this network"));
+  for (auto& [to, values] : all) {
+    const std::vector<float> rounded(values.begin(), values.end());
+    to.copy_from(stream, to.dtype() == DType::f64 ? std::as_bytes(std::span(values))
+                                                  : std::as_bytes(std::span(rounded)));
   }
-  for (size_t i = 0; i < all.size(); ++i) {
-    Tensor& value = parameters.list()[i].master;
-    if (value.dtype() == DType::f64) {
-      value.copy_from(stream, std::as_bytes(std::span(all[i])));
-      continue;
-    }
-    const std::vector<float> rounded(all[i].begin(), all[i].end());
-    value.copy_from(stream, std::as_bytes(std::span(rounded)));
-  }
+  parameters.batches = batches;
   parameters.refresh_copies(stream);
 }
 

@@ -77,6 +77,11 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
     if (p.name == "init_conv.weight")
       p.var.value.data<float>()[0] = std::numeric_limits<float>::max();
   save_weights(network.stream, network.model.parameters(), kSmall, dir / "huge");
+  std::vector<SafeTensorEntry> tensors_of_w;
+  const SafeTensors w = SafeTensors::read(dir / "w");
+  for (const std::string& name : w.names())
+    tensors_of_w.push_back({name, DType::f32, w.at(name).shape, w.at(name).data});
+  write_safetensors(dir / "bare", tensors_of_w);
   write_png(dir / "in.png", picture(8, 8, 1));
   write_png(dir / "odd.png", picture(8, 6, 1));
   write_text(dir / "bad.png", "no picture");
@@ -141,6 +146,26 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
        "--activation is gelu-tanh, but the metadata of w says gelu"},
       {good + "--timestep 1 --activation swish", 2,
        "--activation: swish not in {gelu,gelu-tanh,relu} (see --help)"},
+      {good + "--timestep 1 --norm layer", 2, "--norm is layer, but the metadata of w says group"},
+      {good + "--timestep 1 --norm batch", 2, "--norm is batch, but the metadata of w says group"},
+      {good + "--timestep 1 --down max", 2, "--down is max, but the metadata of w says rearrange"},
+      {good + "--timestep 1 --up transposed", 2,
+       "--up is transposed, but the metadata of w says nearest"},
+      {good + "--timestep 1 --no-skips", 2, "--no-skips is true, but the metadata of w says false"},
+      {good + "--timestep 1 --no-time-gelu", 2,
+       "--no-time-gelu is true, but the metadata of w says false"},
+      {good + "--timestep 1 --base 16", 2, "--base is 16, but the metadata of w says 8"},
+      {good + "--timestep 1 --levels 3", 2, "--levels is 3, but the metadata of w says 2"},
+      {good + "--timestep 1 --channels 3", 2, "--channels is 3, but the metadata of w says 1"},
+      {good + "--timestep 1 --time-dim 4", 2, "--time-dim is 4, but the metadata of w says 8"},
+      {"--weights bare --timestep 1 --groups 4 --down conv --output out.png " + in, 2,
+       "--down is conv, but the tensors of bare say rearrange"},
+      {good + "--timestep 1 --norm none", 2,
+       "--norm: none not in {group,batch,layer,instance} (see --help)"},
+      {good + "--timestep 1 --down pool", 2,
+       "--down: pool not in {rearrange,conv,max,avg} (see --help)"},
+      {good + "--timestep 1 --no-skips=maybe", 2,
+       "Could not convert: --no-skips = maybe (see --help)"},
       {good + "--timestep 1 --device gpu", 2,
        "--device: gpu not in {auto,cpu,cuda,simt} (see --help)"},
       {good + "--timestep 1 --precision f16", 2,
@@ -210,9 +235,11 @@ TEST_CASE("denoise: help and version", "[denoise]") {
   CHECK(help.status == 0);
   CHECK(help.err == "");
   for (const char* text :
-       {"--weights", "--input", "--output", "--force", "--timestep", "--image-size", "--add-noise",
-        "--noise-level", "--seed", "--groups", "--activation", "--device", "--threads", "--version",
-        "\nFiles:", "\nImages:", "\nNetwork", "\nMachine:"})
+       {"--weights",   "--input",        "--output",   "--force",   "--timestep",   "--image-size",
+        "--add-noise", "--noise-level",  "--seed",     "--groups",  "--activation", "--base",
+        "--levels",    "--channels",     "--time-dim", "--down",    "--up",         "--norm",
+        "--no-skips",  "--no-time-gelu", "--device",   "--threads", "--version",    "\nFiles:",
+        "\nImages:",   "\nNetwork",      "\nMachine:"})
     CHECK(help.out.find(text) != std::string::npos);
   const Finished version = run_program("denoise", {"--version"});
   CHECK(version.status == 0);

@@ -41,6 +41,10 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
     write_text(c.dir / (std::string(name) + ".json"), text);
   for (const char* name : {"damaged", "torn", "lost"})
     fs::copy(c.dir / "run", c.dir / name, fs::copy_options::recursive);
+  train(c.fresh("variant", {"--steps", "2", "--norm", "layer"}));
+  fs::copy(c.dir / "run", c.dir / "changed", fs::copy_options::recursive);
+  fs::rename(c.dir / "variant" / "config.json", c.dir / "changed" / "config.json");
+  fs::copy_file(c.dir / "run" / "config.json", c.dir / "variant" / "config.json");
   write_text(c.dir / "damaged" / "checkpoint.safetensors", "broken");
   write_text(c.dir / "torn" / "config.json", "{");
   fs::remove(c.dir / "lost" / "checkpoint.safetensors");
@@ -60,6 +64,11 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
       {"--resume \"\"", 2, "--resume is empty, expected DIR"},
       {"--config \"\"", 2, "--config is empty, expected FILE"},
       {"--base 8 --groups 3", 2, "--base 8 is not a multiple of --groups 3"},
+      {"--down pool", 2, "--down is 'pool', expected rearrange, conv, max or avg"},
+      {"--no-skips=maybe", 2, "--no-skips is 'maybe', expected true or false"},
+      {"--image-size 4 --levels 2 --norm batch", 2,
+       "--image-size is 4, but --norm batch needs more than the 1x1 pixels that --levels 2 leaves "
+       "of it"},
       {"--image-size 20 --levels 3", 2,
        "--image-size is 20, expected a multiple of 8 (2^--levels, --levels 3)"},
       {tiny + "--device cpu --precision bf16", 2,
@@ -102,6 +111,15 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
       {"--data images --image-size 8 --base 16 --levels 1 --groups 4 --time-dim 8 --weights "
        "run/model.safetensors",
        1, here + "/run/model.safetensors holds a network with --base 8, but --base is 16"},
+      {tiny + "--norm layer --weights run/model.safetensors", 1,
+       here + "/run/model.safetensors holds a network with --norm group, but --norm is layer"},
+      {tiny + "--norm batch --weights run/model.safetensors", 1,
+       here + "/run/model.safetensors holds a network with --norm group, but --norm is batch"},
+      {tiny + "--down avg --weights run/model.safetensors", 1,
+       here + "/run/model.safetensors holds a network with --down rearrange, but --down is avg"},
+      {tiny + "--no-skips --weights run/model.safetensors", 1,
+       here + "/run/model.safetensors holds a network with --no-skips false, but --no-skips is "
+              "true"},
       {tiny + "--activation gelu-tanh --weights run/model.safetensors", 1,
        here + "/run/model.safetensors holds a network with --activation gelu, but --activation is "
               "gelu-tanh"},
@@ -128,6 +146,13 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
       {"--resume run --batch 5", 2,
        "--batch is 5, but the run in run has 4: only --steps, --epochs, --threads and --*-every "
        "may change"},
+      {"--resume run --no-skips", 2,
+       "--no-skips is true, but the run in run has false: only --steps, --epochs, --threads and "
+       "--*-every may change"},
+      {"--resume changed", 1,
+       "changed/checkpoint.safetensors: metadata 'norm' is missing, expected layer"},
+      {"--resume variant", 1,
+       "variant/checkpoint.safetensors: metadata 'norm' is layer, which is not what this run has"},
       {"--resume run --weights words", 2,
        "--weights is " + here +
            "/words, but the run in run has none: only --steps, --epochs, "

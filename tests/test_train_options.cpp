@@ -36,6 +36,11 @@ std::string other_value(const TrainOption& option) {
                                                          {"groups", "6"},
                                                          {"time-dim", "66"},
                                                          {"activation", "gelu-tanh"},
+                                                         {"down", "max"},
+                                                         {"up", "transposed"},
+                                                         {"norm", "instance"},
+                                                         {"no-skips", "true"},
+                                                         {"no-time-gelu", "true"},
                                                          {"weights", "/w"},
                                                          {"batch", "5"},
                                                          {"epochs", "7"},
@@ -66,6 +71,16 @@ std::string json_of(const TrainOption& option, const std::string& value) {
   return option.is_text() ? "\"" + value + "\"" : value;
 }
 
+// On the command line.
+Words words_of(const TrainOption& option) {
+  if (option.is_flag()) return {"--" + option.name};
+  return {"--" + option.name, other_value(option)};
+}
+
+void append(Words& words, const Words& more) {
+  words.insert(words.end(), more.begin(), more.end());
+}
+
 }  // namespace
 
 TEST_CASE("every flag of train is a key of its config file", "[train]") {
@@ -75,7 +90,7 @@ TEST_CASE("every flag of train is a key of its config file", "[train]") {
     const std::string config = "{\"" + option.name + "\": " + json_of(option, value) + "}";
     Words words = companions(option);
     const TrainOptions by_config = options_of(words, config), untouched = options_of(words);
-    words.insert(words.end(), {"--" + option.name, value});
+    append(words, words_of(option));
     const TrainOptions by_flag = options_of(words);
     CHECK(option.get(by_flag) == value);
     CHECK(option.get(by_config) == value);
@@ -137,11 +152,26 @@ TEST_CASE("steps win over epochs, but not over epochs of a higher layer", "[trai
   CHECK(total_steps(options_of({}, R"({"epochs": 2, "steps": 9})"), 100) == 9);
 }
 
+TEST_CASE("groups mean nothing where the norm is no group norm", "[train]") {
+  for (const char* norm : {"batch", "layer", "instance"})
+    CHECK(options_of({"--base", "12", "--groups", "8", "--norm", norm}).base == 12);
+  CHECK(usage_error({"--base", "12", "--norm", "group"}) ==
+        "--base 12 is not a multiple of --groups 8");
+}
+
+TEST_CASE("a choice is a setting of the run where it is not the default", "[train]") {
+  const auto settings = options_of({"--norm", "layer", "--no-skips"}).settings();
+  CHECK(settings.at("norm") == "layer");
+  CHECK(settings.at("no-skips") == "true");
+  for (const char* name : {"down", "up", "no-time-gelu"}) CHECK_FALSE(settings.contains(name));
+  CHECK_FALSE(options_of({}).settings().contains("norm"));  // as in older checkpoints
+}
+
 TEST_CASE("a saved config gives the same options again", "[train]") {
   Words all;
   for (const TrainOption& option : train_option_table())
     if (option.name != "resume" && option.name != "out" && option.name != "device")
-      all.insert(all.end(), {"--" + option.name, other_value(option)});
+      append(all, words_of(option));
   for (const Words& words : {Words{}, Words{"--preset", "lesson"}, Words{"--epochs", "3"}, all}) {
     const TrainOptions saved = options_of(words);
     const TrainOptions loaded = options_of({}, config_text(saved));
@@ -172,6 +202,15 @@ TEST_CASE("values that are out of range name the flag and what is expected", "[t
       {{"--device", "gpu"}, "--device is 'gpu', expected auto, cpu, cuda or simt"},
       {{"--preset", "fast"}, "--preset is 'fast', expected lesson, quick or tiny"},
       {{"--activation", "swish"}, "--activation is 'swish', expected gelu, gelu-tanh or relu"},
+      {{"--down", "pool"}, "--down is 'pool', expected rearrange, conv, max or avg"},
+      {{"--up", "bilinear"}, "--up is 'bilinear', expected nearest or transposed"},
+      {{"--norm", "none"}, "--norm is 'none', expected group, batch, layer or instance"},
+      {{"--norm", ""}, "--norm is empty, expected NAME"},
+      {{"--no-skips=yes"}, "--no-skips is 'yes', expected true or false"},
+      {{"--no-time-gelu=0"}, "--no-time-gelu is '0', expected true or false"},
+      {{"--norm", "batch", "--image-size", "8", "--levels", "3"},
+       "--image-size is 8, but --norm batch needs more than the 1x1 pixels that --levels 3 leaves "
+       "of it"},
       {{"--out", ""}, "--out is empty, expected DIR"},
       {{"--channels", "2"}, "--channels is 2, expected 1 (grey) or 3 (colour)"},
       {{"--base", "30"}, "--base 30 is not a multiple of --groups 8"},
@@ -231,6 +270,9 @@ TEST_CASE("a command line that cannot be parsed is a usage error", "[train]") {
       {{"--batch", "1", "--batch", "2"}, "--batch is given 2 times"},
       {{"--batch", "1", "--batch=1", "--batch", "1"}, "--batch is given 3 times"},
       {{"--config", "a", "--config", "b"}, "--config is given 2 times"},
+      {{"--no-skips", "--no-skips"}, "--no-skips is given 2 times"},
+      {{"--no-skips", "true"}, "'true' is not expected here"},
+      {{"--skips"}, "'--skips' is not expected here"},
       {{"--batch", "1", "--batch", "2", "--bogus"}, "'--bogus' is not expected here"},
   }));
   CHECK(usage_error(words) == message + " (see --help)");
@@ -239,7 +281,7 @@ TEST_CASE("a command line that cannot be parsed is a usage error", "[train]") {
 TEST_CASE("help and version answer and give no options", "[train]") {
   const std::string help = parse({"--help"}).answer.value();
   for (const TrainOption& option : train_option_table())
-    CHECK_THAT(help, Catch::Contains("--" + option.name + " "));
+    CHECK_THAT(help, Catch::Contains("--" + option.name + (option.is_flag() ? "" : " ")));
   CHECK_THAT(help, Catch::Contains("--config "));
   CHECK_THAT(parse({"--version"}).answer.value(), Catch::Contains("."));
 }
@@ -256,6 +298,10 @@ TEST_CASE("errors of a config file name file, key and value", "[train]") {
       {R"({"batch": 0})", "c.json: key 'batch' is '0', expected an integer from 1 to 65536"},
       {R"({"lr": true})", "c.json: key 'lr' is true, expected a number"},
       {R"({"data": ["a"]})", "c.json: key 'data' is [\"a\"], expected a string"},
+      {R"({"no-skips": 1})", "c.json: key 'no-skips' is 1, expected true or false"},
+      {R"({"no-skips": "true"})", "c.json: key 'no-skips' is \"true\", expected true or false"},
+      {R"({"norm": true})", "c.json: key 'norm' is true, expected a string"},
+      {R"({"down": "pool"})", "c.json: key 'down' is 'pool', expected rearrange, conv, max or avg"},
       {R"({"batch": 3, "batch": 4})", "c.json: key 'batch' comes twice"},
   }));
   CHECK(usage_error({}, config) == message);
@@ -327,9 +373,8 @@ TEST_CASE("every option that may not change on resume is refused with both value
     if (option.resume == TrainOption::Resume::MayChange || option.name == "resume") continue;
     INFO(option.name);
     const std::string value = other_value(option);
-    const std::string message = message_of<UsageError>([&] {
-      resumed_options(saved, parse({"--" + option.name, value}).given, "runs/a");
-    });
+    const std::string message = message_of<UsageError>(
+        [&] { resumed_options(saved, parse(words_of(option)).given, "runs/a"); });
     CHECK_THAT(message, Catch::StartsWith("--" + option.name + " is " + value +
                                           ", but the run in "
                                           "runs/a has "));

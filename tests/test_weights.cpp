@@ -5,6 +5,7 @@
 #include "layers/weights.h"
 #include "tests/op_runner.h"
 #include "tests/temp_dir.h"
+#include "tests/variants.h"
 
 using namespace tessera;
 
@@ -31,7 +32,8 @@ struct Edited {
     metadata = file.metadata();
     for (const std::string& name : file.names()) {
       const SafeTensor& t = file.at(name);
-      tensors[name] = {DType::f32, t.shape, {t.data.begin(), t.data.end()}};
+      tensors[name] = {
+          t.dtype == "I64" ? DType::i64 : DType::f32, t.shape, {t.data.begin(), t.data.end()}};
     }
   }
   void rename(const std::string& from, const std::string& to) {
@@ -51,10 +53,12 @@ struct Edited {
 struct Fixture {
   TempDir dir;
   Stream stream{Device::open(DeviceType::cpu, 2)};
-  UNet net{stream, small(), 1};
+  UNet net;
   std::filesystem::path path = dir / "model.safetensors";
 
-  Fixture() { save_weights(stream, net.parameters(), net.config(), path); }
+  explicit Fixture(const UNetConfig& config = small()) : net(stream, config, 1) {
+    save_weights(stream, net.parameters(), net.config(), path);
+  }
 
   Edited edited() const { return Edited(path); }
   std::string load_error(const Edited& file, const std::string& prefix = "") {
@@ -209,6 +213,100 @@ TEST_CASE("a network is known from its weights", "[weights]") {
   CHECK(config_of(bare).activation == Activation::Gelu);
   defaults.groups = 2, defaults.activation = Activation::GeluTanh;
   CHECK(config_of(bare, defaults) == config);
+}
+
+TEST_CASE("every variant is known from its weights, with or without metadata", "[weights]") {
+  TempDir dir;
+  Stream stream(Device::open(DeviceType::cpu, 2));
+  for (const Variant& variant : variants()) {
+    INFO(text_of(variant));
+    UNetConfig config = small();
+    for (const auto& [name, value] : variant) unet_option(name).set(config, value);
+    save_weights(stream, UNet(stream, config, 0).parameters(), config, dir / "w.safetensors");
+    CHECK(config_of(SafeTensors::read(dir / "w.safetensors")) == config);
+    CHECK(SafeTensors::read(dir / "w.safetensors").metadata() == metadata_of(config));
+    // What the metadata says is not overruled by what a caller expects of files that say nothing.
+    UNetConfig other = small();
+    other.groups = 2, other.no_time_gelu = !config.no_time_gelu;
+    CHECK(config_of(SafeTensors::read(dir / "w.safetensors"), other) == config);
+    Edited file(dir / "w.safetensors");
+    file.metadata.clear();
+    CHECK(config_of(file.write(dir / "bare.safetensors"), config) == config);
+  }
+  CHECK(metadata_of(small()).size() == 6);  // files of the default network are as they always were
+}
+
+TEST_CASE("running statistics that do not fit are refused", "[weights][errors]") {
+  const auto batch = [] {
+    UNetConfig config = small();
+    config.norm = NormKind::Batch;
+    return config;
+  };
+  Fixture f(batch());
+  const auto error = [&](auto change) {
+    Edited file = f.edited();
+    change(file.tensors);
+    return f.load_error(file);
+  };
+  const std::string norm = "bottleneck.norm1.";
+  CHECK(error([](auto&) {}) == "");
+  CHECK(error([&](auto& t) { t.erase(norm + "running_mean"); }) ==
+        f.expected("tensor 'bottleneck.norm1.running_mean' is missing"));
+  CHECK(error([&](auto& t) { t.erase(norm + "num_batches_tracked"); }) ==
+        f.expected("tensor 'bottleneck.norm1.num_batches_tracked' is missing"));
+  CHECK(error([&](auto& t) { t[norm + "num_batches_tracked"].dtype = DType::f64; }) ==
+        f.expected("tensor 'bottleneck.norm1.num_batches_tracked' is F64, expected I64"));
+  CHECK(error([&](auto& t) { t[norm + "num_batches_tracked"].shape = {1}; }) ==
+        f.expected("tensor 'bottleneck.norm1.num_batches_tracked' has shape [1], expected []"));
+  CHECK(error([&](auto& t) { t[norm + "num_batches_tracked"].data[7] = std::byte{0xff}; }) ==
+        f.expected("tensor 'bottleneck.norm1.num_batches_tracked' is -72057594037927936, expected "
+                   "0 or more"));
+  CHECK(error([&](auto& t) { t[norm + "running_var"].data[3] = std::byte{0xbf}; }) ==
+        f.expected("tensor 'bottleneck.norm1.running_var' holds -1, expected variances"));
+
+  Fixture group;
+  Edited file = group.edited();
+  file.tensors["bottleneck.norm1.running_mean"] = f.edited().tensors[norm + "running_mean"];
+  CHECK(group.load_error(file) ==
+        group.expected("tensor 'bottleneck.norm1.running_mean' is not part of this network"));
+}
+
+TEST_CASE("metadata that contradicts a variant's tensors is refused", "[weights][errors]") {
+  const auto error = [](const Variant& variant, const std::string& key, const std::string& value) {
+    UNetConfig config = small();
+    for (const auto& [name, text] : variant) unet_option(name).set(config, text);
+    const Fixture f(config);
+    Edited file = f.edited();
+    file.metadata[key] = value;
+    const std::string message = f.config_error(file), start = f.expected("");
+    CHECK(message.starts_with(start));
+    return message.substr(std::min(message.size(), start.size()));
+  };
+  CHECK(error({}, "down", "conv") == "metadata 'down' is conv, the tensors' shapes say rearrange");
+  CHECK(error({{"down", "conv"}}, "down", "max") ==
+        "metadata 'down' is max, the tensors' shapes say conv");
+  CHECK(error({{"down", "avg"}}, "down", "rearrange") ==
+        "metadata 'down' is rearrange, the tensors' shapes say max");
+  CHECK(error({}, "up", "transposed") ==
+        "metadata 'up' is transposed, the tensors' shapes say nearest");
+  CHECK(error({}, "norm", "batch") == "metadata 'norm' is batch, the tensors' shapes say group");
+  CHECK(error({{"norm", "batch"}}, "norm", "layer") ==
+        "metadata 'norm' is layer, the tensors' shapes say batch");
+  CHECK(error({}, "no_skips", "true") ==
+        "metadata 'no_skips' is true, the tensors' shapes say false");
+  CHECK(error({}, "no_skips", "yes") == "metadata 'no_skips' is 'yes', expected false or true");
+  CHECK(error({}, "norm", "none") ==
+        "metadata 'norm' is 'none', expected group, batch, layer or instance");
+
+  // Of a maximum and an average only somebody can say which it was.
+  UNetConfig config = small();
+  config.down = Down::Average;
+  const Fixture f(config);
+  Edited file = f.edited();
+  file.metadata.clear();
+  CHECK(f.config_error(file) ==
+        f.expected("tensor 'down1_proj.weight' is that of a 2x2 pool: --down max or --down avg has "
+                   "to say of which"));
 }
 
 TEST_CASE("weights of no such network are refused", "[weights][errors]") {

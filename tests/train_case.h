@@ -30,8 +30,10 @@ inline const std::map<std::string, std::string> kTinyNetwork{
     {"image-size", "8"}, {"base", "8"},  {"levels", "1"},  {"groups", "4"},
     {"time-dim", "8"},   {"batch", "4"}, {"threads", "1"}, {"lr", "0.001"}};
 
-inline TrainOptions tiny_options(const std::string& seed = "1") {
+inline TrainOptions tiny_options(const std::string& seed = "1",
+                                 const std::map<std::string, std::string>& more = {}) {
   GivenOptions given{{"seed", {seed, "--seed"}}};
+  for (const auto& [name, value] : more) given[name] = {value, "--" + name};
   for (const auto& [name, value] : kTinyNetwork) given[name] = {value, "--" + name};
   return make_options(given);
 }
@@ -52,7 +54,9 @@ inline std::string bits_of(Stream& stream, const Tensor& tensor) {
 
 inline std::string state_of(Stream& stream, Trainer& trainer) {
   const Parameters& p = trainer.model().parameters();
-  return bits_of(stream, p.values) + bits_of(stream, p.m) + bits_of(stream, p.v);
+  const std::string statistics =
+      p.statistics ? bits_of(stream, p.statistics) + std::to_string(p.batches) : "";
+  return bits_of(stream, p.values) + bits_of(stream, p.m) + bits_of(stream, p.v) + statistics;
 }
 
 }  // namespace tessera

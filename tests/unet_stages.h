@@ -13,7 +13,7 @@ inline std::map<std::string, Shape> stage_shapes(Stream& stream, const UNetConfi
                                                  int64_t side) {
   Parameters parameters;
   const Scope root(parameters);
-  const BlockOptions options{int(config.groups), config.activation, ops::Fusion::On};
+  const BlockOptions options = BlockOptions::of(config, ops::Fusion::On);
   const int64_t T = 4 * config.time_dim;
   const TimestepEmbedding embedding(root / "time_embed", config.time_dim, config.activation);
   const Conv2d first(root / "init_conv", config.channels, config.base, 3, {1, 1, 1});
