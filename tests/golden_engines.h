@@ -11,6 +11,13 @@
 // 1.4e-3, 2.6e-3 and 4.5e-4. How far ten steps of Adam move a parameter, a few thousandths of its
 // norm, is compared relative to that way: the worst were 8.6e-4 in f32, 1.5e-2 in tf32 and 0.10 in
 // bf16, since the first steps go by the signs of gradients.
+//
+// Variants of the network are small, and rounding to bf16 costs them in PyTorch at worst 1.9e-2
+// (output), 6.5e-2 (gradients), 5.8e-3 (losses) and, by an Adam whose eps is 1e-2, 0.124 of a way.
+// Two things are their own. A ReLU's derivative jumps, and rounding moves values across 0: 0.24 of
+// a gradient and 0.14 of a way. And a bias before a BatchNorm or an InstanceNorm has the gradient
+// 0: what is left is rounding, and is measured by a hundredth of all gradients. It was 2.7e-4 of
+// them.
 #pragma once
 
 #include <algorithm>
@@ -39,9 +46,14 @@ struct Engine {
   }
   // Of networks.
   double output_tolerance() const { return exact() ? tolerance() : bf16_share() * 4e-2; }
-  double gradient_tolerance() const { return exact() ? tolerance() : bf16_share() * 8e-2; }
+  double gradient_tolerance(Activation act) const {
+    if (exact()) return tolerance();
+    return bf16_share() * (act == Activation::Relu ? 0.3 : 8e-2);
+  }
   double loss_tolerance() const { return exact() ? 1e-5 : bf16_share() * 2e-2; }
-  double moved_tolerance() const { return exact() ? 5e-3 : bf16_share() * 0.16; }
+  double moved_tolerance(Activation act) const {
+    return exact() ? 5e-3 : bf16_share() * (act == Activation::Relu ? 0.3 : 0.16);
+  }
 
  private:
   double bf16_share() const { return storage() == DType::bf16 ? 1 : 0.25; }

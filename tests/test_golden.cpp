@@ -1,4 +1,5 @@
-// Whole networks against the numbers of PyTorch: output, every gradient, and ten steps of Adam.
+// Whole networks against the numbers of PyTorch: output, every gradient, some steps of Adam, and
+// what BatchNorms keep of them.
 #include <set>
 #include <sstream>
 
@@ -12,10 +13,12 @@ namespace {
 
 UNetConfig config_of(const GoldenFile& file) {
   UNetConfig config;
-  config.levels = file.integer("levels"), config.base = file.integer("base");
-  config.channels = file.integer("channels"), config.groups = file.integer("groups");
-  config.time_dim = file.integer("time_dim");
-  config.activation = activation_of(file.attribute("activation"));
+  const auto& metadata = file.file().metadata();
+  for (const UNetOption& option : unet_options()) {
+    std::string key = option.name;
+    std::ranges::replace(key, '-', '_');
+    if (metadata.contains(key)) option.set(config, metadata.at(key));
+  }
   return config;
 }
 
@@ -78,11 +81,32 @@ void check_gradients(const GoldenFile& file, const Engine& engine, ops::Fusion f
   double squares = 0;
   for (const Parameter& p : n.net.parameters().list())
     squares += std::pow(norm(n.of("grad.", p)), 2);
+  const std::set<std::string> zero = zero_gradients(file);
   for (const Parameter& p : n.net.parameters().list()) {
     const Values gradient = n.of("grad.", p);
+    const double floor = zero.contains(p.name) ? 1e-2 : 1e-3;
     check_near("gradient of " + p.name, values_of(n.stream, p.var.grad()), gradient,
-               std::max(norm(gradient), 1e-3 * std::sqrt(squares)), engine.gradient_tolerance());
+               std::max(norm(gradient), floor * std::sqrt(squares)),
+               engine.gradient_tolerance(n.net.config().activation));
   }
+}
+
+// The running statistics after training, and what the network makes of `noisy` by them.
+void check_evaluation(Network& n) {
+  for (const RunningStatistics& norm : n.net.parameters().running())
+    for (const auto& [name, got] :
+         {std::pair{".running_mean", norm.mean}, {".running_var", norm.var}}) {
+      const Values expected = n.file.values("after." + norm.name + name);
+      check_near(norm.name + name, values_of(n.stream, got), expected, tessera::norm(expected),
+                 n.engine.output_tolerance());
+    }
+  if (n.net.parameters().running().empty()) return;
+  Tape tape(n.stream, Tape::Mode::Inference);
+  const Var noisy = Var::leaf(n.file.tensor(n.stream, "noisy", n.engine.storage()));
+  const Var out = n.net.forward(tape, noisy, timesteps(n.stream, n.file.values("t")));
+  const Values expected = n.file.here("eval.out");
+  check_near("evaluation", values_of(n.stream, out.value), expected, norm(expected),
+             n.engine.output_tolerance());
 }
 
 void check_training(const GoldenFile& file, const Engine& engine, ops::Fusion fusion) {
@@ -109,8 +133,9 @@ void check_training(const GoldenFile& file, const Engine& engine, ops::Fusion fu
     if (exempt.contains(p.name)) continue;
     const Values start = n.of("param.", p), expected = n.of("after.", p);
     check_near(p.name + " after Adam", values_of(n.stream, p.master), expected,
-               distance(expected, start), engine.moved_tolerance());
+               distance(expected, start), engine.moved_tolerance(n.net.config().activation));
   }
+  check_evaluation(n);
 }
 
 // Calls check(file, engine, fusion) for every network.

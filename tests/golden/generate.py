@@ -24,10 +24,24 @@ COMMITTED = pathlib.Path(__file__).resolve().parent / "data"
 ADAM = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 UNET_DEFAULTS = {"channels": 1, "base": 16, "levels": 2, "size": 16, "groups": 8, "time_dim": 16,
                  "batch": 3, "steps": 10, "activation": "gelu"}
+# The variants of the network: the default of each choice first. Files say what is not the default.
+UNET_CHOICES = {"down": ["rearrange", "conv", "max", "avg"], "up": ["nearest", "transposed"],
+                "norm": ["group", "batch", "layer", "instance"], "no_skips": [False, True],
+                "no_time_gelu": [False, True]}
+SMALL = {"channels": 1, "base": 8, "levels": 1, "size": 8, "groups": 4, "time_dim": 8, "batch": 4,
+         "steps": 4, "activation": "gelu"}
 COMMITTED_UNETS = [
     UNET_DEFAULTS,
     {"channels": 3, "base": 16, "levels": 1, "size": 12, "groups": 4, "time_dim": 8, "batch": 2,
      "steps": 10, "activation": "gelu-tanh"},
+    {**SMALL, "size": 16, "activation": "relu"},
+    *({**SMALL, name: value} for name, values in UNET_CHOICES.items() for value in values[1:]
+      if value != "instance"),
+    {**SMALL, "size": 16, "norm": "instance"},
+    {**SMALL, "levels": 2, "size": 16, "down": "avg", "up": "transposed", "norm": "batch",
+     "no_skips": True, "no_time_gelu": True},
+    {**SMALL, "levels": 2, "size": 16, "channels": 3, "activation": "gelu-tanh", "down": "conv",
+     "up": "transposed", "norm": "instance", "no_time_gelu": True},
 ]
 
 
@@ -256,9 +270,9 @@ def adam_steps(before, gradients, weight_decay, max_norm, first_step):
 
 
 def perturb_norms(module, rng):
-    """GroupNorm starts at 1 and 0, which would hide a forgotten gamma or beta."""
+    """A norm starts at 1 and 0, which would hide a forgotten gamma or beta."""
     for part in module.modules():
-        if isinstance(part, torch.nn.GroupNorm):
+        if isinstance(part, (torch.nn.GroupNorm, torch.nn.BatchNorm2d)):
             for parameter, start in ((part.weight, 1.0), (part.bias, 0.0)):
                 values = (start + 0.2 * rng.standard_normal(parameter.shape)).astype(np.float32)
                 parameter.data.copy_(torch.from_numpy(values))
@@ -289,10 +303,10 @@ def backward(model, clean, noisy, t):
     return prediction, loss, {name for name, norm in norms.items() if norm < 1e-7 * total}
 
 
-def train(model, batches):
+def train(model, batches, adam):
     """Adam over the batches; returns the losses and the names whose gradient was ever zero."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=ADAM["lr"],
-                                 betas=(ADAM["beta1"], ADAM["beta2"]), eps=ADAM["eps"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=adam["lr"],
+                                 betas=(adam["beta1"], adam["beta2"]), eps=adam["eps"])
     losses, zero = [], set()
     for batch in batches:
         _, loss, zero_now = backward(model, *batch)
@@ -302,29 +316,54 @@ def train(model, batches):
     return losses, zero
 
 
+def is_variant(options):
+    return options["activation"] == "relu" or any(key in options for key in UNET_CHOICES)
+
+
+def unet_name(options):
+    """With the variants at the end: _relu_down-max_no-skips."""
+    name = "c{channels}_b{base}_l{levels}_s{size}_g{groups}_t{time_dim}".format(**options)
+    name += "_relu" if options["activation"] == "relu" else ""
+    for key in UNET_CHOICES:
+        value = options.get(key, False)
+        name += f"_{key}-{value}" if isinstance(value, str) else f"_{key}" if value else ""
+    return name.replace("no_", "no-").replace("time_gelu", "time-gelu")
+
+
 def write_unet(out, options):
-    name = "unet/c{channels}_b{base}_l{levels}_s{size}_g{groups}_t{time_dim}".format(**options)
+    name = "unet/" + unet_name(options)
     rng = out.rng(name)
     torch.manual_seed(out.seed)
     model = twin.UNet(options["channels"], options["base"], options["levels"], options["groups"],
-                      options["time_dim"], options["activation"])
+                      options["time_dim"], options["activation"],
+                      **{key: options[key] for key in UNET_CHOICES if key in options})
     perturb_norms(model, rng)
     exact = copy.deepcopy(model).double()  # decides which gradients are zero, whatever the dtype
     model.to(out.dtype)
 
-    tensors = {"param." + key: value.detach().clone() for key, value in model.named_parameters()}
+    start = copy.deepcopy(model.state_dict())  # with BatchNorm's running statistics
+    tensors = {"param." + key: value for key, value in start.items()}
     single = make_batch(rng, options)
     prediction, loss, _ = backward(model, *single)
     tensors.update(zip(("x", "noisy", "t"), single))
     tensors.update({"out": prediction, "loss": np.array(loss.item())})
     tensors.update({"grad." + key: value.grad.clone() for key, value in model.named_parameters()})
 
+    model.load_state_dict(start)
+    # The first steps of Adam go by the signs of gradients, and in bf16 those of small ones are
+    # noise. The networks of the usual eps show that; variants are compared with less of it.
+    adam = {**ADAM, "lr": 1e-3, "eps": 1e-2} if is_variant(options) else ADAM
     batches = [make_batch(rng, options) for _ in range(options["steps"])]
     tensors.update(zip(("step.clean", "step.noisy", "step.t"), map(np.stack, zip(*batches))))
-    tensors["losses"] = np.array(train(model, batches)[0])
-    tensors.update({"after." + key: value for key, value in model.named_parameters()})
-    zero = backward(exact, *single)[2] | train(exact, batches)[1]
-    out.save(name, tensors, {**options, **ADAM, "seed": out.seed, "eps_norm": 1e-5,
+    tensors["losses"] = np.array(train(model, batches, adam)[0])
+    tensors.update({"after." + key: value for key, value in model.state_dict().items()})
+    if options.get("norm") == "batch":
+        model.eval()
+        tensors["eval.out"] = model(torch.from_numpy(single[1]).to(out.dtype),
+                                    torch.from_numpy(single[2]))
+    zero = backward(exact, *single)[2] | train(exact, batches, adam)[1]
+    said = {key: str(value).lower() if value is True else value for key, value in options.items()}
+    out.save(name, tensors, {**said, **adam, "seed": out.seed, "eps_norm": 1e-5,
                              "dtype": str(out.dtype), "zero_grad": ",".join(sorted(zero))})
 
 
@@ -337,17 +376,24 @@ def parse_arguments():
         if option != "activation":
             parser.add_argument("--" + option.replace("_", "-"), type=int,
                                 help=f"of the one U-Net; default {default}")
-    parser.add_argument("--activation", choices=["gelu", "gelu-tanh"])
+    parser.add_argument("--activation", choices=["gelu", "gelu-tanh", "relu"])
+    for option, (default, *others) in UNET_CHOICES.items():
+        flag = "--" + option.replace("_", "-")
+        if default is False:
+            parser.add_argument(flag, action="store_const", const=True)
+        else:
+            parser.add_argument(flag, choices=others)
     parser.add_argument("--dtype", choices=["f64", "f32"], default="f64",
                         help="to compute in (files hold f32)")
     parser.add_argument("--only", choices=["ops", "unet"])
     args = parser.parse_args()
-    given = {key: value for key in UNET_DEFAULTS if (value := getattr(args, key)) is not None}
+    given = {key: value for key in [*UNET_DEFAULTS, *UNET_CHOICES]
+             if (value := getattr(args, key)) is not None}
     options = {**UNET_DEFAULTS, **given}
     if pathlib.Path(args.out).resolve() == COMMITTED and (
             given or args.only or args.dtype != "f64" or args.seed != 1):
         parser.error("options change the goldens: give --out DIR (not the committed folder) too")
-    if any(value < 1 for value in options.values() if isinstance(value, int)):
+    if any(options[key] < 1 for key in UNET_DEFAULTS if key != "activation"):
         parser.error("every number must be at least 1")
     if options["size"] % 2 ** options["levels"]:
         parser.error(f"--size {options['size']} is not a multiple of 2^levels")

@@ -1,13 +1,14 @@
 """tessera's U-Net in PyTorch: the twin that the C++ engine is compared with.
 
 A time-conditioned denoiser: residual blocks with GroupNorm, space-to-channel pooling on the way
-down, nearest upsampling and skips on the way up. Parameter names are the engine's, so weights
-travel both ways. Shapes are (N, C, H, W).
+down, nearest upsampling and skips on the way up; or one of the variants that the lesson compares.
+Parameter names are the engine's, so weights travel both ways. Shapes are (N, C, H, W).
 """
 import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 def timestep_embedding(t, dim, dtype=torch.float32):
@@ -32,9 +33,17 @@ def channel_to_space(x):
     return x.permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, h * 2, w * 2)
 
 
-def gelu(activation):
+def activate(activation):
     """'gelu' is the exact (erf) form, 'gelu-tanh' the approximation."""
+    if activation == "relu":
+        return nn.ReLU()
     return nn.GELU(approximate={"gelu": "none", "gelu-tanh": "tanh"}[activation])
+
+
+def normalize(norm, groups, channels):
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm({"group": groups, "layer": 1, "instance": channels}[norm], channels)
 
 
 class TimestepEmbedding(nn.Module):
@@ -42,21 +51,23 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         self.dim = dim
         self.mlp = nn.Sequential(
-            nn.Linear(dim, 4 * dim), gelu(activation), nn.Linear(4 * dim, 4 * dim))
+            nn.Linear(dim, 4 * dim), activate(activation), nn.Linear(4 * dim, 4 * dim))
 
     def forward(self, t):
         return self.mlp(timestep_embedding(t, self.dim, self.mlp[0].weight.dtype))
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, in_channels, out_channels, emb_dim, groups=8, activation="gelu"):
+    def __init__(self, in_channels, out_channels, emb_dim, groups=8, activation="gelu",
+                 norm="group", time_gelu=True):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups, out_channels)
+        self.norm1 = normalize(norm, groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
-        self.act = gelu(activation)
-        self.time_mlp = nn.Sequential(gelu(activation), nn.Linear(emb_dim, out_channels))
+        self.norm2 = normalize(norm, groups, out_channels)
+        self.act = activate(activation)
+        self.time_mlp = nn.Sequential(activate(activation) if time_gelu else nn.Identity(),
+                                      nn.Linear(emb_dim, out_channels))
         same = in_channels == out_channels
         self.residual_conv = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -68,49 +79,64 @@ class ResidualBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Returns (skip, pooled); pooled has 4 times the channels at half the size."""
+    """Returns (skip, what the projection reads), which is the skip, rearranged or pooled."""
 
-    def __init__(self, channels, *block_options):
+    def __init__(self, channels, down, *block_options):
         super().__init__()
+        self.pool = {"rearrange": space_to_channel, "conv": lambda x: x,
+                     "max": lambda x: F.max_pool2d(x, 2), "avg": lambda x: F.avg_pool2d(x, 2)}[down]
         self.res_block = ResidualBlock(channels, channels, *block_options)
 
     def forward(self, x, emb):
         skip = self.res_block(x, emb)
-        return skip, space_to_channel(skip)
+        return skip, self.pool(skip)
+
+
+def projection(channels, down):
+    """From a down block to the next: twice the channels at half the size."""
+    if down == "conv":
+        return nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+    return nn.Conv2d(4 * channels if down == "rearrange" else channels, 2 * channels, 1)
 
 
 class UpBlock(nn.Module):
-    """Upsamples, then concatenates the skip behind."""
+    """Upsamples, then concatenates the skip behind, if there are skips."""
 
-    def __init__(self, in_channels, skip_channels, *block_options):
+    def __init__(self, in_channels, skip_channels, up, skips, *block_options):
         super().__init__()
-        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
-        self.res_block = ResidualBlock(in_channels + skip_channels, skip_channels, *block_options)
+        self.skips = skips
+        self.upsample = (nn.Upsample(scale_factor=2, mode="nearest") if up == "nearest"
+                         else nn.ConvTranspose2d(in_channels, in_channels, 2, stride=2))
+        joined = in_channels + (skip_channels if skips else 0)
+        self.res_block = ResidualBlock(joined, skip_channels, *block_options)
 
     def forward(self, x, skip, emb):
-        return self.res_block(torch.cat([self.upsample(x), skip], dim=1), emb)
+        x = self.upsample(x)
+        return self.res_block(torch.cat([x, skip], dim=1) if self.skips else x, emb)
 
 
 class UNet(nn.Module):
     """Images (N, in_channels, S, S), S a multiple of 2^levels, and timesteps (N,) -> images."""
 
     def __init__(self, in_channels=1, base=64, levels=3, groups=8, time_dim=128,
-                 activation="gelu"):
+                 activation="gelu", down="rearrange", up="nearest", norm="group", no_skips=False,
+                 no_time_gelu=False):
         super().__init__()
-        options = (4 * time_dim, groups, activation)
+        options = (4 * time_dim, groups, activation, norm, not no_time_gelu)
         widths = [base * 2**level for level in range(levels + 1)]
         self.levels = levels
         self.time_embed = TimestepEmbedding(time_dim, activation)
         self.init_conv = nn.Conv2d(in_channels, base, 3, padding=1)
         for level in range(1, levels + 1):
-            width, deeper = widths[level - 1], widths[level]
-            self.add_module(f"down{level}", DownBlock(width, *options))
-            self.add_module(f"down{level}_proj", nn.Conv2d(4 * width, deeper, 1))
+            width = widths[level - 1]
+            self.add_module(f"down{level}", DownBlock(width, down, *options))
+            self.add_module(f"down{level}_proj", projection(width, down))
         self.bottleneck = ResidualBlock(widths[-1], widths[-1], *options)
         for level in range(levels, 0, -1):
-            self.add_module(f"up{level}", UpBlock(widths[level], widths[level - 1], *options))
+            self.add_module(f"up{level}", UpBlock(widths[level], widths[level - 1], up,
+                                                  not no_skips, *options))
         self.final_conv = nn.Sequential(
-            nn.GroupNorm(groups, base), gelu(activation), nn.Conv2d(base, in_channels, 1))
+            normalize(norm, groups, base), activate(activation), nn.Conv2d(base, in_channels, 1))
 
     def forward(self, x, t):
         emb = self.time_embed(t)
