@@ -4,10 +4,10 @@
 // shows that it runs and nothing else. A figure is the median of warm calls with a cold L2 cache;
 // that of a training step, of rounds of ten steps in a row.
 // GFLOP/s and GB/s come from the case's own cost; "of matmul" and "of copy" are shares of what a
-// large product (cuBLAS) and a copy reach on the same GPU in the same run; "ours/cuDNN" is a ratio
-// of times; "H200 us" is what a card needs at least, "H200 predicted us" what its launches imply
-// (prediction.h), with the limit of the longest as label. Google Benchmark's flags apply, after our
-// own:
+// large product (cuBLAS, on the CPU oneDNN) and a large copy reach on the same device in the same
+// run; "ours/cuDNN" is a ratio of times; on a GPU "H200 us" is what a card needs at least, "H200
+// predicted us" what its launches imply (prediction.h), with the limit of the longest as label.
+// Google Benchmark's flags apply, after our own:
 //   bench --device cuda --benchmark_filter='conv2d/.*/bf16/lesson' --benchmark_format=json
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -56,8 +56,7 @@ bool is_on_gpus_only(const std::string& name) {
 // f(name, case, direction, mode) for every benchmark of an op.
 template <class F>
 void for_each_op(const Options& options, const F& f) {
-  std::vector<Mode> modes{kF32};
-  if (options.device != DeviceType::cpu) modes = {kF32, kTf32, kBf16};
+  const std::vector<Mode> modes = modes_of(options.device);
   const CaseTable table = all_cases();
   for (const OpCase& c : options.tiny ? table.tests : table.benchmarks) {
     if (options.device != DeviceType::cuda && is_on_gpus_only(c.name)) continue;
@@ -72,9 +71,12 @@ void for_each_op(const Options& options, const F& f) {
 // f(name, case) for every other kernel.
 template <class F>
 void for_each_kernel(const Options& options, const F& f) {
-  for (const KernelCase& c : kernel_cases(options.tiny))
-    if (options.device == DeviceType::cuda || !is_on_gpus_only(c.name))
-      f(without_spaces(concat("kernel/", c.name)), c);
+  const std::vector<Mode> modes = modes_of(options.device);
+  for (const KernelCase& c : kernel_cases(options.device, options.tiny)) {
+    if (options.device != DeviceType::cuda && is_on_gpus_only(c.name)) continue;
+    if (std::ranges::count(modes, std::string_view(c.mode.name), &Mode::name) > 0)
+      f(without_spaces(concat("kernel/", c.function, '/', c.mode.name, '/', c.name)), c);
+  }
 }
 
 // Prints the predictions for all benchmarks of a GPU whose names match.
@@ -89,7 +91,7 @@ void print_predictions(const Options& given) {
       report.add(name, cost_of(c, d, m.arithmetic.storage), m, count_launches(c, d, m));
   });
   for_each_kernel(options, [&](const std::string& name, const KernelCase& c) {
-    if (std::regex_search(name, pattern)) report.add(name, c.cost, kF32, count_launches(c));
+    if (std::regex_search(name, pattern)) report.add(name, c.cost, c.mode, count_launches(c));
   });
   if (report.empty()) throw UsageError("no benchmark has such a name");
   std::cout << report.text();
@@ -101,20 +103,13 @@ void register_all(std::optional<Session>& session, const Options& options) {
     add(name, [=, &session](benchmark::State& state) { bench_op(state, *session, c, d, m); });
   });
   for_each_kernel(options, [&](const std::string& name, const KernelCase& c) {
-    add(name, [=, &session](benchmark::State& state) {
-      session->measure(state, c.cost, kF32, c.prepare(session->stream()));
-      if (session->predicts()) session->report(state, count_launches(c, session->counting()), kF32);
-      session->stream().synchronize();
-      session->device()->pool()->trim();
-    });
+    add(name, [=, &session](benchmark::State& state) { bench_kernel(state, *session, c); });
   });
-  std::vector<Mode> modes{kF32};
-  if (options.device != DeviceType::cpu) modes = {kF32, kTf32, kBf16};
   for (const Training& training : trainings(options.device, options.tiny))
-    for (const Mode& mode : modes)
+    for (const Mode& mode : modes_of(options.device))
       add(without_spaces(concat("training step/", mode.name, '/', training.name)),
-          [=](benchmark::State& state) {
-            bench_training(state, options.device, options.threads, options.seconds, training, mode);
+          [=, &session](benchmark::State& state) {
+            bench_training(state, *session, training, mode);
           });
 }
 

@@ -24,6 +24,17 @@ inline constexpr Mode kF32{"f32", {DType::f32, Math::f32}};
 inline constexpr Mode kTf32{"tf32", {DType::f32, Math::tf32}};
 inline constexpr Mode kBf16{"bf16", {DType::bf16, Math::f32}};
 
+// The modes that the kernels of a device have.
+std::vector<Mode> modes_of(DeviceType type);
+
+// What the device reaches at best, measured in the same run; 0 or missing: not measured.
+struct Peaks {
+  double copy = 0;                       // bytes/s, reads and writes
+  std::map<std::string, double> matmul;  // flop/s of a large product, by Mode::name
+  // What was measured: "copy GB/s", "matmul f32 GFLOP/s".
+  std::map<std::string, double> figures() const;
+};
+
 // Seconds that "cuDNN" needs for the same; 0: there is no such library or operation.
 struct Rival {
   const char* name = "";
@@ -47,20 +58,28 @@ class Session {
   // What the library that has such an operation needs for it.
   Rival rival(const OpCase& c, Direction direction, const Arithmetic& arithmetic);
 
-  // Measures `call` (after `before`, which is not measured) and reports its median and rates.
-  void measure(benchmark::State& state, const Cost& cost, const Mode& mode,
-               const std::function<void()>& call, const std::function<void()>& before = nullptr,
-               const Rival& rival = {});
+  // Measures `call` (after `before`, which is not measured) and reports and returns its median, and
+  // its rates.
+  double measure(benchmark::State& state, const Cost& cost, const Mode& mode,
+                 const std::function<void()>& call, const std::function<void()>& before = nullptr,
+                 const Rival& rival = {});
+  // Reports rates, and the shares of the peaks that they are.
+  void report_rates(benchmark::State& state, const Cost& cost, const Mode& mode,
+                    double seconds) const;
   // Whether the time that launches imply stands beside what is measured, and says so.
   bool predicts() const { return resources_.has_value(); }
   Counting counting() const;
   void report(benchmark::State& state, const std::vector<LaunchWork>& launches, const Mode& mode);
-  // Measures steps of training one behind the other, by seconds_per_step().
-  void measure_steps(benchmark::State& state, const std::function<void()>& step);
+  // Measures steps of training one behind the other, by seconds_per_step(), and returns a step's.
+  double measure_steps(benchmark::State& state, const std::function<void()>& step);
 
-  // Measures what the GPU can do at best and tells it to Google Benchmark; nothing elsewhere, or
-  // without a budget.
+  // Measures the peaks and tells them to Google Benchmark; not on the host model, or without a
+  // budget.
   void measure_peaks();
+  // Waits, and gives back what is not in use: each benchmark begins without memory.
+  void release_memory();
+  const Peaks& peaks() const { return peaks_; }
+  double budget() const { return budget_; }
 
  private:
   std::shared_ptr<Device> device_;
@@ -70,9 +89,11 @@ class Session {
   std::unique_ptr<CudnnLibrary> cudnn_;
   std::unique_ptr<CublasLibrary> cublas_;
   std::optional<KernelResources> resources_;
-  double copy_bandwidth_ = 0;             // bytes/s, reads and writes; 0: not measured
-  std::map<std::string, double> matmul_;  // flop/s of a large product, by Mode::name
+  Peaks peaks_;
 };
+
+// "NVIDIA H200"; of a CPU its model, if the system tells.
+std::string machine_name(const Device& device);
 
 // Seconds that a card needs at least: to compute or to move the bytes, whichever takes longer.
 double least_seconds(const Card& card, const Cost& cost, const Mode& mode);
@@ -83,10 +104,10 @@ struct Training {
   int64_t side, base, batch;
 };
 std::vector<Training> trainings(DeviceType type, bool tiny);
-// Forward, loss, backward and Adam on one batch, without reading data. A device of its own for
-// each: peak memory is the step's.
-void bench_training(benchmark::State& state, DeviceType type, int threads, double budget,
-                    const Training& training, const Mode& mode);
+// Forward, loss, backward and Adam on one batch, without reading data; returns the seconds of a
+// step. A device of its own like the session's for each: peak memory is the step's.
+double bench_training(benchmark::State& state, const Session& session, const Training& training,
+                      const Mode& mode);
 // Prints a Markdown table of what recorded steps hold on a GPU (sm_90), in MB: the host model
 // records them without computing anything.
 void print_plans();
@@ -121,17 +142,20 @@ class OpRun {
   Var y_;
   Tensor dy_;
 };
-void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
-              const Mode& mode);
+// Returns the seconds.
+double bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
+                const Mode& mode);
 
 // A function of the catalogue that is not an op of the tape.
 struct KernelCase {
-  std::string name;
+  std::string function, name;  // "make_batch", "lesson [32,64,64,1]"
+  Mode mode;
+  Cost cost;
   // Makes its arguments; the result computes it once.
   std::function<std::function<void()>(Stream&)> prepare;
-  Cost cost;
 };
 // At the sizes of the models and over a sweep, or at tiny ones.
-std::vector<KernelCase> kernel_cases(bool tiny);
+std::vector<KernelCase> kernel_cases(DeviceType device, bool tiny);
+double bench_kernel(benchmark::State& state, Session& session, const KernelCase& c);
 
 }  // namespace tessera

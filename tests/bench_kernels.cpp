@@ -1,13 +1,24 @@
-// Times the functions of the catalogue that no tape records: the optimizer, a batch's noise, and
-// the search for what is not finite. Names begin as those of ops do: "lesson 64x64", "sweep 8x8".
+// Times the functions of the catalogue that no op of the case table is: the optimizer, a batch's
+// noise, the search for what is not finite, and what is a part of larger operations. Names begin as
+// those of ops do: "lesson 64x64", "sweep 8x8".
 #include <set>
 
 #include "tests/bench.h"
+#include "tests/prediction.h"
 
 namespace tessera {
 namespace {
 
 using Call = std::function<void()>;
+
+struct Cases {
+  DeviceType device;
+  std::vector<KernelCase> list;
+  void add(const char* function, const std::string& name, const Mode& mode, const Cost& cost,
+           const std::function<Call(Stream&)>& prepare) {
+    list.push_back({function, name, mode, cost, prepare});
+  }
+};
 
 Tensor noise(Stream& stream, const Shape& shape) {
   return random_tensor(stream, shape, DType::f32);
@@ -18,90 +29,153 @@ Tensor empty(Stream& stream, const Shape& shape, DType dtype = DType::f32) {
 
 Tensor numbers(Stream& stream, int64_t N, DType dtype) { return Tensor::zeros(stream, {N}, dtype); }
 
-// n parameters.
-void add_optimizer(std::vector<KernelCase>& cases, const std::string& name, int64_t n) {
+// n parameters. Without copies in bf16, and with them.
+void add_optimizer(Cases& cases, const std::string& name, int64_t n) {
   const double size = double(n);
-  // On the CPU there are no copies in bf16.
-  const auto adam = [n](Stream& stream) -> Call {
-    AdamTensors t;
-    t.grads = noise(stream, {n}), t.params = noise(stream, {n});
-    t.norm = Tensor::zeros(stream, {1});
-    t.m = Tensor::zeros(stream, {n}), t.v = Tensor::zeros(stream, {n});
-    if (stream.device().type() != DeviceType::cpu) t.copies = empty(stream, {n}, DType::bf16);
-    return [=, &stream, step = int64_t{0}]() mutable { adam_step(stream, {}, ++step, t); };
-  };
-  cases.push_back({concat("adam_step/", name, n), adam, {12 * size, 30 * size}});
+  for (const Mode& mode : {kF32, kBf16}) {
+    const bool copies = mode.arithmetic.storage == DType::bf16;
+    const auto adam = [=](Stream& stream) -> Call {
+      AdamTensors t;
+      t.grads = noise(stream, {n}), t.params = noise(stream, {n});
+      t.norm = Tensor::zeros(stream, {1});
+      t.m = Tensor::zeros(stream, {n}), t.v = Tensor::zeros(stream, {n});
+      if (copies) t.copies = empty(stream, {n}, DType::bf16);
+      return [=, &stream, step = int64_t{0}]() mutable { adam_step(stream, {}, ++step, t); };
+    };
+    cases.add("adam_step", concat(name, n), mode, {12 * size, (copies ? 30 : 28) * size}, adam);
+  }
   const auto norm = [n](Stream& stream) -> Call {
     return [&stream, grads = noise(stream, {n}), norm = empty(stream, {1})]() mutable {
       grad_norm(stream, grads, norm);
     };
   };
-  cases.push_back({concat("grad_norm/", name, n), norm, {2 * size, 4 * size}});
+  cases.add("grad_norm", concat(name, n), kF32, {2 * size, 4 * size}, norm);
   const auto round = [n](Stream& stream) -> Call {
     return
         [&stream, params = noise(stream, {n}), copies = empty(stream, {n}, DType::bf16)]() mutable {
           copy_rounded(stream, params, copies);
         };
   };
-  cases.push_back({concat("copy_rounded/", name, n), round, {0, 6 * size}});
+  cases.add("copy_rounded", concat(name, n), kF32, {0, 6 * size}, round);
 }
 
 // The numbers of N samples, and their embeddings of dim channels.
-void add_timesteps(std::vector<KernelCase>& cases, const std::string& name, int64_t N,
-                   int64_t dim) {
+void add_timesteps(Cases& cases, const std::string& name, int64_t N, int64_t dim) {
   const auto draw = [=](Stream& stream) -> Call {
     return
         [&stream, samples = numbers(stream, N, DType::i64),
          t = empty(stream, {N}, DType::i32)]() mutable { draw_timesteps(stream, {}, samples, t); };
   };
-  cases.push_back({concat("draw_timesteps/", name, '[', N, ']'), draw, {0, 12.0 * double(N)}});
-  const auto embedding = [=](Stream& stream) -> Call {
-    return [&stream, t = numbers(stream, N, DType::i32), y = empty(stream, {N, dim})]() mutable {
-      timestep_embedding_fwd(stream, t, y);
+  cases.add("draw_timesteps", concat(name, '[', N, ']'), kF32, {0, 12.0 * double(N)}, draw);
+  for (const Mode& mode : {kF32, kBf16}) {
+    const DType storage = mode.arithmetic.storage;
+    const auto embedding = [=](Stream& stream) -> Call {
+      return [&stream, t = numbers(stream, N, DType::i32),
+              y = empty(stream, {N, dim}, storage)]() mutable {
+        timestep_embedding_fwd(stream, t, y);
+      };
     };
-  };
-  cases.push_back({concat("timestep_embedding/", name, '[', N, "] -> ", dim),
-                   embedding,
-                   {0, 4.0 * double(N * (dim + 1))}});
+    const double bytes = double(N) * (4 + double(dim) * double(size_of(storage)));
+    cases.add("timestep_embedding_fwd", concat(name, '[', N, "] -> ", dim), mode, {0, bytes},
+              embedding);
+  }
 }
 
 // Images.
-void add_batch(std::vector<KernelCase>& cases, const std::string& name, const Shape& shape) {
+void add_batch(Cases& cases, const std::string& name, const Shape& shape) {
   const int64_t N = shape[0];
   const double pixels = double(shape.numel());
   const auto normalize = [=](Stream& stream) -> Call {
     return [&stream, images = Tensor::zeros(stream, shape, DType::u8),
             clean = empty(stream, shape)]() mutable { normalize_images(stream, images, clean); };
   };
-  cases.push_back({concat("normalize_images/", name, shape), normalize, {2 * pixels, 5 * pixels}});
+  cases.add("normalize_images", concat(name, shape), kF32, {2 * pixels, 5 * pixels}, normalize);
   const auto add = [=](Stream& stream) -> Call {
     return [&stream, samples = numbers(stream, N, DType::i64), t = numbers(stream, N, DType::i32),
             clean = noise(stream, shape), noisy = empty(stream, shape)]() mutable {
       add_noise(stream, {}, NoiseUse::Training, samples, t, clean, noisy);
     };
   };
-  cases.push_back({concat("add_noise/", name, shape), add, {0, 8 * pixels}});
-  const auto batch = [=](Stream& stream) -> Call {
-    return [&stream, images = Tensor::zeros(stream, shape, DType::u8),
-            rows = numbers(stream, N, DType::i64), samples = numbers(stream, N, DType::i64),
-            t = empty(stream, {N}, DType::i32), clean = empty(stream, shape),
-            noisy = empty(stream, shape)]() mutable {
-      make_batch(stream, {}, images, rows, samples, {}, t, clean, noisy);
+  cases.add("add_noise", concat(name, shape), kF32, {0, 8 * pixels}, add);
+  for (const Mode& mode : {kF32, kBf16}) {
+    const DType storage = mode.arithmetic.storage;
+    const auto batch = [=](Stream& stream) -> Call {
+      return [&stream, images = Tensor::zeros(stream, shape, DType::u8),
+              rows = numbers(stream, N, DType::i64), samples = numbers(stream, N, DType::i64),
+              t = empty(stream, {N}, DType::i32), clean = empty(stream, shape),
+              noisy = empty(stream, shape, storage)]() mutable {
+        make_batch(stream, {}, images, rows, samples, {}, t, clean, noisy);
+      };
+    };
+    const double bytes = double(1 + 4 + size_of(storage)) * pixels;
+    cases.add("make_batch", concat(name, shape), mode, {0, bytes}, batch);
+  }
+}
+
+// Of activations.
+void add_passes(Cases& cases, const std::string& name, const Shape& shape) {
+  for (const Mode& mode : {kF32, kBf16}) {
+    const DType storage = mode.arithmetic.storage;
+    const Cost cost{0, double(shape.numel()) * double(size_of(storage))};
+    const auto search = [=](Stream& stream) -> Call {
+      return [&stream, x = random_tensor(stream, shape, storage)] {
+        (void)find_non_finite(stream, x);
+      };
+    };
+    cases.add("find_non_finite", concat(name, shape), mode, cost, search);
+    const auto set = [=](Stream& stream) -> Call {
+      return [&stream, x = empty(stream, shape, storage)]() mutable { fill(stream, x, 1); };
+    };
+    cases.add("fill", concat(name, shape), mode, cost, set);
+  }
+}
+
+// The way back through a block's first norm and second convolution.
+void add_norm_conv(Cases& cases, const std::string& name, const Shape& shape) {
+  const int64_t N = shape[0], C = shape[3];
+  const NormAct spec{{8}};
+  const ConvSpec same{1, 1, 1};
+  const Shape filter{C, 3, 3, C};
+  for (const Mode& mode : {kF32, kTf32, kBf16}) {
+    const DType storage = mode.arithmetic.storage;
+    const auto prepare = [=](Stream& stream) -> Call {
+      const auto random = [&](const Shape& s) { return random_tensor(stream, s, storage); };
+      const Tensor x = random(shape), t = random({N, C}), w = random(filter), dy = random(shape),
+                   gamma = noise(stream, {C}), beta = noise(stream, {C});
+      Tensor y = empty(stream, shape, storage), moments = empty(stream, {N, spec.norm.groups, 2});
+      group_norm_act_fwd(stream, spec, x, gamma, beta, t, {}, y, moments);
+      const Grad dx{y}, dgamma{empty(stream, {C})}, dbeta{empty(stream, {C})},
+          dt{empty(stream, {N, C}, storage)};
+      return [=, &stream] {
+        norm_act_conv2d_bwd(stream, spec, same, x, moments, gamma, beta, t, w, dy, dx, dgamma,
+                            dbeta, dt);
+      };
+    };
+    const double size = double(shape.numel());
+    const Cost cost{ConvProblem::of(same, shape, filter).flops() + 44 * size,
+                    (3 * size + double(filter.numel())) * double(size_of(storage))};
+    cases.add("norm_act_conv2d_bwd", concat(name, shape), mode, cost, prepare);
+  }
+}
+
+// Of the filter that reads `width` channels of a skip and twice as many of what is upsampled.
+void add_phases(Cases& cases, const std::string& name, int64_t width) {
+  const Shape filter{width, 3, 3, 3 * width}, sums{width, 4, 4, 2 * width};
+  const DType dtype = cases.device == DeviceType::cpu ? DType::f32 : DType::bf16;
+  const auto prepare = [=](Stream& stream) -> Call {
+    return [&stream, w = noise(stream, filter), phases = empty(stream, sums, dtype)]() mutable {
+      upcat_phases(stream, w, phases);
     };
   };
-  cases.push_back({concat("make_batch/", name, shape), batch, {0, 9 * pixels}});
+  // Of each upsampled channel 9 taps are read, and each of 4 phases adds them up to 4 sums.
+  const double channels = double(2 * width * width), stored = 16 * double(size_of(dtype));
+  cases.add("upcat_phases", concat(name, filter), kF32,
+            {4 * (9 - 4) * channels, (9 * 4 + stored) * channels}, prepare);
 }
 
-void add_search(std::vector<KernelCase>& cases, const std::string& name, const Shape& shape) {
-  const auto search = [=](Stream& stream) -> Call {
-    return [&stream, x = noise(stream, shape)] { (void)find_non_finite(stream, x); };
-  };
-  cases.push_back(
-      {concat("find_non_finite/", name, shape), search, {0, 4.0 * double(shape.numel())}});
-}
-
-void add_models(std::vector<KernelCase>& cases) {
+void add_models(Cases& cases) {
   add_optimizer(cases, "lesson ", 11'400'000);  // its parameters
+  add_optimizer(cases, "quick ", 3'270'000);
   for (const Model& m : models()) {
     const std::string name = m.name + " ";
     add_timesteps(cases, name, m.N, 128);
@@ -109,7 +183,7 @@ void add_models(std::vector<KernelCase>& cases) {
   }
 }
 
-void add_sweep(std::vector<KernelCase>& cases) {
+void add_sweep(Cases& cases) {
   std::set<int64_t> sides, widths;
   for (const Stage& s : sweep()) sides.insert(s.side), widths.insert(s.width);
   for (int64_t width : widths) {
@@ -119,22 +193,40 @@ void add_sweep(std::vector<KernelCase>& cases) {
   for (int64_t side : sides) add_batch(cases, "sweep ", {16, side, side, 3});
 }
 
+void add_stages(Cases& cases) {
+  for (const Stage& s : stages()) {
+    const std::string name = s.model + " ";
+    const Shape shape{s.N, s.side, s.side, s.width};
+    add_passes(cases, name, shape);
+    add_norm_conv(cases, name, shape);
+    if (!s.bottleneck) add_phases(cases, name, s.width);
+  }
+}
+
 }  // namespace
 
-std::vector<KernelCase> kernel_cases(bool tiny) {
-  std::vector<KernelCase> cases;
+std::vector<KernelCase> kernel_cases(DeviceType device, bool tiny) {
+  Cases cases{device, {}};
   if (tiny) {
     add_optimizer(cases, "", 1000);
     add_timesteps(cases, "", 2, 128);
     add_batch(cases, "", {2, 8, 8, 1});
-    add_search(cases, "", {2, 8, 8, 3});
+    add_passes(cases, "", {2, 8, 8, 3});
+    add_norm_conv(cases, "", {2, 8, 8, 16});
+    add_phases(cases, "", 8);
   } else {
     add_models(cases);
     add_sweep(cases);
-    for (const Stage& s : stages())
-      add_search(cases, s.model + " ", {s.N, s.side, s.side, s.width});
+    add_stages(cases);
   }
-  return cases;
+  return std::move(cases.list);
+}
+
+double bench_kernel(benchmark::State& state, Session& session, const KernelCase& c) {
+  const double seconds = session.measure(state, c.cost, c.mode, c.prepare(session.stream()));
+  if (session.predicts()) session.report(state, count_launches(c, session.counting()), c.mode);
+  session.release_memory();
+  return seconds;
 }
 
 }  // namespace tessera

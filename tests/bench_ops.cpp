@@ -104,18 +104,19 @@ void OpRun::before() {
 
 void OpRun::run() { backward_ ? tape_->backward_from(y_, dy_) : forward(); }
 
-void bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
-              const Mode& mode) {
+double bench_op(benchmark::State& state, Session& session, const OpCase& c, Direction direction,
+                const Mode& mode) {
+  double seconds = 0;
   {
     OpRun op(session.stream(), c, direction, mode);
-    session.measure(
+    seconds = session.measure(
         state, cost_of(c, direction, mode.arithmetic.storage), mode, [&] { op.run(); },
         [&] { op.before(); }, session.rival(c, direction, mode.arithmetic));
   }
   if (session.predicts())
     session.report(state, count_launches(c, direction, mode, session.counting()), mode);
-  session.stream().synchronize();
-  session.device()->pool()->trim();
+  session.release_memory();
+  return seconds;
 }
 
 }  // namespace tessera

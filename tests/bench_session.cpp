@@ -1,8 +1,12 @@
-#include "kernels/conv_tiles.h"
 #include "tests/bench.h"
 #include "tests/prediction.h"
 
 namespace tessera {
+
+std::vector<Mode> modes_of(DeviceType type) {
+  if (type == DeviceType::cpu) return {kF32};
+  return {kF32, kTf32, kBf16};
+}
 
 Session::Session(DeviceType type, int threads, double budget, bool libraries,
                  const std::string& resources_file)
@@ -32,27 +36,34 @@ Rival Session::rival(const OpCase& c, Direction direction, const Arithmetic& ari
   return rival;
 }
 
-void Session::measure(benchmark::State& state, const Cost& cost, const Mode& mode,
-                      const std::function<void()>& call, const std::function<void()>& before,
-                      const Rival& rival) {
+double Session::measure(benchmark::State& state, const Cost& cost, const Mode& mode,
+                        const std::function<void()>& call, const std::function<void()>& before,
+                        const Rival& rival) {
   stream_->math = mode.arithmetic.math;
   double seconds = 0;
   for (auto _ : state) {
     seconds = median_seconds(*timer_, budget_, call, before);
     state.SetIterationTime(seconds);
   }
-  for (const Card& card : kCards)
-    state.counters[concat(card.name, " us")] = least_seconds(card, cost, mode) * 1e6;
-  const double flops = cost.flops / seconds, bytes = cost.bytes / seconds;
-  if (flops > 0) state.counters["GFLOP/s"] = flops / 1e9;
-  if (bytes > 0) state.counters["GB/s"] = bytes / 1e9;
-  const auto peak = matmul_.find(mode.name);
-  if (flops > 0 && peak != matmul_.end()) state.counters["of matmul"] = flops / peak->second;
-  if (bytes > 0 && copy_bandwidth_ > 0) state.counters["of copy"] = bytes / copy_bandwidth_;
+  if (device_->type() != DeviceType::cpu)
+    for (const Card& card : kCards)
+      state.counters[concat(card.name, " us")] = least_seconds(card, cost, mode) * 1e6;
+  report_rates(state, cost, mode, seconds);
   if (rival.seconds > 0) {
     state.counters[concat(rival.name, " ms")] = rival.seconds * 1e3;
     state.counters[concat("ours/", rival.name)] = seconds / rival.seconds;
   }
+  return seconds;
+}
+
+void Session::report_rates(benchmark::State& state, const Cost& cost, const Mode& mode,
+                           double seconds) const {
+  const double flops = cost.flops / seconds, bytes = cost.bytes / seconds;
+  if (flops > 0) state.counters["GFLOP/s"] = flops / 1e9;
+  if (bytes > 0) state.counters["GB/s"] = bytes / 1e9;
+  const auto peak = peaks_.matmul.find(mode.name);
+  if (flops > 0 && peak != peaks_.matmul.end()) state.counters["of matmul"] = flops / peak->second;
+  if (bytes > 0 && peaks_.copy > 0) state.counters["of copy"] = bytes / peaks_.copy;
 }
 
 Counting Session::counting() const { return Counting::beside_times(device_->info().capability); }
@@ -77,39 +88,17 @@ void Session::report(benchmark::State& state, const std::vector<LaunchWork>& lau
   state.SetLabel(limits);
 }
 
-void Session::measure_steps(benchmark::State& state, const std::function<void()>& step) {
-  for (auto _ : state) state.SetIterationTime(seconds_per_step(*timer_, budget_, step));
+double Session::measure_steps(benchmark::State& state, const std::function<void()>& step) {
+  double seconds = 0;
+  for (auto _ : state) {
+    seconds = seconds_per_step(*timer_, budget_, step);
+    state.SetIterationTime(seconds);
+  }
+  return seconds;
 }
 
-void Session::measure_peaks() {
-  const DeviceInfo& info = device_->info();
-  benchmark::AddCustomContext("device", info.name);
-  if (device_->type() != DeviceType::cpu)
-    benchmark::AddCustomContext("tiles", ConvTiles::in_force().file());
-  if (device_->type() != DeviceType::cuda || budget_ == 0) return;
-
-  const size_t bytes = size_t{1} << 30;
-  {
-    const Tensor from = Tensor::zeros(*stream_, {int64_t(bytes)}, DType::u8);
-    Tensor to = Tensor::empty(*stream_, from.shape(), DType::u8);
-    copy_bandwidth_ = 2.0 * double(bytes) / median_seconds(*timer_, 0.05, [&] {
-                        device_->runtime().copy(stream_->native(), to.raw(), from.raw(), bytes);
-                      });
-  }
-  benchmark::AddCustomContext("copy GB/s", std::to_string(copy_bandwidth_ / 1e9));
-  const std::string none = "no library, or built without its headers";
-  benchmark::AddCustomContext("cuDNN", cudnn_ ? cudnn_->version() : none);
-  benchmark::AddCustomContext("cuBLAS", cublas_ ? cublas_->version() : none);
-  if (cublas_) {
-    const int64_t n = 8192;
-    for (const Mode& mode : {kF32, kTf32, kBf16}) {
-      const LibraryCall call = cublas_->linear(n, n, n, Direction::Forward, mode.arithmetic);
-      const double rate = 2.0 * double(n * n * n) / median_seconds(*timer_, 0.1, call);
-      matmul_[mode.name] = rate;
-      benchmark::AddCustomContext(concat("matmul ", mode.name, " GFLOP/s"),
-                                  std::to_string(rate / 1e9));
-    }
-  }
+void Session::release_memory() {
+  stream_->synchronize();
   device_->pool()->trim();
 }
 

@@ -19,6 +19,29 @@ TrainingStep step_of(Stream& stream, const Training& training, const Mode& mode)
           random_tensor(stream, shape, DType::f32)};
 }
 
+// Of all products of a step: each filter meets each pixel of its output once forward and twice on
+// the way back. As plain operations would compute them: an up block's sub-pixel form needs fewer.
+double product_flops(const Training& training) {
+  const UNetConfig config;
+  const double N = double(training.batch), T = double(4 * config.time_dim);
+  double products = 0, pixels = N * double(training.side * training.side),
+         width = double(training.base);
+  const auto conv = [&](double taps, double C, double K) { products += pixels * taps * C * K; };
+  const auto linear = [&](double C, double K) { products += N * C * K; };
+  conv(9, double(config.channels), width);
+  conv(1, width, double(config.channels));
+  linear(double(config.time_dim), T), linear(T, T);
+  for (int64_t level = 0; level < config.levels; ++level) {
+    conv(9, width, width), conv(9, width, width), linear(T, width);  // down
+    conv(9, 3 * width, width), conv(9, width, width), conv(1, 3 * width, width), linear(T, width);
+    pixels /= 4;
+    conv(4, width, 2 * width);
+    width *= 2;
+  }
+  conv(9, width, width), conv(9, width, width), linear(T, width);
+  return 2 * 3 * products;
+}
+
 }  // namespace
 
 std::vector<Training> trainings(DeviceType type, bool tiny) {
@@ -27,15 +50,18 @@ std::vector<Training> trainings(DeviceType type, bool tiny) {
   return {{"lesson", 64, 64, 32}, {"lesson batch 128", 64, 64, 128}, {"quick", 32, 32, 32}};
 }
 
-void bench_training(benchmark::State& state, DeviceType type, int threads, double budget,
-                    const Training& training, const Mode& mode) {
-  Session session(type, threads, budget, false, "");
-  TrainingStep step = step_of(session.stream(), training, mode);
-  Recording recording(session.stream());
-  session.measure_steps(state, [&] { recording.run([&] { step.work(); }); });
+double bench_training(benchmark::State& state, const Session& session, const Training& training,
+                      const Mode& mode) {
+  const Device& device = *session.device();
+  Session own(device.type(), device.threads(), session.budget(), false, "");
+  TrainingStep step = step_of(own.stream(), training, mode);
+  Recording recording(own.stream());
+  const double seconds = own.measure_steps(state, [&] { recording.run([&] { step.work(); }); });
+  session.report_rates(state, {product_flops(training), 0}, mode, seconds);
   state.counters["images/s"] =
       benchmark::Counter(double(training.batch), benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["peak MB"] = double(session.device()->pool()->peak_bytes()) / 1e6;
+  state.counters["peak MB"] = double(own.device()->pool()->peak_bytes()) / 1e6;
+  return seconds;
 }
 
 void print_plans() {

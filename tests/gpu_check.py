@@ -154,7 +154,7 @@ class Check:
         for name in self.listed(bench):
             words = name.split("/")
             size = "sweep" if "sweep" in name else "models"
-            group = "/".join(words[:2 if words[0] in ("kernel", "training_step") else 3])
+            group = "/".join(words[:2 if words[0] == "training_step" else 3])
             groups.setdefault((size, group), []).append(name)
         order = ("training_step", "conv2d", "upcat_conv2d", "group_norm_act", "linear")
         def rank(key):

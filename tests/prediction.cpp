@@ -111,6 +111,7 @@ std::vector<LaunchWork> count_launches(const OpCase& c, Direction direction, con
 std::vector<LaunchWork> count_launches(const KernelCase& c, const Counting& counting) {
   return count_launches(
       [&](Stream& stream) {
+        stream.math = c.mode.arithmetic.math;
         return CountedCall{{}, c.prepare(stream)};
       },
       c.cost.flops, counting);

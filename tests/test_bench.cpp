@@ -1,13 +1,17 @@
 // `bench`, run as a user would: every figure that it reports comes from a call that was made.
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
 #include <sstream>
 
 #include "tests/op_cases.h"
 #include "tests/run_program.h"
+#include "tests/table_rows.h"
 
 using namespace tessera;
 
@@ -73,11 +77,12 @@ TEST_CASE("bench times the kernels that no tape records on the host model", "[be
     names.insert(name.substr(begin, name.find('/', begin) - begin));
   }
   CHECK(names == std::set<std::string>{"add_noise", "adam_step", "copy_rounded", "draw_timesteps",
-                                       "find_non_finite", "grad_norm", "make_batch",
-                                       "normalize_images", "timestep_embedding"});
+                                       "fill", "find_non_finite", "grad_norm", "make_batch",
+                                       "norm_act_conv2d_bwd", "normalize_images",
+                                       "timestep_embedding_fwd", "upcat_phases"});
 }
 
-TEST_CASE("every op is timed for the lesson and over a sweep, in 8 GB at most", "[bench]") {
+TEST_CASE("every op is timed for lesson and quick and over a sweep, in 8 GB at most", "[bench]") {
   const CaseTable table = all_cases();
   std::map<std::string, std::set<std::string>> names;
   for (const OpCase& c : table.benchmarks) {
@@ -95,9 +100,119 @@ TEST_CASE("every op is timed for the lesson and over a sweep, in 8 GB at most", 
   CHECK(ops.size() >= 13);
   for (const std::string& op : ops) {
     INFO(op);
-    CHECK(has(op, "lesson"));
-    CHECK(has(op, "sweep"));
+    for (const char* shapes : {"lesson", "quick", "sweep"}) CHECK(has(op, shapes));
   }
+}
+
+namespace {
+
+// The functions of the catalogue, as kernels.h declares them.
+std::set<std::string> catalogue() {
+  const std::string header =
+      read_text(std::filesystem::path(TESSERA_TEST_DIR) / ".." / "kernels" / "kernels.h");
+  const std::regex declaration("\\n[a-z0-9_]+ ([a-z0-9_]+)\\(Stream& stream");
+  std::set<std::string> names;
+  for (std::sregex_iterator at(header.begin(), header.end(), declaration), end; at != end; ++at)
+    names.insert((*at)[1]);
+  return names;
+}
+
+std::vector<std::string> listed_benchmarks(const std::string& device) {
+  const Finished run = run_program("bench", {"--device", device, "--benchmark_list_tests"});
+  REQUIRE(run.status == 0);
+  std::istringstream lines(run.out);
+  std::vector<std::string> names;
+  for (std::string name; std::getline(lines, name);) names.push_back(name);
+  return names;
+}
+
+// Whether one begins with these words, at a shape of the model, batch 32.
+bool has_benchmark(const std::vector<std::string>& listed, const std::string& begin,
+                   const std::string& model) {
+  return std::ranges::any_of(listed, [&](const std::string& name) {
+    return name.starts_with(begin) && name.find(model + '_', begin.size()) != std::string::npos &&
+           name.find("batch_128") == std::string::npos;
+  });
+}
+
+// What the names of a function's benchmarks begin with: it has a case of its own, or an op of the
+// tape calls it, one way or back.
+std::string benchmark_of(const std::string& function, const std::vector<std::string>& listed) {
+  const std::string own = concat("kernel/", function, '/');
+  if (has_benchmark(listed, own, "lesson")) return own;
+  for (const auto& [ending, direction] :
+       {std::pair{"_fwd", "forward"}, std::pair{"_bwd_data", "dgrad"},
+        std::pair{"_bwd_weight", "wgrad"}, std::pair{"_bwd_t", "backward"},
+        std::pair{"_bwd", "backward"}})
+    if (function.ends_with(ending))
+      return concat(function.substr(0, function.size() - std::strlen(ending)), '/', direction, '/');
+  return function + "/forward/";
+}
+
+}  // namespace
+
+TEST_CASE("bench times every function of the catalogue at the shapes of lesson and quick",
+          "[bench]") {
+  const std::set<std::string> functions = catalogue();
+  CHECK(functions.size() >= 40);
+  // They take f32, or what has no precision.
+  const std::set<std::string> only_f32{"add_noise", "copy_rounded",     "draw_timesteps",
+                                       "grad_norm", "normalize_images", "upcat_phases"};
+  for (const char* device : {"cpu", "cuda"}) {
+    const std::vector<std::string> listed = listed_benchmarks(device);
+    for (const std::string mode : {"f32", "bf16"}) {
+      const bool has_mode = std::ranges::any_of(listed, [&](const std::string& name) {
+        return name.starts_with(concat("training_step/", mode, "/quick"));
+      });
+      CHECK((has_mode || (mode == "bf16" && device == std::string("cpu"))));
+      for (const std::string& function : functions)
+        for (const char* model : {"lesson", "quick"})
+          if (has_mode && (mode == "f32" || !only_f32.contains(function))) {
+            const std::string begin = benchmark_of(function, listed) + mode + '/';
+            INFO(function << ": no " << begin << " of " << model << " on " << device);
+            CHECK(has_benchmark(listed, begin, model));
+          }
+    }
+  }
+}
+
+TEST_CASE("bench computes all that it times at the shapes of quick on the CPU", "[bench]") {
+  const Finished run =
+      run_program("bench", {"--device", "cpu", "--seconds", "0", "--benchmark_format=json",
+                            "--benchmark_filter=/([a-z-]+_)?quick_"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(run.out);
+  CHECK(report["benchmarks"].size() > 200);
+  for (const auto& benchmark : report["benchmarks"]) {
+    INFO(benchmark["name"]);
+    CHECK(!benchmark.contains("error_occurred"));
+    CHECK(benchmark["GB/s"].get<double>() > 0);
+  }
+}
+
+TEST_CASE("bench measures what a CPU reaches at best, and says which share of it is reached",
+          "[bench]") {
+  const Finished run =
+      run_program("bench", {"--device", "cpu", "--cases", "tests", "--seconds", "0.001",
+                            "--benchmark_format=json",
+                            "--benchmark_filter=linear/forward/f32/.32,128.|training_step/f32"});
+  INFO(run.err);
+  REQUIRE(run.status == 0);
+  const auto report = nlohmann::json::parse(run.out);
+  const auto peak = [&](const char* name) {
+    return std::stod(report["context"][name].get<std::string>());
+  };
+  REQUIRE(report["benchmarks"].size() == 2);
+  const auto &linear = report["benchmarks"][0], &step = report["benchmarks"][1];
+  for (const auto* benchmark : {&linear, &step})
+    CHECK((*benchmark)["GFLOP/s"].get<double>() ==
+          Approx((*benchmark)["of matmul"].get<double>() * peak("matmul f32 GFLOP/s")));
+  CHECK(linear["GB/s"].get<double>() ==
+        Approx(linear["of copy"].get<double>() * peak("copy GB/s")));
+  // 32 x 128 by 128 x 64; real_time is in ms.
+  CHECK(linear["GFLOP/s"].get<double>() * linear["real_time"].get<double>() ==
+        Approx(2 * 32 * 128 * 64 / 1e6));
 }
 
 TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
@@ -108,10 +223,11 @@ TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
         "conv2d/wgrad/f32/lesson_batch_128_8x8x512_3x3", "group_norm/backward/",
         "linear/dgrad/bf16/", "residual_block/forward/bf16/",
         "conv2d/forward/tf32/sweep_256x256x64_2x2_stride_2",
-        "activation/backward/f32/gelu_sweep_8x8x1280", "kernel/adam_step/lesson_",
-        "kernel/adam_step/sweep_", "kernel/copy_rounded/sweep_",
-        "kernel/find_non_finite/lesson_batch_128_64x64x64_", "kernel/find_non_finite/sweep_",
-        "kernel/make_batch/sweep_", "training_step/bf16/lesson/"})
+        "activation/backward/f32/gelu_sweep_8x8x1280", "kernel/adam_step/f32/lesson_",
+        "kernel/adam_step/bf16/sweep_", "kernel/copy_rounded/f32/sweep_",
+        "kernel/find_non_finite/f32/lesson_batch_128_64x64x64_",
+        "kernel/find_non_finite/f32/sweep_", "kernel/norm_act_conv2d_bwd/tf32/lesson_",
+        "kernel/make_batch/bf16/sweep_", "training_step/bf16/lesson/"})
     CHECK(run.out.find(name) != std::string::npos);
 }
 
@@ -150,25 +266,6 @@ TEST_CASE("bench plans the memory of training steps without a GPU", "[bench]") {
   CHECK(bf16 < 0.6 * f32);
   CHECK(rows.at(" lesson batch 128, bf16 ")[2] > 3 * bf16);
 }
-
-namespace {
-
-// The cells of the row of a table that begins with these.
-std::vector<std::string> row_of(const std::string& text, const std::string& begin) {
-  const size_t at = ('\n' + text).find("\n| " + begin);
-  if (at == std::string::npos) return {};
-  std::istringstream line(text.substr(at, text.find('\n', at) - at));
-  std::vector<std::string> cells;
-  for (std::string cell; std::getline(line, cell, '|');) cells.push_back(cell);
-  for (std::string& cell : cells) {
-    cell.erase(0, cell.find_first_not_of(' '));
-    cell.erase(cell.find_last_not_of(' ') + 1);
-  }
-  cells.erase(cells.begin());
-  return cells;
-}
-
-}  // namespace
 
 TEST_CASE("bench predicts what launches need on cards that are not there", "[bench]") {
   const TempDir dir;

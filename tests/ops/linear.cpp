@@ -49,7 +49,6 @@ void add_linear_cases(CaseTable& table) {
   table.tests.push_back(linear_case("", 8, 128, 65, false));
 
   for (const Model& m : models()) {
-    if (m.side == 32) continue;  // quick has the same embedding
     for (int64_t C : {128, 512})
       table.benchmarks.push_back(linear_case(m.name + " embedding ", m.N, C, 512));
     for (int64_t level = 0; level <= 3; ++level)
