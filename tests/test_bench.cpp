@@ -200,16 +200,17 @@ TEST_CASE("bench measures what a CPU reaches at best, and says which share of it
   INFO(run.err);
   REQUIRE(run.status == 0);
   const auto report = nlohmann::json::parse(run.out);
-  const auto peak = [&](const char* name) {
+  const auto context = [&](const char* name) {
     return std::stod(report["context"][name].get<std::string>());
   };
+  CHECK(context("threads") >= 1);
   REQUIRE(report["benchmarks"].size() == 2);
   const auto &linear = report["benchmarks"][0], &step = report["benchmarks"][1];
   for (const auto* benchmark : {&linear, &step})
     CHECK((*benchmark)["GFLOP/s"].get<double>() ==
-          Approx((*benchmark)["of matmul"].get<double>() * peak("matmul f32 GFLOP/s")));
+          Approx((*benchmark)["of matmul"].get<double>() * context("matmul f32 GFLOP/s")));
   CHECK(linear["GB/s"].get<double>() ==
-        Approx(linear["of copy"].get<double>() * peak("copy GB/s")));
+        Approx(linear["of copy"].get<double>() * context("copy GB/s")));
   // 32 x 128 by 128 x 64; real_time is in ms.
   CHECK(linear["GFLOP/s"].get<double>() * linear["real_time"].get<double>() ==
         Approx(2 * 32 * 128 * 64 / 1e6));
@@ -231,11 +232,26 @@ TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
     CHECK(run.out.find(name) != std::string::npos);
 }
 
-TEST_CASE("bench refuses what it does not know", "[bench]") {
+TEST_CASE("bench refuses what it does not know, or what does not go together", "[bench]") {
   for (const std::vector<std::string>& arguments :
        {std::vector<std::string>{"--nonsense"},
+        {"stray"},
         {"--device", "tpu"},
-        {"--device", "simt", "--benchmark_filter=no_such_benchmark"}}) {
+        {"--device", "simt", "--benchmark_filter=no_such_benchmark"},
+        {"--plan", "stray"},
+        {"--tiles", "--benchmark_filter=gelu"},
+        {"--tune", "tiles.txt", "stray"},
+        {"--predict", "gelu", "--nonsense"},
+        {"--tiles", "--plan"},
+        {"--plan", "--save", "file"},
+        {"--tiles", "--against", "file"},
+        {"--tune", "tiles.txt", "--save", "file"},
+        {"--predict", "gelu", "--against", "file"},
+        {"--benchmark_list_tests", "--save", "file"},
+        {"--save"},
+        {"--save", "--benchmark_filter=gelu"},
+        {"--against="}}) {
+    INFO(Catch::StringMaker<std::vector<std::string>>::convert(arguments));
     const Finished run = run_program("bench", arguments);
     CHECK(run.status == 2);
     CHECK(run.err.find("bench: error: ") != std::string::npos);
