@@ -20,7 +20,8 @@ TrainingStep step_of(Stream& stream, const Training& training, const Mode& mode)
 }
 
 // Of all products of a step: each filter meets each pixel of its output once forward and twice on
-// the way back. As plain operations would compute them: an up block's sub-pixel form needs fewer.
+// the way back, where the first one's data gradient, which is not made, counts for little. As plain
+// operations would compute them: an up block's sub-pixel form needs fewer.
 double product_flops(const Training& training) {
   const UNetConfig config;
   const double N = double(training.batch), T = double(4 * config.time_dim);

@@ -214,6 +214,9 @@ TEST_CASE("bench measures what a CPU reaches at best, and says which share of it
   // 32 x 128 by 128 x 64; real_time is in ms.
   CHECK(linear["GFLOP/s"].get<double>() * linear["real_time"].get<double>() ==
         Approx(2 * 32 * 128 * 64 / 1e6));
+  // 8x8, base 8, batch 2: 1,221,632 products of an image, forward and twice back.
+  CHECK(step["GFLOP/s"].get<double>() * step["real_time"].get<double>() ==
+        Approx(2 * 3 * 2 * 1221632 / 1e6));
 }
 
 TEST_CASE("bench lists what it would time on a GPU without one", "[bench]") {
