@@ -2,7 +2,9 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <iostream>
+#include <regex>
 
 #include "core/check.h"
 #include "kernels/conv_tiles.h"
@@ -33,8 +35,10 @@ void check_prints(const BenchOptions& options) {
 }  // namespace
 
 bool BenchOptions::lists() const {
-  return std::ranges::any_of(rest, [](const std::string& argument) {
-    return argument.starts_with("--benchmark_list_tests") && !argument.ends_with("=false");
+  const std::regex no("=(0|f|n|false|no|off)", std::regex::icase);  // as Google Benchmark reads it
+  const std::string flag = "--benchmark_list_tests";
+  return std::ranges::any_of(rest, [&](const std::string& argument) {
+    return argument.starts_with(flag) && !std::regex_match(argument.substr(flag.size()), no);
   });
 }
 
