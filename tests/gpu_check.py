@@ -164,7 +164,7 @@ class Check:
         for size, group in sorted(groups, key=rank):
             file = self.out / f"bench-{size}-{group.replace('/', '-')}.json"
             shapes = ("" if group.startswith("training_step") else
-                      "([a-z]+_)?" + ("sweep_" if size == "sweep" else "(lesson|quick)_"))
+                      "([a-z-]+_)?" + ("sweep_" if size == "sweep" else "(lesson|quick)_"))
             steps.append(Step(f"{size} {group}",
                               [*bench, f"--benchmark_filter=^{group}/{shapes}",
                                f"--benchmark_out={file}", "--benchmark_out_format=json"],

@@ -33,13 +33,13 @@ PROGRAMS = {
         for argument; do case $argument in
           --benchmark_list_tests)
             echo 'conv2d/forward/bf16/lesson_64x64x64/iterations:1/manual_time'
-            echo 'gelu/forward/f32/exact_sweep_8x8/iterations:1/manual_time'
+            echo 'activation/forward/f32/gelu-tanh_sweep_8x8/iterations:1/manual_time'
             exit ;;
           --benchmark_out=*) out=${argument#*=} ;;
           --benchmark_filter=*) filter=${argument#*=} ;;
         esac; done
-        name=$(printf '%s\\n' conv2d/forward/bf16/lesson_64 gelu/forward/f32/exact_sweep_8x8 |
-          grep -E "$filter")
+        name=$(printf '%s\\n' conv2d/forward/bf16/lesson_64 activation/forward/f32/gelu-tanh_sweep_8x8 |
+          grep -E "$filter") || exit 2
         echo '{"context": {"copy GB/s": "4000.5"}, "benchmarks": [{"name": "'$name'/iterations:1",
           "real_time": 2.5, "GFLOP/s": 10, "cuDNN ms": 2, "ours/cuDNN": 1.25}]}' >"$out" """,
     "train": """for argument; do [ "$last" = --out ] && out=$argument; last=$argument; done
@@ -128,12 +128,12 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((status, len(work)), (0, 1), said)
 
     def test_a_failure_is_reported_and_the_rest_goes_on(self):
-        self.program("compute-sanitizer", "case $* in *racecheck*gelu*) exit 9;; esac; "
+        self.program("compute-sanitizer", "case $* in *racecheck*activation*) exit 9;; esac; "
                      + PROGRAMS["compute-sanitizer"])
         (self.fakes / "torch" / "__init__.py").write_text("raise ImportError")
         status, _, said = self.check()
         self.assertEqual(status, 1)
-        self.assertIn("racecheck gelu: failed: status 9", said)
+        self.assertIn("racecheck activation: failed: status 9", said)
         parts = self.report()["parts"]
         self.assertEqual(parts["sanitize"]["status"], "failed")
         self.assertEqual(parts["torch"]["status"], "skipped")
