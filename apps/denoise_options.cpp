@@ -112,9 +112,10 @@ void add_machine_options(CLI::App& app, DenoiseOptions& options) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "simt"}))
       ->type_name("NAME")
       ->group(group);
-  app.add_option("--precision", options.precision,
-                 "auto (default: bf16 on GPUs from compute capability 8.0 on, else f32), f32, tf32 "
-                 "or bf16")
+  app.add_option(
+         "--precision", options.precision,
+         "auto (default: bf16 on GPUs from compute capability 8.0 on, else f32), f32, bf16, "
+         "or, on GPUs, tf32")
       ->check(CLI::IsMember({"auto", "f32", "tf32", "bf16"}))
       ->type_name("NAME")
       ->group(group);

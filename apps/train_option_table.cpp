@@ -99,7 +99,7 @@ void add_training_options(Table& table) {
   table.choice("precision", &O::precision, {"auto", "f32", "tf32", "bf16"},
                "bf16: activations and products in bf16, sums and parameters in f32. tf32: "
                "everything in f32, products by tensor cores. auto (default): bf16 on GPUs from "
-               "compute capability 8.0 on, else f32");
+               "compute capability 8.0 on, else f32; on every CPU f32, whatever it multiplies");
   table.choice("fusion", &O::fusion, {"on", "off"},
                "on (default): each block of the network is one operation with passes of its own. "
                "off: it is made of plain operations, slower, and equal up to rounding");

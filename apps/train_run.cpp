@@ -10,6 +10,7 @@
 #include "apps/device_images.h"
 #include "apps/train_loop.h"
 #include "kernels/conv_tiles.h"
+#include "kernels/cpu/onednn.h"
 #include "layers/weights.h"
 
 namespace tessera {
@@ -50,6 +51,13 @@ std::string device_text(const Device& device) {
                                           : concat(type, ", ", device.info().name, ", ", threads);
 }
 
+// What bf16 costs on a CPU without it.
+std::string products_text(const TrainOptions& options, const Device& device) {
+  const bool widened =
+      options.precision == "bf16" && device.type() == DeviceType::cpu && !cpu::has_bf16_products();
+  return widened ? "  products in f32: this CPU has no instructions for those of bf16\n" : "";
+}
+
 // The file that chooses tiles, where there is one.
 std::string tiles_text(const Device& device) {
   if (device.type() == DeviceType::cpu || ConvTiles::in_force().file().empty()) return "";
@@ -67,7 +75,7 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  network  {} levels, base {}, {} parameters\n", options.levels, options.base,
                      trainer.model().parameters().count())
       << fmt::format("  device   {}, {}\n", device_text(device), options.precision)
-      << tiles_text(device)
+      << products_text(options, device) << tiles_text(device)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
                      trainer.steps_done() + 1, schedule.total, options.batch,
                      schedule.steps_per_epoch(), options.seed)

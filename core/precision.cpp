@@ -14,9 +14,9 @@ Precision precision_of(const std::string& name) {
 std::string resolve_precision(const std::string& name, const std::string& device, int capability) {
   const bool tensor_cores = capability >= 80;  // with bf16 and tf32
   if (name == "auto") return tensor_cores ? "bf16" : "f32";
-  if (name != "f32" && capability == 0)
-    throw UsageError(
-        concat("--precision ", name, " is not available on device ", device, " (f32 is)"));
+  if (name == "tf32" && capability == 0)
+    throw UsageError(concat("--precision ", name, " is not available on device ", device,
+                            " (f32 and bf16 are)"));
   if (name == "tf32" && !tensor_cores)
     throw UsageError(
         concat("--precision tf32 needs a GPU of compute capability 8.0 or more, this "

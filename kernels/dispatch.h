@@ -7,8 +7,8 @@
 
 #include "kernels/kernels.h"
 
-// cpu: fast f32 loops. oracle: plain f64 loops. simt and gpu: the CUDA kernels, on the host model
-// and on a GPU.
+// cpu: fast loops, f32 and bf16. oracle: plain f64 loops. simt and gpu: the CUDA kernels, on the
+// host model and on a GPU.
 #define DISPATCH(stream, dtype, call)                 \
   switch (::tessera::select_backend(stream, dtype)) { \
     case ::tessera::Backend::cpu:                     \
@@ -59,7 +59,7 @@ inline Backend select_backend(Stream& stream, DType dtype) {
 #endif
   if (type == DeviceType::simt) return Backend::simt;
   stream.device().use_threads();
-  if (dtype == DType::f32) return Backend::cpu;
+  if (dtype == DType::f32 || dtype == DType::bf16) return Backend::cpu;
   ENSURE(dtype == DType::f64, "no CPU kernels for ", name_of(dtype));
   return Backend::oracle;
 }

@@ -1,6 +1,6 @@
 // The catalogue: one plain function per operation and direction. Every function checks its
-// arguments (throws Error), then runs on the stream's device: on the CPU the fast f32 loops, or,
-// for f64 tensors, plain loops that serve as the oracle of all the others.
+// arguments (throws Error), then runs on the stream's device: on the CPU the fast loops (f32,
+// bf16), or, for f64 tensors, plain loops that serve as the oracle of all the others.
 //
 // Shapes are NHWC for images and KRSC for filters. Outputs are allocated by the caller and every
 // element of them is written. A result of a backward function is a `Grad`: where to write, and
@@ -161,8 +161,8 @@ void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
 // [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
 // dskip are computed together, and db only with dw.
-// phases: bf16, what upcat_phases makes of a 3x3 filter; may be undefined. Kernels in bf16 on CUDA
-// use it; without it they make their own, from a filter that is rounded already.
+// phases: bf16, what upcat_phases makes of a 3x3 filter; may be undefined. Kernels in bf16 use it;
+// without it they make their own, from a filter that is rounded already.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const Tensor& phases, const Tensor& b, Tensor& y,
                       MomentsOut* moments = nullptr);
@@ -172,7 +172,7 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
                              const Tensor& dy, Grad dw, Grad db);
 // The sub-pixel form: at output pixels (2y+p, 2x+q) the 3x3 filter w [K,3,3,A+B] is a 2x2 filter
 // over low, phases[k,2p+q,2u+v,a] = sum of w[k,r,s,a] over (r+1-p)/2 = u, (s+1-q)/2 = v.
-// phases [K,4,4,A] is bf16 on CUDA, where w is f32 or bf16, and of w's type elsewhere.
+// phases [K,4,4,A] is bf16, where w is f32 or bf16; on the CPU it may be of w's type, too.
 void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases);
 
 // x = value, any shape.

@@ -62,6 +62,7 @@ struct Engine {
 // The f64 oracle and the CPU, or the CUDA kernels on the host model and, if there is one, on a GPU.
 inline std::vector<Engine> cpu_engines() {
   return {{DeviceType::cpu, Precision::f32(), "cpu f32"},
+          {DeviceType::cpu, Precision::bf16(), "cpu bf16"},
           {DeviceType::cpu, Precision::f64(), "cpu f64"}};
 }
 inline std::vector<Engine> cuda_engines() {

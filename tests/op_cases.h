@@ -34,7 +34,8 @@ struct OpCase {
   int constants = 0;                     // the last of the inputs that get no gradient
   bool exact = false;                    // sums of products of inputs: exact on small integers
   Apply bf16_steps = nullptr;            // with rounded_to_bf16() where kernels store results on
-                                         // the way, if there are such
+                                         // the way, if there are such: those of CUDA, and
+  Apply cpu_bf16_steps = nullptr;        // the CPU's
   float scale = 1;                       // standard deviation of random inputs
   double tolerance = 1e-5;               // of f32 against f64, see difference() in op_runner.h
   std::optional<ConvProblem> conv = {};  // what a library would do instead; its bias comes last

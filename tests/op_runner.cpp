@@ -107,6 +107,15 @@ Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, N
   return result;
 }
 
+Result as_stored(Result result, const OpCase& c, DType storage) {
+  if (storage != DType::bf16) return result;
+  result.y = as_bf16(result.y);
+  for (size_t i = 0; i < result.gradients.size(); ++i)
+    if (gradient_dtype(c, i, storage) == DType::bf16)
+      result.gradients[i] = as_bf16(result.gradients[i]);
+  return result;
+}
+
 std::string difference(const Values& got, const Values& expected, double tolerance) {
   if (got.shape != expected.shape)
     return concat("shape ", got.shape, ", expected ", expected.shape);

@@ -47,6 +47,9 @@ inline Result run(Stream& stream, const OpCase& c, const Apply& apply, DType sto
   return run(stream, c, apply, storage, numbers, mode, storage);
 }
 
+// What a run in bf16 gives if every operation is exact: rounded where it is stored.
+Result as_stored(Result result, const OpCase& c, DType storage);
+
 // "" if every element is finite and
 //   |got - expected| <= tolerance * (|expected| + root mean square of expected),
 // else the worst one. A sum of products rounds in proportion to its terms, not to what is left when

@@ -271,37 +271,38 @@ TEST_CASE("the optimizer's latch tells the step when it is polled", "[adam][cuda
 }
 
 TEST_CASE("the phases of a filter over an upsampled image follow its values", "[adam][cuda]") {
-  Stream stream(poisoned(DeviceType::simt));
-  Parameters parameters;
-  const Parameter& w =
-      parameters.add("w", {4, 3, 3, 5}, {0.5f, 0}, FileLayout::Filter, /*upsampled=*/3);
-  parameters.allocate(stream, Precision::bf16(), 1);
-  const auto expected = [&] {
-    Tensor phases = Tensor::empty(stream, {4, 4, 4, 3}, DType::bf16);
-    upcat_phases(stream, w.master, phases);
-    return values_of(stream, phases).data;
-  };
-  const auto drawn = expected();
-  CHECK(values_of(stream, w.var.phases).data == drawn);
+  on_all_devices([](Stream& stream) {
+    Parameters parameters;
+    const Parameter& w =
+        parameters.add("w", {4, 3, 3, 5}, {0.5f, 0}, FileLayout::Filter, /*upsampled=*/3);
+    parameters.allocate(stream, Precision::bf16(), 1);
+    const auto expected = [&] {
+      Tensor phases = Tensor::empty(stream, {4, 4, 4, 3}, DType::bf16);
+      upcat_phases(stream, w.master, phases);
+      return values_of(stream, phases).data;
+    };
+    const auto drawn = expected();
+    CHECK(values_of(stream, w.var.phases).data == drawn);
 
-  parameters.prepare_training(stream);
-  fill(stream, parameters.grads, 1);
-  Adam adam(stream, parameters, {0.1});
-  adam.update();
-  CHECK(values_of(stream, w.var.phases).data == expected());
-  CHECK(values_of(stream, w.var.phases).data != drawn);
+    parameters.prepare_training(stream);
+    fill(stream, parameters.grads, 1);
+    Adam adam(stream, parameters, {0.1});
+    adam.update();
+    CHECK(values_of(stream, w.var.phases).data == expected());
+    CHECK(values_of(stream, w.var.phases).data != drawn);
 
-  // As a step that is recorded does it.
-  const Tensor now = Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{2}),
-               factors = Tensor::from<float>(stream, {8}, adam_factors(adam.spec(), 2));
-  const auto second = expected();
-  adam.issue({}, now, factors);
-  CHECK(values_of(stream, w.var.phases).data == expected());
-  CHECK(values_of(stream, w.var.phases).data != second);
+    // As a step that is recorded does it.
+    const Tensor now = Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{2}),
+                 factors = Tensor::from<float>(stream, {8}, adam_factors(adam.spec(), 2));
+    const auto second = expected();
+    adam.issue({}, now, factors);
+    CHECK(values_of(stream, w.var.phases).data == expected());
+    CHECK(values_of(stream, w.var.phases).data != second);
 
-  // Where no kernel reads them there are none.
-  Parameters full;
-  const Parameter& same = full.add("w", {4, 3, 3, 5}, {0.5f, 0}, FileLayout::Filter, 3);
-  full.allocate(stream, Precision::f32(), 1);
-  CHECK(!same.var.phases);
+    // Where no kernel reads them there are none.
+    Parameters full;
+    const Parameter& same = full.add("w", {4, 3, 3, 5}, {0.5f, 0}, FileLayout::Filter, 3);
+    full.allocate(stream, Precision::f32(), 1);
+    CHECK(!same.var.phases);
+  });
 }

@@ -335,9 +335,13 @@ TEST_CASE("phases that are given are those that are used", "[cuda]") {
 }
 
 TEST_CASE("a filter's phases are sums of its taps, rounded once", "[cuda][small]") {
-  Stream oracle(poisoned_cpu()), stream(poisoned(DeviceType::simt));
+  Stream oracle(poisoned_cpu());
   const Values w = draw(Numbers::Normal, "w", 0, {5, 3, 3, 7});
-  for (const DType from : {DType::f32, DType::bf16}) {
+  for (const auto& [device, from] : {std::pair(DeviceType::simt, DType::f32),
+                                     {DeviceType::simt, DType::bf16},
+                                     {DeviceType::cpu, DType::f32},
+                                     {DeviceType::cpu, DType::bf16}}) {
+    Stream stream(poisoned(device));
     const Values values = from == DType::bf16 ? as_bf16(w) : w;
     Tensor right = Tensor::empty(oracle, {5, 4, 4, 3}, DType::f64),
            got = Tensor::empty(stream, {5, 4, 4, 3}, DType::bf16);

@@ -59,16 +59,6 @@ void draw_order(const Mode& mode, uint64_t number, uint64_t run) {
   simt::options().seed = 1 + run + 4 * (mode.number + 3 * number);
 }
 
-// What a run in bf16 gives if every operation is exact: rounded where it is stored.
-Result as_stored(Result result, const OpCase& c, DType storage) {
-  if (storage != DType::bf16) return result;
-  result.y = as_bf16(result.y);
-  for (size_t i = 0; i < result.gradients.size(); ++i)
-    if (gradient_dtype(c, i, storage) == DType::bf16)
-      result.gradients[i] = as_bf16(result.gradients[i]);
-  return result;
-}
-
 // Elementwise, but a block in tf32, whose products round where no step of an oracle can, in the
 // norm: at worst 2.9e-3.
 std::string error_of(const Result& fast, const Result& expected, const OpCase& c,

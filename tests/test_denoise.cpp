@@ -156,14 +156,19 @@ TEST_CASE("denoise: weights from PyTorch give PyTorch's output", "[denoise][gold
       network.push_back("--" + option.name);
       if (!option.is_flag()) network.push_back(golden.metadata().at(key));
     }
-    const Finished run =
-        run_program("denoise", files(dir / "weights.safetensors", dir / "in.safetensors",
-                                     dir / "out.safetensors", network));
-    CHECK(run.err == "");
-    REQUIRE(run.status == 0);
-    const SafeTensors out = SafeTensors::read(dir / "out.safetensors");
-    CHECK(out.at("output").shape == golden.at(result).shape);
-    CHECK(relative_error(floats_of(out.at("output")), floats_of(golden.at(result))) < 1e-4);
+    for (const auto& [precision, tolerance] : {std::pair("f32", 1e-4), {"bf16", 4e-2}}) {
+      const fs::path out_file = dir / (std::string(precision) + ".safetensors");
+      Arguments arguments = network;
+      arguments.insert(arguments.end(), {"--device", "cpu", "--precision", precision});
+      const Finished run = run_program(
+          "denoise",
+          files(dir / "weights.safetensors", dir / "in.safetensors", out_file, arguments));
+      CHECK(run.err == "");
+      REQUIRE(run.status == 0);
+      const SafeTensors out = SafeTensors::read(out_file);
+      CHECK(out.at("output").shape == golden.at(result).shape);
+      CHECK(relative_error(floats_of(out.at("output")), floats_of(golden.at(result))) < tolerance);
+    }
   }
 }
 

@@ -165,7 +165,7 @@ TEST_CASE("goldens: networks train as in PyTorch, losses and parameters", "[gold
     for (const std::string& name : zero_gradients(GoldenFile(path)))
       WARN(path.filename() << ": the gradient of " << name
                            << " is zero, what Adam makes of it is not compared");
-  for_each_network({cpu_engines()[0]}, check_training);
+  for_each_network({cpu_engines()[0], cpu_engines()[1]}, check_training);
 }
 
 TEST_CASE("goldens: CUDA networks train as in PyTorch", "[golden][cuda]") {

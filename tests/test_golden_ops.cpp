@@ -230,7 +230,7 @@ void check_operations(const std::vector<Engine>& engines) {
 
 }  // namespace
 
-TEST_CASE("goldens: operations equal PyTorch, both ways, in f32 and f64", "[golden]") {
+TEST_CASE("goldens: operations equal PyTorch, both ways, in f32, bf16 and f64", "[golden]") {
   check_operations(cpu_engines());
 }
 

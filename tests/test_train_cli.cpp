@@ -5,6 +5,7 @@
 
 #include "apps/image.h"
 #include "apps/run_dir.h"
+#include "kernels/cpu/onednn.h"
 #include "layers/weights.h"
 #include "tests/train_program.h"
 
@@ -74,12 +75,24 @@ TEST_CASE("two runs of one seed, and a run of its config, give the same files", 
   }
 }
 
+TEST_CASE("a run in bf16 says where its products are in f32", "[train][cli]") {
+  TrainRuns c;
+  const std::string line = "  products in f32: this CPU has no instructions for those of bf16\n";
+  const auto says = [&](const std::string& precision) {
+    const Finished run = train(c.fresh(precision, {"--steps", "1", "--precision", precision}));
+    return run.out.find(line) != std::string::npos;
+  };
+  CHECK(says("bf16") == !cpu::has_bf16_products());
+  CHECK(!says("f32"));
+}
+
 TEST_CASE("a resumed run ends with the bits of the uninterrupted one", "[train][cli]") {
   TrainRuns c;
-  const Finished whole = train(c.fresh("whole", {"--steps", "14"}));
+  const std::string precision = GENERATE("f32", "bf16");
+  const Finished whole = train(c.fresh("whole", {"--steps", "14", "--precision", precision}));
   const std::string epochs_of_whole = whole.out.substr(whole.out.find("Epoch [2/3]"), 29);
   for (const std::string stop : {"1", "6", "8"}) {
-    train(c.fresh(stop, {"--steps", stop}));
+    train(c.fresh(stop, {"--steps", stop, "--precision", precision}));
     const Finished rest = train(c.resume(stop, {"--steps", "14"}));
     CHECK_THAT(rest.out, Catch::Contains(epochs_of_whole));
     for (const char* name : {"model.safetensors", "checkpoint.safetensors", "figure.png"})

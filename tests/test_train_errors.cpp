@@ -71,8 +71,8 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
        "of it"},
       {"--image-size 20 --levels 3", 2,
        "--image-size is 20, expected a multiple of 8 (2^--levels, --levels 3)"},
-      {tiny + "--device cpu --precision bf16", 2,
-       "--precision bf16 is not available on device cpu (f32 is)"},
+      {tiny + "--device cpu --precision tf32", 2,
+       "--precision tf32 is not available on device cpu (f32 and bf16 are)"},
       {tiny + "--device simt --precision tf32 --config twice.json", 2,
        "twice.json: key 'batch' comes twice"},
       // Config files: JSON that is none is a broken file, a wrong key a wrong option.

@@ -21,6 +21,12 @@ void read_image(int64_t i, uint8_t* out) {
   for (int at = 0; at < 64; ++at) out[at] = uint8_t((i * 37 + at * at * 5) % 256);
 }
 
+TrainOptions options_in(const std::string& precision, const std::string& seed = "1") {
+  TrainOptions options = tiny_options(seed);
+  options.precision = precision;
+  return options;
+}
+
 // Trains from the step after the trainer's to `last`; returns the losses.
 std::vector<double> train(Trainer& trainer, int64_t last, uint64_t seed) {
   Loader loader(kSchedule, seed, 64, read_image, trainer.steps_done() + 1);
@@ -64,24 +70,28 @@ std::string stopped_at(Stream& stream, Trainer& trainer, std::string& message) {
 
 TEST_CASE("the same seed gives the same bits, another one does not", "[trainer]") {
   Stream stream(Device::open(DeviceType::cpu, 2));
-  Trainer a(stream, tiny_options()), b(stream, tiny_options()), c(stream, tiny_options("2"));
-  CHECK(train(a, 10, 1) == train(b, 10, 1));
-  CHECK(state_of(stream, a) == state_of(stream, b));
-  CHECK(train(c, 10, 2) != train(a, 14, 1));
-  CHECK(state_of(stream, a) != state_of(stream, c));
+  for (const char* precision : {"f32", "bf16"}) {
+    Trainer a(stream, options_in(precision)), b(stream, options_in(precision)),
+        c(stream, options_in(precision, "2"));
+    CHECK(train(a, 10, 1) == train(b, 10, 1));
+    CHECK(state_of(stream, a) == state_of(stream, b));
+    CHECK(train(c, 10, 2) != train(a, 14, 1));
+    CHECK(state_of(stream, a) != state_of(stream, c));
+  }
 }
 
 TEST_CASE("a run resumed after any step ends with the bits of the uninterrupted one", "[trainer]") {
   TempDir dir;
   Stream stream(Device::open(DeviceType::cpu, 2));
-  Trainer whole(stream, tiny_options());
+  const std::string precision = GENERATE("f32", "bf16");
+  Trainer whole(stream, options_in(precision));
   const std::vector<double> losses = train(whole, 14, 1);
   for (const int64_t stop : {1, 4, 6, 7, 13}) {
-    Trainer first(stream, tiny_options());
+    Trainer first(stream, options_in(precision));
     train(first, stop, 1);
     save_checkpoint(stream, first.model().parameters(), {stop, 0, 21}, dir / "c");
 
-    Trainer second(stream, tiny_options());
+    Trainer second(stream, options_in(precision));
     load_checkpoint(stream, second.model().parameters(), dir / "c", 21);
     second.set_steps_done(stop);
     CHECK(train(second, 14, 1) == std::vector(losses.begin() + stop, losses.end()));
@@ -91,7 +101,7 @@ TEST_CASE("a run resumed after any step ends with the bits of the uninterrupted 
 
 TEST_CASE("training lowers the loss", "[trainer]") {
   Stream stream(Device::open(DeviceType::cpu, 2));
-  Trainer trainer(stream, tiny_options());
+  Trainer trainer(stream, options_in(GENERATE("f32", "bf16")));
   const Batch batch = tiny_batch(4);
   const double first = trainer.step(batch);
   double last = first;
@@ -102,7 +112,7 @@ TEST_CASE("training lowers the loss", "[trainer]") {
 TEST_CASE("after the first step no memory is taken and no primitive made", "[trainer]") {
   const auto device = Device::open(DeviceType::cpu, 2);
   Stream stream(device);
-  Trainer trainer(stream, tiny_options());
+  Trainer trainer(stream, options_in(GENERATE("f32", "bf16")));
   const auto primitives = [&] { return stream.state<cpu::OneDnn>().primitives(); };
   trainer.step(tiny_batch(4));
   const int64_t misses = device->pool()->misses(), made = primitives();
@@ -118,7 +128,8 @@ TEST_CASE("a step uses no value that it did not write", "[trainer]") {
   const auto device = Device::open(DeviceType::cpu, 2);
   Stream stream(device), plain(Device::open(DeviceType::cpu, 2));
   device->pool()->set_poison(true);
-  Trainer poisoned(stream, tiny_options()), trainer(plain, tiny_options());
+  const TrainOptions options = options_in(GENERATE("f32", "bf16"));
+  Trainer poisoned(stream, options), trainer(plain, options);
   CHECK(train(poisoned, 7, 1) == train(trainer, 7, 1));
   CHECK(state_of(stream, poisoned) == state_of(plain, trainer));
 }

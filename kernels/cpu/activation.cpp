@@ -40,18 +40,23 @@ void activation_bwd(Stream&, Activation act, const Tensor& x, const Tensor& dy, 
 namespace cpu {
 
 void activation_fwd(Stream&, Activation act, const Tensor& x, Tensor& y) {
-  const float* from = x.data<float>();
-  with_activation(act, [&]<Activation a>() {
-    put_all(y.data<float>(), x.numel(), GradMode::Overwrite,
-            [from](int64_t i) { return Act<a>::value(from[i]); });
+  with_storage(x.dtype(), [&]<class T>() {
+    const T* from = x.data<T>();
+    with_activation(act, [&]<Activation a>() {
+      put_all(y.data<T>(), x.numel(), GradMode::Overwrite,
+              [from](int64_t i) { return Act<a>::value(to_float(from[i])); });
+    });
   });
 }
 
 void activation_bwd(Stream&, Activation act, const Tensor& x, const Tensor& dy, Grad dx) {
-  const float *from = x.data<float>(), *up = dy.data<float>();
-  with_activation(act, [&]<Activation a>() {
-    put_all(dx.tensor.data<float>(), x.numel(), dx.mode,
-            [from, up](int64_t i) { return up[i] * Act<a>::derivative(from[i]); });
+  with_storage(x.dtype(), [&]<class T>() {
+    const T *from = x.data<T>(), *up = dy.data<T>();
+    with_activation(act, [&]<Activation a>() {
+      put_all(dx.tensor.data<T>(), x.numel(), dx.mode, [from, up](int64_t i) {
+        return to_float(up[i]) * Act<a>::derivative(to_float(from[i]));
+      });
+    });
   });
 }
 

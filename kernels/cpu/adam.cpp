@@ -73,7 +73,7 @@ void copy_rounded(Stream&, const Tensor& params, Tensor& copies) {
   for (int64_t i = 0; i < params.numel(); ++i) to[i] = to_bf16(from[i]);
 }
 
-void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {
+void adam_step(Stream&, const AdamSpec& spec, int64_t step, AdamTensors t) {
   AdamFactors<float> f(spec, step);
   if (t.now) {
     step = t.now.data<int64_t>()[0];
@@ -83,15 +83,21 @@ void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t
   const float clip = clip_of<float>(spec, t.norm);
   const float* grad = t.grads.data<float>();
   float *p = t.params.data<float>(), *mean = t.m.data<float>(), *square = t.v.data<float>();
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < t.grads.numel(); ++i) {
-    const float g = clip * grad[i];
-    mean[i] = f.beta1 * mean[i] + f.one_minus_beta1 * g;
-    square[i] = f.beta2 * square[i] + f.one_minus_beta2 * g * g;
-    const float denominator = std::sqrt(square[i]) / f.root_correction2 + f.eps;
-    p[i] = f.decay * p[i] - f.step_size * mean[i] / denominator;
+  bf16* copy = t.copies ? t.copies.data<bf16>() : nullptr;
+  const int64_t n = t.grads.numel();
+#pragma omp parallel for schedule(static)
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t end = std::min(n, first + kBlock);
+#pragma omp simd
+    for (int64_t i = first; i < end; ++i) {
+      const float g = clip * grad[i];
+      mean[i] = f.beta1 * mean[i] + f.one_minus_beta1 * g;
+      square[i] = f.beta2 * square[i] + f.one_minus_beta2 * g * g;
+      const float denominator = std::sqrt(square[i]) / f.root_correction2 + f.eps;
+      p[i] = f.decay * p[i] - f.step_size * mean[i] / denominator;
+    }
+    for (int64_t i = first; copy && i < end; ++i) copy[i] = to_bf16(p[i]);
   }
-  if (t.copies) cpu::copy_rounded(stream, t.params, t.copies);
 }
 
 }  // namespace cpu

@@ -37,39 +37,57 @@ void add_broadcast_bwd_t(Stream&, const Tensor& dy, Grad dt) {
 namespace cpu {
 
 void add_fwd(Stream&, const Tensor& a, const Tensor& b, Tensor& y) {
-  const float *left = a.data<float>(), *right = b.data<float>();
-  put_all(y.data<float>(), y.numel(), GradMode::Overwrite,
-          [=](int64_t i) { return left[i] + right[i]; });
+  with_storage(y.dtype(), [&]<class T>() {
+    const T *left = a.data<T>(), *right = b.data<T>();
+    put_all(y.data<T>(), y.numel(), GradMode::Overwrite,
+            [=](int64_t i) { return to_float(left[i]) + to_float(right[i]); });
+  });
 }
 
 void add_bwd(Stream&, const Tensor& dy, Grad dx) {
-  const float* from = dy.data<float>();
-  put_all(dx.tensor.data<float>(), dy.numel(), dx.mode, [=](int64_t i) { return from[i]; });
+  with_storage(dy.dtype(), [&]<class T>() {
+    const T* from = dy.data<T>();
+    put_all(dx.tensor.data<T>(), dy.numel(), dx.mode, [=](int64_t i) { return to_float(from[i]); });
+  });
+}
+
+// Calls f.operator()<T, Term>() for an image's type and that of what is added to it: the same, or
+// f32.
+template <class F>
+void with_storages(DType image, DType term, F f) {
+  with_storage(image, [&]<class T>() {
+    term == image ? f.template operator()<T, T>() : f.template operator()<T, float>();
+  });
 }
 
 void add_broadcast_fwd(Stream&, const Tensor& x, const Tensor& t, Tensor& y) {
   const int64_t C = x.dim(3), H = x.dim(1), W = x.dim(2);
-  const float *from = x.data<float>(), *bias = t.data<float>();
-  float* to = y.data<float>();
+  with_storages(x.dtype(), t.dtype(), [&]<class T, class Term>() {
+    const T* from = x.data<T>();
+    const Term* terms = t.data<Term>();
+    T* to = y.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < x.dim(0) * H; ++r) {
-    const float* term = bias + r / H * C;
-    for (int64_t i = r * W * C; i < (r + 1) * W * C; i += C)
-      put_row(to + i, C, GradMode::Overwrite, [=](int64_t c) { return from[i + c] + term[c]; });
-  }
+    for (int64_t r = 0; r < x.dim(0) * H; ++r) {
+      const Term* term = terms + r / H * C;
+      for (int64_t i = r * W * C; i < (r + 1) * W * C; i += C)
+        put_row(to + i, C, GradMode::Overwrite,
+                [=](int64_t c) { return to_float(from[i + c]) + to_float(term[c]); });
+    }
+  });
 }
 
 constexpr int64_t kChannelBlock = 64;  // channels summed together
 
 // Sums `lanes` channels, at most kChannelBlock, of an image [H,W,C] starting at `image`.
-void sum_image(const float* image, int64_t H, int64_t W, int64_t C, int64_t lanes, double* total) {
+template <class T>
+void sum_image(const T* image, int64_t H, int64_t W, int64_t C, int64_t lanes, double* total) {
   std::fill_n(total, kChannelBlock, 0.0);
   for (int64_t h = 0; h < H; ++h) {
     float row[kChannelBlock] = {};
     for (int64_t w = 0; w < W; ++w) {
-      const float* pixel = image + (h * W + w) * C;
+      const T* pixel = image + (h * W + w) * C;
 #pragma omp simd
-      for (int64_t c = 0; c < lanes; ++c) row[c] += pixel[c];
+      for (int64_t c = 0; c < lanes; ++c) row[c] += to_float(pixel[c]);
     }
     for (int64_t c = 0; c < lanes; ++c) total[c] += double(row[c]);
   }
@@ -77,16 +95,18 @@ void sum_image(const float* image, int64_t H, int64_t W, int64_t C, int64_t lane
 
 void add_broadcast_bwd_t(Stream&, const Tensor& dy, Grad dt) {
   const int64_t N = dy.dim(0), H = dy.dim(1), W = dy.dim(2), C = dy.dim(3);
-  const float* from = dy.data<float>();
-  float* to = dt.tensor.data<float>();
+  with_storages(dy.dtype(), dt.tensor.dtype(), [&]<class T, class Term>() {
+    const T* from = dy.data<T>();
+    Term* to = dt.tensor.data<Term>();
 #pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t first = 0; first < C; first += kChannelBlock) {
-      double total[kChannelBlock];
-      const int64_t lanes = std::min(kChannelBlock, C - first);
-      sum_image(from + n * H * W * C + first, H, W, C, lanes, total);
-      put_row(to + n * C + first, lanes, dt.mode, [&](int64_t c) { return float(total[c]); });
-    }
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t first = 0; first < C; first += kChannelBlock) {
+        double total[kChannelBlock];
+        const int64_t lanes = std::min(kChannelBlock, C - first);
+        sum_image(from + n * H * W * C + first, H, W, C, lanes, total);
+        put_row(to + n * C + first, lanes, dt.mode, [&](int64_t c) { return float(total[c]); });
+      }
+  });
 }
 
 }  // namespace cpu

@@ -1,5 +1,6 @@
-// GroupNorm of one image with a group for each channel, which a BatchNorm is, in f32: x [P,C]. As
-// in group_norm.cpp, but threads share the pixels: blocks of them, whose sums are added in order.
+// GroupNorm of one image with a group for each channel, which a BatchNorm is: x [P,C], f32 or bf16.
+// As in group_norm.cpp, but threads share the pixels: blocks of them, whose sums are added in
+// order.
 #include <cmath>
 
 #include "kernels/cpu/group_norm.h"
@@ -40,12 +41,13 @@ Tensor pixel_sums(Stream& stream, const NormShape& s, Add add) {
 }
 
 // Mean and rstd of every channel; sums are of what is left of the first pixel.
-void channel_moments(Stream& stream, const NormShape& s, const float* x, float* moments) {
+template <class T>
+void channel_moments(Stream& stream, const NormShape& s, const T* x, float* moments) {
   const int64_t C = s.C;
   const Tensor sums = pixel_sums(stream, s, [=](int64_t i, float* sum, float* square) {
 #pragma omp simd
     for (int64_t c = 0; c < C; ++c) {
-      const float d = x[i + c] - x[c];
+      const float d = to_float(x[i + c]) - to_float(x[c]);
       sum[c] += d;
       square[c] += d * d;
     }
@@ -53,14 +55,15 @@ void channel_moments(Stream& stream, const NormShape& s, const float* x, float* 
   const double *sum = sums.data<double>(), *square = sum + C, P = double(s.P);
   for (int64_t c = 0; c < C; ++c) {
     const double offset = sum[c] / P, m2 = square[c] - sum[c] * offset;
-    moments[2 * c] = float(double(x[c]) + offset);
+    moments[2 * c] = float(double(to_float(x[c])) + offset);
     moments[2 * c + 1] = float(1.0 / std::sqrt(std::max(m2, 0.0) / P + double(s.eps)));
   }
 }
 
 }  // namespace
 
-void channel_norm_fwd(Stream& stream, const NormShape& s, const NormArgs& in, float* y,
+template <class T>
+void channel_norm_fwd(Stream& stream, const NormShape& s, const NormArgs<T>& in, T* y,
                       float* moments, bool known) {
   const int64_t C = s.C;
   if (!known) channel_moments(stream, s, in.x, moments);
@@ -72,12 +75,14 @@ void channel_norm_fwd(Stream& stream, const NormShape& s, const NormArgs& in, fl
   }
   for_each_block(s, [=](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += C)
-      put_row(y + i, C, GradMode::Overwrite, [=](int64_t c) { return a[c] * in.x[i + c] + b[c]; });
+      put_row(y + i, C, GradMode::Overwrite,
+              [=](int64_t c) { return a[c] * to_float(in.x[i + c]) + b[c]; });
   });
 }
 
-void channel_norm_bwd(Stream& stream, const NormShape& s, const NormArgs& in, const float* moments,
-                      const float* dy, Grad dx, Grad dgamma, Grad dbeta) {
+template <class T>
+void channel_norm_bwd(Stream& stream, const NormShape& s, const NormArgs<T>& in,
+                      const float* moments, const T* dy, Grad dx, Grad dgamma, Grad dbeta) {
   const int64_t C = s.C;
   Tensor terms = Tensor::empty(stream, {4, C});
   float *mean = terms.data<float>(), *a = mean + C, *p = a + C, *q = p + C;
@@ -85,8 +90,9 @@ void channel_norm_bwd(Stream& stream, const NormShape& s, const NormArgs& in, co
   const Tensor sums = pixel_sums(stream, s, [=](int64_t i, float* sum, float* product) {
 #pragma omp simd
     for (int64_t c = 0; c < C; ++c) {
-      sum[c] += dy[i + c];
-      product[c] += dy[i + c] * (in.x[i + c] - mean[c]);
+      const float d = to_float(dy[i + c]);
+      sum[c] += d;
+      product[c] += d * (to_float(in.x[i + c]) - mean[c]);
     }
   });
   const double *sum = sums.data<double>(), *product = sum + C, P = double(s.P);
@@ -101,12 +107,21 @@ void channel_norm_bwd(Stream& stream, const NormShape& s, const NormArgs& in, co
     q[c] = float(scale * (rstd * s2 * double(mean[c]) - sum[c]));
   }
   if (!dx) return;
-  float* to = dx.tensor.data<float>();
+  T* to = dx.tensor.data<T>();
   for_each_block(s, [=](int64_t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += C)
-      put_row(to + i, C, dx.mode,
-              [=](int64_t c) { return a[c] * dy[i + c] + p[c] * in.x[i + c] + q[c]; });
+      put_row(to + i, C, dx.mode, [=](int64_t c) {
+        return a[c] * to_float(dy[i + c]) + p[c] * to_float(in.x[i + c]) + q[c];
+      });
   });
 }
+
+#define STORED_AS(T)                                                                               \
+  template void channel_norm_fwd(Stream&, const NormShape&, const NormArgs<T>&, T*, float*, bool); \
+  template void channel_norm_bwd(Stream&, const NormShape&, const NormArgs<T>&, const float*,      \
+                                 const T*, Grad, Grad, Grad);
+STORED_AS(float)
+STORED_AS(bf16)
+#undef STORED_AS
 
 }  // namespace tessera::cpu

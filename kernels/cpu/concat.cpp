@@ -60,32 +60,38 @@ void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip
 
 namespace cpu {
 
-void copy_run(float* to, const float* from, int64_t n) {
-  std::memcpy(to, from, size_t(n) * sizeof(float));
+template <class T>
+void copy_run(T* to, const T* from, int64_t n) {
+  std::memcpy(to, from, size_t(n) * sizeof(T));
 }
 
-void put_run(float* to, const float* from, int64_t n, GradMode mode) {
-  put_row(to, n, mode, [=](int64_t i) { return from[i]; });
+template <class T>
+void put_run(T* to, const T* from, int64_t n, GradMode mode) {
+  put_row(to, n, mode, [=](int64_t i) { return to_float(from[i]); });
 }
 
 void concat_channels_fwd(Stream&, const Tensor& a, const Tensor& b, Tensor& y) {
   const int64_t A = a.dim(3), B = b.dim(3), pixels = y.dim(0) * y.dim(1) * y.dim(2);
-  const float *from_a = a.data<float>(), *from_b = b.data<float>();
-  float* to = y.data<float>();
+  with_storage(y.dtype(), [&]<class T>() {
+    const T *from_a = a.data<T>(), *from_b = b.data<T>();
+    T* to = y.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < pixels; ++i) {
-    copy_run(to + i * (A + B), from_a + i * A, A);
-    copy_run(to + i * (A + B) + A, from_b + i * B, B);
-  }
+    for (int64_t i = 0; i < pixels; ++i) {
+      copy_run(to + i * (A + B), from_a + i * A, A);
+      copy_run(to + i * (A + B) + A, from_b + i * B, B);
+    }
+  });
 }
 
 // part [N,H,W,B] = channels first .. first+B-1 of dy.
 void take_channels(const Tensor& dy, int64_t first, Grad part) {
   const int64_t C = dy.dim(3), B = part.tensor.dim(3), pixels = dy.dim(0) * dy.dim(1) * dy.dim(2);
-  const float* from = dy.data<float>() + first;
-  float* to = part.tensor.data<float>();
+  with_storage(dy.dtype(), [&]<class T>() {
+    const T* from = dy.data<T>() + first;
+    T* to = part.tensor.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < pixels; ++i) put_run(to + i * B, from + i * C, B, part.mode);
+    for (int64_t i = 0; i < pixels; ++i) put_run(to + i * B, from + i * C, B, part.mode);
+  });
 }
 
 void concat_channels_bwd(Stream&, const Tensor& dy, Grad da, Grad db) {
@@ -96,36 +102,44 @@ void concat_channels_bwd(Stream&, const Tensor& dy, Grad da, Grad db) {
 void concat_upsample_fwd(Stream&, const Tensor& low, const Tensor& skip, Tensor& y) {
   const Nhwc out("y", y);
   const int64_t A = low.dim(3), B = skip.dim(3), W = out.W;
-  const float *from_low = low.data<float>(), *from_skip = skip.data<float>();
-  float* to = y.data<float>();
+  with_storage(y.dtype(), [&]<class T>() {
+    const T *from_low = low.data<T>(), *from_skip = skip.data<T>();
+    T* to = y.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < out.N * out.H; ++r)  // rows through the batch; H is even
-    for (int64_t w = 0; w < W; ++w) {
-      float* pixel = to + (r * W + w) * out.C;
-      copy_run(pixel, from_low + (r / 2 * (W / 2) + w / 2) * A, A);
-      copy_run(pixel + A, from_skip + (r * W + w) * B, B);
-    }
+    for (int64_t r = 0; r < out.N * out.H; ++r)  // rows through the batch; H is even
+      for (int64_t w = 0; w < W; ++w) {
+        T* pixel = to + (r * W + w) * out.C;
+        copy_run(pixel, from_low + (r / 2 * (W / 2) + w / 2) * A, A);
+        copy_run(pixel + A, from_skip + (r * W + w) * B, B);
+      }
+  });
 }
 
-void concat_upsample_bwd(Stream&, const Tensor& dy, Grad dlow, Grad dskip) {
+template <class T>
+void split_patches(const Tensor& dy, Grad dlow, Grad dskip) {
   const Nhwc out("dy", dy);
   const int64_t A = dlow ? dlow.tensor.dim(3) : out.C - dskip.tensor.dim(3), B = out.C - A;
   const int64_t C = out.C, row = out.W * C;
-  const float* from = dy.data<float>();
-  float* low = dlow ? dlow.tensor.data<float>() : nullptr;
-  float* skip = dskip ? dskip.tensor.data<float>() : nullptr;
+  const T* from = dy.data<T>();
+  T* low = dlow ? dlow.tensor.data<T>() : nullptr;
+  T* skip = dskip ? dskip.tensor.data<T>() : nullptr;
 #pragma omp parallel for schedule(static)
   for (int64_t patch = 0; patch < out.N * (out.H / 2) * (out.W / 2); ++patch) {
     const int64_t r = patch / (out.W / 2), w = 2 * (patch % (out.W / 2));
-    const float *ab = from + 2 * r * row + w * C, *cd = ab + row;
+    const T *ab = from + 2 * r * row + w * C, *cd = ab + row;
     if (low)
-      put_row(low + patch * A, A, dlow.mode,
-              [=](int64_t c) { return (ab[c] + ab[C + c]) + (cd[c] + cd[C + c]); });
+      put_row(low + patch * A, A, dlow.mode, [=](int64_t c) {
+        return (to_float(ab[c]) + to_float(ab[C + c])) + (to_float(cd[c]) + to_float(cd[C + c]));
+      });
     if (skip)
       for (int p = 0; p < 4; ++p)
         put_run(skip + ((2 * r + p / 2) * out.W + w + p % 2) * B, (p < 2 ? ab : cd) + p % 2 * C + A,
                 B, dskip.mode);
   }
+}
+
+void concat_upsample_bwd(Stream&, const Tensor& dy, Grad dlow, Grad dskip) {
+  with_storage(dy.dtype(), [&]<class T>() { split_patches<T>(dy, dlow, dskip); });
 }
 
 }  // namespace cpu

@@ -1,5 +1,5 @@
-// conv2d: checks, dispatch and the f64 oracle; the fast path is oneDNN (onednn.cpp).
-#include "kernels/cpu/onednn.h"
+// conv2d: checks, dispatch and the f64 oracle; the fast path is oneDNN (convolve.h).
+#include "kernels/cpu/convolve.h"
 #include "kernels/dispatch.h"
 
 namespace tessera {
@@ -71,34 +71,49 @@ void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, co
 }  // namespace oracle
 
 namespace cpu {
+namespace {
+
+// Calls step(problem, n) for the images of p, n the first of problem.N: a few at a time where they
+// are widened.
+template <class Step>
+void for_images(Stream& stream, ConvProblem p, const Tensor& x, Step step) {
+  const int64_t N = p.N, count = is_widened(stream, x) ? images_at_once(stream, p) : N;
+  for (int64_t n = 0; n < N; n += count) {
+    p.N = std::min(count, N - n);
+    step(p, n);
+  }
+}
+
+}  // namespace
 
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y, MomentsOut*) {
-  const auto problem = ConvProblem::of(spec, x.shape(), w.shape());
-  stream.state<OneDnn>().conv_fwd(problem, x.data<float>(), {w.data<float>(), problem.C},
-                                  data_or_null(b), y.data<float>());
+  const FilterView filter = FilterView::of(operand(stream, w));
+  for_images(
+      stream, ConvProblem::of(spec, x.shape(), w.shape()), x, [&](const ConvProblem& p, int64_t n) {
+        convolve(stream, p, operand(stream, images(x, n, p.N)), filter, b, images(y, n, p.N));
+      });
 }
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx) {
-  // oneDNN cannot add here: a sum goes through a temporary.
-  const bool add = dx.mode == GradMode::Accumulate;
-  Tensor target = add ? Tensor::empty(stream, dx.tensor.shape()) : dx.tensor;
-  const auto problem = ConvProblem::of(spec, target.shape(), w.shape());
-  stream.state<OneDnn>().conv_bwd_data(problem, dy.data<float>(), {w.data<float>(), problem.C},
-                                       target.data<float>());
-  if (add) add_bwd(stream, target, dx);
+  const FilterView filter = FilterView::of(operand(stream, w));
+  for_images(stream, ConvProblem::of(spec, dx.tensor.shape(), w.shape()), dy,
+             [&](const ConvProblem& p, int64_t n) {
+               convolve_bwd_data(stream, p, operand(stream, images(dy, n, p.N)), filter,
+                                 {images(dx.tensor, n, p.N), dx.mode});
+             });
 }
 
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db) {
-  const bool add = db && db.mode == GradMode::Accumulate;
-  Tensor bias = add ? Tensor::empty(stream, db.tensor.shape()) : db.tensor;
-  const auto problem = ConvProblem::of(spec, x.shape(), dw.tensor.shape());
-  stream.state<OneDnn>().conv_bwd_weight(problem, x.data<float>(), dy.data<float>(),
-                                         {dw.tensor.data<float>(), problem.C}, dw.mode,
-                                         bias ? bias.data<float>() : nullptr);
-  if (add) add_bwd(stream, bias, db);
+  for_images(stream, ConvProblem::of(spec, x.shape(), dw.tensor.shape()), x,
+             [&](const ConvProblem& p, int64_t n) {
+               convolve_bwd_weight(stream, p, operand(stream, images(x, n, p.N)),
+                                   operand(stream, images(dy, n, p.N)), FilterView::of(dw.tensor),
+                                   dw.mode, db);
+               dw.mode = db.mode = GradMode::Accumulate;
+             });
 }
 
 }  // namespace cpu

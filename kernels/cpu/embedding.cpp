@@ -3,7 +3,7 @@
 // more, where a float has few digits left: it is a double on the fast path too. The tensor is tiny.
 #include <cmath>
 
-#include "kernels/dispatch.h"
+#include "kernels/cpu/loops.h"
 
 namespace tessera {
 namespace oracle {
@@ -24,15 +24,17 @@ namespace cpu {
 void timestep_embedding_fwd(Stream&, const Tensor& t, Tensor& y) {
   const int64_t N = t.numel(), dim = y.dim(1), half = dim / 2;
   const int32_t* steps = t.data<int32_t>();
-  float* to = y.data<float>();
+  with_storage(y.dtype(), [&]<class T>() {
+    T* to = y.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < half; ++i) {
-    const double frequency = std::exp(-std::log(10000.0) * double(i) / double(half));
-    for (int64_t n = 0; n < N; ++n) {
-      to[n * dim + i] = float(std::sin(steps[n] * frequency));
-      to[n * dim + half + i] = float(std::cos(steps[n] * frequency));
+    for (int64_t i = 0; i < half; ++i) {
+      const double frequency = std::exp(-std::log(10000.0) * double(i) / double(half));
+      for (int64_t n = 0; n < N; ++n) {
+        to[n * dim + i] = stored<T>(float(std::sin(steps[n] * frequency)));
+        to[n * dim + half + i] = stored<T>(float(std::cos(steps[n] * frequency)));
+      }
     }
-  }
+  });
 }
 
 }  // namespace cpu

@@ -12,7 +12,9 @@ namespace cpu {
 
 void fill(Stream&, Tensor& x, double value) {
   const float rounded = float(value);
-  put_all(x.data<float>(), x.numel(), GradMode::Overwrite, [=](int64_t) { return rounded; });
+  with_storage(x.dtype(), [&]<class T>() {
+    put_all(x.data<T>(), x.numel(), GradMode::Overwrite, [=](int64_t) { return rounded; });
+  });
 }
 
 }  // namespace cpu

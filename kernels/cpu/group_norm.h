@@ -1,5 +1,5 @@
-// The f32 loops behind group_norm and group_norm_act (group_norm.cpp); the catalogue's functions
-// and the oracle are in norm_ops.cpp.
+// The loops behind group_norm and group_norm_act (group_norm.cpp), for activations in f32 and bf16;
+// the catalogue's functions and the oracle are in norm_ops.cpp.
 #pragma once
 
 #include <optional>
@@ -17,22 +17,29 @@ struct NormShape {
   int64_t per_group() const { return C / G; }
 };
 
-// x [N,P,C], gamma and beta [C]; t [N,C] and residual [N,P,C] may be null.
+// x [N,P,C], gamma and beta [C]; t [N,C] and residual [N,P,C] may be null. T: float or bf16.
+template <class T>
 struct NormArgs {
-  const float *x, *gamma, *beta, *t = nullptr, *residual = nullptr;
+  const T* x;
+  const float *gamma, *beta;
+  const T *t = nullptr, *residual = nullptr;
 };
 
 // y = act(norm(x) gamma + beta + t) + residual; moments [N,G,2], which hold x's already if known.
-void norm_act_fwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs& in,
-                  float* y, float* moments, bool known = false);
-void norm_act_bwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs& in,
-                  const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);
+template <class T>
+void norm_act_fwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs<T>& in, T* y,
+                  float* moments, bool known = false);
+template <class T>
+void norm_act_bwd(Stream& stream, const NormShape& shape, MaybeAct act, const NormArgs<T>& in,
+                  const float* moments, const T* dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt);
 
 // The same without an activation for one image with a group for each channel, the pixels of which
 // threads share (channel_norm.cpp).
-void channel_norm_fwd(Stream& stream, const NormShape& shape, const NormArgs& in, float* y,
+template <class T>
+void channel_norm_fwd(Stream& stream, const NormShape& shape, const NormArgs<T>& in, T* y,
                       float* moments, bool known);
-void channel_norm_bwd(Stream& stream, const NormShape& shape, const NormArgs& in,
-                      const float* moments, const float* dy, Grad dx, Grad dgamma, Grad dbeta);
+template <class T>
+void channel_norm_bwd(Stream& stream, const NormShape& shape, const NormArgs<T>& in,
+                      const float* moments, const T* dy, Grad dx, Grad dgamma, Grad dbeta);
 
 }  // namespace tessera::cpu

@@ -60,80 +60,89 @@ void upsample_nearest_bwd(Stream&, const Tensor& dy, Grad dx) {
 namespace cpu {
 
 // Channels of the 2x2 pixels a b / c d, interleaved: y = a0 b0 c0 d0 a1 b1 ...
-template <GradMode mode>
-void interleave(const float* ab, const float* cd, float* y, int64_t C) {
+template <GradMode mode, class T>
+void interleave(const T* ab, const T* cd, T* y, int64_t C) {
 #pragma omp simd
   for (int64_t i = 0; i < C; ++i) {
-    put(y[4 * i], ab[i], mode);
-    put(y[4 * i + 1], ab[C + i], mode);
-    put(y[4 * i + 2], cd[i], mode);
-    put(y[4 * i + 3], cd[C + i], mode);
+    put(y[4 * i], to_float(ab[i]), mode);
+    put(y[4 * i + 1], to_float(ab[C + i]), mode);
+    put(y[4 * i + 2], to_float(cd[i]), mode);
+    put(y[4 * i + 3], to_float(cd[C + i]), mode);
   }
 }
 
-template <GradMode mode>
-void deinterleave(const float* x, float* ab, float* cd, int64_t C) {
+template <GradMode mode, class T>
+void deinterleave(const T* x, T* ab, T* cd, int64_t C) {
 #pragma omp simd
   for (int64_t i = 0; i < C; ++i) {
-    put(ab[i], x[4 * i], mode);
-    put(ab[C + i], x[4 * i + 1], mode);
-    put(cd[i], x[4 * i + 2], mode);
-    put(cd[C + i], x[4 * i + 3], mode);
+    put(ab[i], to_float(x[4 * i]), mode);
+    put(ab[C + i], to_float(x[4 * i + 1]), mode);
+    put(cd[i], to_float(x[4 * i + 2]), mode);
+    put(cd[C + i], to_float(x[4 * i + 3]), mode);
   }
 }
 
 void space_to_channel(Stream&, const Tensor& x, Grad y) {
   const Nhwc in("x", x);
-  const float* from = x.data<float>();
-  float* to = y.tensor.data<float>();
-  auto* move = y.mode == GradMode::Overwrite ? interleave<GradMode::Overwrite>
-                                             : interleave<GradMode::Accumulate>;
   const int64_t row = in.W * in.C;
+  with_storage(x.dtype(), [&]<class T>() {
+    const T* from = x.data<T>();
+    T* to = y.tensor.data<T>();
+    auto* move = y.mode == GradMode::Overwrite ? interleave<GradMode::Overwrite, T>
+                                               : interleave<GradMode::Accumulate, T>;
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < in.N * in.H / 2; ++r)
-    for (int64_t i = 0; i < row; i += 2 * in.C)
-      move(from + 2 * r * row + i, from + (2 * r + 1) * row + i, to + 2 * r * row + 2 * i, in.C);
+    for (int64_t r = 0; r < in.N * in.H / 2; ++r)
+      for (int64_t i = 0; i < row; i += 2 * in.C)
+        move(from + 2 * r * row + i, from + (2 * r + 1) * row + i, to + 2 * r * row + 2 * i, in.C);
+  });
 }
 
 void channel_to_space(Stream&, const Tensor& x, Grad y) {
   const Nhwc out("y", y.tensor);
-  const float* from = x.data<float>();
-  float* to = y.tensor.data<float>();
-  auto* move = y.mode == GradMode::Overwrite ? deinterleave<GradMode::Overwrite>
-                                             : deinterleave<GradMode::Accumulate>;
   const int64_t row = out.W * out.C;
+  with_storage(x.dtype(), [&]<class T>() {
+    const T* from = x.data<T>();
+    T* to = y.tensor.data<T>();
+    auto* move = y.mode == GradMode::Overwrite ? deinterleave<GradMode::Overwrite, T>
+                                               : deinterleave<GradMode::Accumulate, T>;
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < out.N * out.H / 2; ++r)
-    for (int64_t i = 0; i < row; i += 2 * out.C)
-      move(from + 2 * r * row + 2 * i, to + 2 * r * row + i, to + (2 * r + 1) * row + i, out.C);
+    for (int64_t r = 0; r < out.N * out.H / 2; ++r)
+      for (int64_t i = 0; i < row; i += 2 * out.C)
+        move(from + 2 * r * row + 2 * i, to + 2 * r * row + i, to + (2 * r + 1) * row + i, out.C);
+  });
 }
 
 void upsample_nearest_fwd(Stream&, const Tensor& x, Tensor& y) {
   const Nhwc in("x", x);
-  const float* from = x.data<float>();
-  float* to = y.data<float>();
   const int64_t C = in.C, row = 2 * in.W * C;
+  with_storage(x.dtype(), [&]<class T>() {
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < in.N * in.H; ++r) {
-    float* upper = to + 2 * r * row;
-    for (int64_t w = 0; w < 2 * in.W; ++w)
-      std::memcpy(upper + w * C, from + (r * in.W + w / 2) * C, size_t(C) * sizeof(float));
-    std::memcpy(upper + row, upper, size_t(row) * sizeof(float));
-  }
+    for (int64_t r = 0; r < in.N * in.H; ++r) {
+      T* upper = to + 2 * r * row;
+      for (int64_t w = 0; w < 2 * in.W; ++w)
+        std::memcpy(upper + w * C, from + (r * in.W + w / 2) * C, size_t(C) * sizeof(T));
+      std::memcpy(upper + row, upper, size_t(row) * sizeof(T));
+    }
+  });
 }
 
 void upsample_nearest_bwd(Stream&, const Tensor& dy, Grad dx) {
   const Nhwc in("dx", dx.tensor);
-  const float* from = dy.data<float>();
-  float* to = dx.tensor.data<float>();
   const int64_t C = in.C, row = 2 * in.W * C;
+  with_storage(dy.dtype(), [&]<class T>() {
+    const T* from = dy.data<T>();
+    T* to = dx.tensor.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < in.N * in.H; ++r)
-    for (int64_t w = 0; w < in.W; ++w) {
-      const float *ab = from + 2 * r * row + 2 * w * C, *cd = ab + row;
-      put_row(to + (r * in.W + w) * C, C, dx.mode,
-              [=](int64_t c) { return (ab[c] + ab[C + c]) + (cd[c] + cd[C + c]); });
-    }
+    for (int64_t r = 0; r < in.N * in.H; ++r)
+      for (int64_t w = 0; w < in.W; ++w) {
+        const T *ab = from + 2 * r * row + 2 * w * C, *cd = ab + row;
+        put_row(to + (r * in.W + w) * C, C, dx.mode, [=](int64_t c) {
+          return (to_float(ab[c]) + to_float(ab[C + c])) + (to_float(cd[c]) + to_float(cd[C + c]));
+        });
+      }
+  });
 }
 
 }  // namespace cpu

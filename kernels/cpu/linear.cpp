@@ -1,6 +1,6 @@
 // linear: checks, dispatch and the f64 oracle; the fast path is oneDNN's matmul.
-#include "kernels/cpu/onednn.h"
-#include "kernels/dispatch.h"
+#include "kernels/cpu/convolve.h"
+#include "kernels/cpu/loops.h"
 
 namespace tessera {
 namespace oracle {
@@ -48,27 +48,25 @@ namespace cpu {
 
 void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y) {
   const int64_t N = x.dim(0), C = x.dim(1), K = w.dim(0);
-  stream.state<OneDnn>().matmul(N, K, C, {x.data<float>(), C, 1}, {w.data<float>(), 1, C},
-                                data_or_null(b), y.data<float>(), GradMode::Overwrite);
+  multiply(stream, N, K, C, {x, C, 1}, {w, 1, C}, b, y, GradMode::Overwrite);
 }
 
 void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx) {
   const int64_t N = dy.dim(0), K = w.dim(0), C = w.dim(1);
-  stream.state<OneDnn>().matmul(N, C, K, {dy.data<float>(), K, 1}, {w.data<float>(), C, 1}, nullptr,
-                                dx.tensor.data<float>(), dx.mode);
+  multiply(stream, N, C, K, {dy, K, 1}, {w, C, 1}, {}, dx.tensor, dx.mode);
 }
 
 void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db) {
   const int64_t N = x.dim(0), C = x.dim(1), K = dy.dim(1);
-  if (dw)
-    stream.state<OneDnn>().matmul(K, C, N, {dy.data<float>(), 1, K}, {x.data<float>(), C, 1},
-                                  nullptr, dw.tensor.data<float>(), dw.mode);
+  if (dw) multiply(stream, K, C, N, {dy, 1, K}, {x, C, 1}, {}, dw.tensor, dw.mode);
   if (!db) return;
-  for (int64_t k = 0; k < K; ++k) {
-    float sum = 0;
-    for (int64_t n = 0; n < N; ++n) sum += dy.data<float>()[n * K + k];
-    put(db.tensor.data<float>()[k], sum, db.mode);
-  }
+  with_storage(dy.dtype(), [&]<class T>() {
+    for (int64_t k = 0; k < K; ++k) {
+      float sum = 0;
+      for (int64_t n = 0; n < N; ++n) sum += to_float(dy.data<T>()[n * K + k]);
+      put(db.tensor.data<float>()[k], sum, db.mode);
+    }
+  });
 }
 
 }  // namespace cpu

@@ -1,7 +1,9 @@
-// What the fast f32 loops share: writing or adding rows that vectorise, and sums of fixed order.
+// What the fast loops share: elements stored in f32 or bf16 and computed in float, writing or
+// adding rows that vectorise, and sums of fixed order.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/dispatch.h"
 
@@ -19,30 +21,70 @@ struct Nhwc {
   }
 };
 
+constexpr float to_float(float x) { return x; }
+
+inline void put(bf16& target, float value, GradMode mode) {
+  target = to_bf16(mode == GradMode::Accumulate ? to_float(target) + value : value);
+}
+
 namespace cpu {
 
-// to[i] = value(i), or to[i] += value(i), for i < n. `value` must be simple enough to vectorise.
-template <class Value>
-inline void put_row(float* to, int64_t n, GradMode mode, Value value) {
+// Calls f.operator()<T>() for the type that activations are stored in: float or bf16.
+template <class F>
+decltype(auto) with_storage(DType dtype, F&& f) {
+  return dtype == DType::bf16 ? f.template operator()<bf16>() : f.template operator()<float>();
+}
+
+// x as it is stored.
+template <class T>
+constexpr T stored(float x) {
+  if constexpr (std::is_same_v<T, bf16>)
+    return to_bf16(x);
+  else
+    return x;
+}
+
+// to[i] = value(i), or to[i] += value(i), for i < n. `value`, a float, must be simple enough to
+// vectorise.
+template <class T, class Value>
+inline void put_row(T* to, int64_t n, GradMode mode, Value value) {
   if (mode == GradMode::Overwrite) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] = value(i);
+    for (int64_t i = 0; i < n; ++i) to[i] = stored<T>(value(i));
   } else {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] += value(i);
+    for (int64_t i = 0; i < n; ++i) to[i] = stored<T>(to_float(to[i]) + value(i));
   }
 }
 
 // The same by all threads: for whole tensors.
-template <class Value>
-inline void put_all(float* to, int64_t n, GradMode mode, Value value) {
+template <class T, class Value>
+inline void put_all(T* to, int64_t n, GradMode mode, Value value) {
   if (mode == GradMode::Overwrite) {
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; ++i) to[i] = value(i);
+    for (int64_t i = 0; i < n; ++i) to[i] = stored<T>(value(i));
   } else {
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; ++i) to[i] += value(i);
+    for (int64_t i = 0; i < n; ++i) to[i] = stored<T>(to_float(to[i]) + value(i));
   }
+}
+
+// Writes or adds a tensor of f32 to one of either type.
+inline void put_floats(const Tensor& from, Tensor to, GradMode mode) {
+  const float* value = from.data<float>();
+  with_storage(to.dtype(), [&]<class T>() {
+    put_all(to.data<T>(), to.numel(), mode, [value](int64_t i) { return value[i]; });
+  });
+}
+
+// from in f32: itself, or a copy.
+inline Tensor as_f32(Stream& stream, const Tensor& from) {
+  if (from.dtype() == DType::f32) return from;
+  Tensor to = Tensor::empty(stream, from.shape());
+  const bf16* value = from.data<bf16>();
+  put_all(to.data<float>(), to.numel(), GradMode::Overwrite,
+          [value](int64_t i) { return to_float(value[i]); });
+  return to;
 }
 
 inline constexpr int64_t kBlock = 16384;  // elements of a long loop that one thread takes at a time

@@ -1,5 +1,5 @@
 // Mean squared error: loss = sum (p - t)^2 / n, dp = 2 (p - t) / n * dloss. The difference is a
-// float, as stored; squares are added in double, in fixed blocks.
+// float; squares are added in double, in fixed blocks.
 #include "kernels/cpu/loops.h"
 
 namespace tessera {
@@ -28,22 +28,26 @@ void mse_bwd(Stream&, const Tensor& prediction, const Tensor& target, const Tens
 namespace cpu {
 
 void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss) {
-  const float *p = prediction.data<float>(), *t = target.data<float>();
+  const float* t = target.data<float>();
   const int64_t n = prediction.numel();
-  const double sum = block_sum(stream, n, [=](int64_t i) {
-    const float error = p[i] - t[i];
-    return double(error) * double(error);
+  const double sum = with_storage(prediction.dtype(), [&]<class T>() {
+    return block_sum(stream, n, [p = prediction.data<T>(), t](int64_t i) {
+      const float error = to_float(p[i]) - t[i];
+      return double(error) * double(error);
+    });
   });
   loss.data<float>()[0] = float(sum / double(n));
 }
 
 void mse_bwd(Stream&, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
              Grad dprediction) {
-  const float *p = prediction.data<float>(), *t = target.data<float>();
+  const float* t = target.data<float>();
   const int64_t n = prediction.numel();
   const float scale = float(2.0 / double(n) * dloss.data<float>()[0]);
-  put_all(dprediction.tensor.data<float>(), n, dprediction.mode,
-          [=](int64_t i) { return scale * (p[i] - t[i]); });
+  with_storage(prediction.dtype(), [&]<class T>() {
+    put_all(dprediction.tensor.data<T>(), n, dprediction.mode,
+            [=, p = prediction.data<T>()](int64_t i) { return scale * (to_float(p[i]) - t[i]); });
+  });
 }
 
 }  // namespace cpu

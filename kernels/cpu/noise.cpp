@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "core/rng.h"
-#include "kernels/dispatch.h"
+#include "kernels/cpu/loops.h"
 
 namespace tessera {
 namespace cpu {
@@ -27,9 +27,6 @@ int32_t timestep_of(const NoiseSpec& spec, uint32_t sample) {
 
 float normalized(uint8_t value) { return (float(value) / 255.0f - 0.5f) / 0.5f; }
 
-void put_rounded(float* to, float value) { *to = value; }
-void put_rounded(bf16* to, float value) { *to = to_bf16(value); }
-
 template <class T>
 void make_batch(const NoiseSpec& spec, const Tensor& images, const int64_t* rows,
                 const int64_t* samples, const int32_t* t, Tensor& clean, T* noisy) {
@@ -45,7 +42,7 @@ void make_batch(const NoiseSpec& spec, const Tensor& images, const int64_t* rows
       for (int64_t i = 4 * block; i < std::min(size, 4 * block + 4); ++i) {
         const float value = normalized(from[rows[n] * size + i]);
         to[n * size + i] = value;
-        put_rounded(noisy + n * size + i, fmaf(sigma, z[i % 4], value));
+        noisy[n * size + i] = stored<T>(fmaf(sigma, z[i % 4], value));
       }
     }
 }
@@ -94,11 +91,10 @@ void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, con
   NoiseSpec now = spec;
   if (epoch) now.epoch = uint32_t(epoch.data<int64_t>()[0]);
   cpu::draw_timesteps(stream, now, samples, t);
-  const auto make = [&](auto* to) {
+  with_storage(noisy.dtype(), [&]<class T>() {
     make_batch(now, images, rows.data<int64_t>(), samples.data<int64_t>(), t.data<int32_t>(), clean,
-               to);
-  };
-  noisy.dtype() == DType::bf16 ? make(noisy.data<bf16>()) : make(noisy.data<float>());
+               noisy.data<T>());
+  });
 }
 
 }  // namespace cpu

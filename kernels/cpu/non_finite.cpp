@@ -17,25 +17,31 @@ void find_non_finite(Stream&, const Tensor& x, int64_t& index) {
 
 namespace cpu {
 
-bool all_finite(const float* x, int64_t n) {
+template <class T>
+bool all_finite(const T* x, int64_t n) {
   int bad = 0;
 #pragma omp simd reduction(| : bad)
-  for (int64_t i = 0; i < n; ++i) bad |= !std::isfinite(x[i]);
+  for (int64_t i = 0; i < n; ++i) bad |= !std::isfinite(to_float(x[i]));
   return bad == 0;
 }
 
-void find_non_finite(Stream&, const Tensor& x, int64_t& index) {
-  const float* values = x.data<float>();
+template <class T>
+int64_t first_non_finite(const Tensor& x) {
+  const T* values = x.data<T>();
   const int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
   int64_t first = blocks;
 #pragma omp parallel for schedule(static) reduction(min : first)
   for (int64_t block = 0; block < blocks; ++block)
     if (!all_finite(values + block * kBlock, std::min(kBlock, n - block * kBlock)))
       first = std::min(first, block);
-  const float* end = values + n;
-  const float* found = std::find_if_not(values + std::min(first * kBlock, n), end,
-                                        [](float value) { return std::isfinite(value); });
-  index = found == end ? -1 : found - values;
+  const T* end = values + n;
+  const T* found = std::find_if_not(values + std::min(first * kBlock, n), end,
+                                    [](T value) { return std::isfinite(to_float(value)); });
+  return found == end ? -1 : found - values;
+}
+
+void find_non_finite(Stream&, const Tensor& x, int64_t& index) {
+  index = with_storage(x.dtype(), [&]<class T>() { return first_non_finite<T>(x); });
 }
 
 }  // namespace cpu

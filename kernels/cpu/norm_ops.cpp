@@ -4,6 +4,7 @@
 
 #include "kernels/composed.h"
 #include "kernels/cpu/group_norm.h"
+#include "kernels/cpu/loops.h"
 
 namespace tessera {
 namespace oracle {
@@ -114,13 +115,23 @@ NormShape shape_of(const GroupNormSpec& spec, const Tensor& x) {
 // One image with a group for each channel, as BatchNorm sees a batch.
 bool is_batch(const NormShape& s) { return s.N == 1 && s.G == s.C; }
 
+// What is left out of the fused operation may be undefined.
+template <class T>
+NormArgs<T> args_of(const Tensor& x, const Tensor& gamma, const Tensor& beta, const Tensor& t = {},
+                    const Tensor& residual = {}) {
+  return {x.data<T>(), gamma.data<float>(), beta.data<float>(), t ? t.data<T>() : nullptr,
+          residual ? residual.data<T>() : nullptr};
+}
+
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments, bool known) {
   const NormShape shape = shape_of(spec, x);
-  const NormArgs in{x.data<float>(), gamma.data<float>(), beta.data<float>()};
-  if (is_batch(shape))
-    return channel_norm_fwd(stream, shape, in, y.data<float>(), moments.data<float>(), known);
-  norm_act_fwd(stream, shape, std::nullopt, in, y.data<float>(), moments.data<float>(), known);
+  float* m = moments.data<float>();
+  with_storage(x.dtype(), [&]<class T>() {
+    const auto in = args_of<T>(x, gamma, beta);
+    if (is_batch(shape)) return channel_norm_fwd(stream, shape, in, y.data<T>(), m, known);
+    norm_act_fwd(stream, shape, std::nullopt, in, y.data<T>(), m, known);
+  });
 }
 
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
@@ -128,29 +139,31 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     Grad dgamma, Grad dbeta) {
   const NormShape shape = shape_of(spec, x);
   // beta shifts z only, and without an activation z does not matter: gamma stands in for it.
-  const NormArgs in{x.data<float>(), gamma.data<float>(), gamma.data<float>()};
-  if (is_batch(shape))
-    return channel_norm_bwd(stream, shape, in, moments.data<float>(), dy.data<float>(), dx, dgamma,
-                            dbeta);
-  norm_act_bwd(stream, shape, std::nullopt, in, moments.data<float>(), dy.data<float>(), dx, dgamma,
-               dbeta, {});
+  const float* m = moments.data<float>();
+  with_storage(x.dtype(), [&]<class T>() {
+    const auto in = args_of<T>(x, gamma, gamma);
+    const T* up = dy.data<T>();
+    if (is_batch(shape)) return channel_norm_bwd(stream, shape, in, m, up, dx, dgamma, dbeta);
+    norm_act_bwd(stream, shape, std::nullopt, in, m, up, dx, dgamma, dbeta, {});
+  });
 }
 
 void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
                         Tensor& moments, bool known) {
-  norm_act_fwd(stream, shape_of(spec.norm, x), spec.act,
-               {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t),
-                data_or_null(residual)},
-               y.data<float>(), moments.data<float>(), known);
+  with_storage(x.dtype(), [&]<class T>() {
+    norm_act_fwd(stream, shape_of(spec.norm, x), spec.act, args_of<T>(x, gamma, beta, t, residual),
+                 y.data<T>(), moments.data<float>(), known);
+  });
 }
 
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
                         Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
-  norm_act_bwd(stream, shape_of(spec.norm, x), spec.act,
-               {x.data<float>(), gamma.data<float>(), beta.data<float>(), data_or_null(t)},
-               moments.data<float>(), dy.data<float>(), dx, dgamma, dbeta, dt);
+  with_storage(x.dtype(), [&]<class T>() {
+    norm_act_bwd(stream, shape_of(spec.norm, x), spec.act, args_of<T>(x, gamma, beta, t),
+                 moments.data<float>(), dy.data<T>(), dx, dgamma, dbeta, dt);
+  });
 }
 
 }  // namespace cpu

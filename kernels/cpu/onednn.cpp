@@ -15,16 +15,29 @@ using Tag = memory::format_tag;
 using Args = std::unordered_map<int, memory>;
 
 enum Kind : int64_t { kConvForward, kConvData, kConvWeights, kMatmul };
-// Kind, sizes, flags.
-using Key = std::array<int64_t, 15>;
+// Kind, sizes, types, flags.
+using Key = std::array<int64_t, 17>;
 
-memory::desc plain(const memory::dims& dims, Tag tag) {
-  return {dims, memory::data_type::f32, tag};
+memory::data_type type_of(DType dtype) {
+  ENSURE(dtype == DType::f32 || dtype == DType::bf16, "no products of ", name_of(dtype));
+  return dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
 }
 
-Key key_of(Kind kind, const ConvProblem& p, int64_t pitch, bool bias) {
-  return {kind, p.N, p.H,           p.W,          p.C,          p.K,   p.R, p.S,
-          p.P,  p.Q, p.spec.stride, p.spec.pad_h, p.spec.pad_w, pitch, bias};
+memory::desc plain(const memory::dims& dims, DType dtype, Tag tag) {
+  return {dims, type_of(dtype), tag};
+}
+
+// Types of a problem's tensors; biases are f32.
+struct Types {
+  DType x, w, y;
+  int64_t code() const { return int64_t(x) * 100 + int64_t(w) * 10 + int64_t(y); }
+  // Of the forward pass that a backward pass is told of, whose operands are of one type.
+  static Types all(DType dtype) { return {dtype, dtype, dtype}; }
+};
+
+Key key_of(Kind kind, const ConvProblem& p, const Types& types, const FilterView& w, bool bias) {
+  return {kind, p.N,           p.H,          p.W,          p.C,          p.K,   p.R,     p.S, p.P,
+          p.Q,  p.spec.stride, p.spec.pad_h, p.spec.pad_w, types.code(), w.row, w.pitch, bias};
 }
 
 // The operands of one problem in memory, and a convolution's geometry.
@@ -33,13 +46,13 @@ struct Geometry {
   memory::dims strides, pad_begin, pad_end;
 
   Geometry() = default;
-  Geometry(const ConvProblem& p, int64_t pitch, bool bias)
-      : x(plain({p.N, p.C, p.H, p.W}, Tag::nhwc)),
-        w(plain({p.K, p.C, p.R, p.S}, Tag::any)),
-        w_plain({p.K, p.C, p.R, p.S}, memory::data_type::f32,
-                memory::dims{p.R * p.S * pitch, 1, p.S * pitch, pitch}),
-        b(bias ? plain({p.K}, Tag::a) : memory::desc()),
-        y(plain({p.N, p.K, p.P, p.Q}, Tag::nhwc)),
+  Geometry(const ConvProblem& p, const Types& types, const FilterView& filter, bool bias)
+      : x(plain({p.N, p.C, p.H, p.W}, types.x, Tag::nhwc)),
+        w(plain({p.K, p.C, p.R, p.S}, types.w, Tag::any)),
+        w_plain({p.K, p.C, p.R, p.S}, type_of(types.w),
+                memory::dims{filter.row, 1, p.S * filter.pitch, filter.pitch}),
+        b(bias ? plain({p.K}, DType::f32, Tag::a) : memory::desc()),
+        y(plain({p.N, p.K, p.P, p.Q}, types.y, Tag::nhwc)),
         strides{p.spec.stride, p.spec.stride},
         pad_begin{p.spec.pad_h, p.spec.pad_w},
         pad_end{(p.P - 1) * p.spec.stride + p.R - p.H - p.spec.pad_h,
@@ -127,8 +140,10 @@ struct OneDnn::State {
   dnnl::stream queue;
   std::map<Key, Entry> entries;
 
-  memory at(const memory::desc& desc, const void* data) const {
-    return {desc, engine, const_cast<void*>(data)};
+  // `tensor` from element `first` on.
+  memory at(const memory::desc& desc, const Tensor& tensor, int64_t first = 0) const {
+    const std::byte* data = tensor.raw() + size_t(first) * size_of(tensor.dtype());
+    return {desc, engine, const_cast<std::byte*>(data)};
   }
   Tensor workspace(const memory::desc& desc) {
     return Tensor::empty(stream, {int64_t(desc.get_size())}, DType::u8);
@@ -150,31 +165,37 @@ struct OneDnn::State {
 
   void run(const Entry& e, Args args) {
     Tensor scratch = workspace(e.scratch);
-    args.emplace(DNNL_ARG_SCRATCHPAD, at(e.scratch, scratch.raw()));
+    args.emplace(DNNL_ARG_SCRATCHPAD, at(e.scratch, scratch));
     e.compute.execute(queue, args);
     queue.wait();
   }
 
   // A filter as the primitive wants it: w itself, or a copy that lives in `blocked`.
-  memory filter(Entry& e, const float* w, Tensor& blocked) {
-    if (e.w == e.w_plain) return at(e.w, w);
+  memory filter(Entry& e, const FilterView& w, Tensor& blocked) {
+    memory from = at(e.w_plain, w.tensor, w.first);
+    if (e.w == e.w_plain) return from;
     blocked = workspace(e.w);
-    memory result = at(e.w, blocked.raw());
-    memory from = at(e.w_plain, w);
+    memory result = at(e.w, blocked);
     e.reorder.execute(queue, from, result);
     return result;
   }
 };
 
+bool has_bf16_products() {
+  constexpr auto bf16 = unsigned(dnnl::cpu_isa::avx512_core_bf16);  // AMX has these bits, too
+  return (unsigned(dnnl::get_effective_cpu_isa()) & bf16) == bf16;
+}
+
 OneDnn::OneDnn(Stream& stream) : state_(std::make_unique<State>(stream)) {}
 OneDnn::~OneDnn() = default;
 int64_t OneDnn::primitives() const { return int64_t(state_->entries.size()); }
 
-void OneDnn::conv_fwd(const ConvProblem& p, const float* x, FilterView<const float> w,
-                      const float* b, float* y) {
+void OneDnn::conv_fwd(const ConvProblem& p, const Tensor& x, const FilterView& w, const Tensor& b,
+                      const Tensor& y) {
   State& s = *state_;
-  Entry& e = s.entry(key_of(kConvForward, p, w.pitch, b != nullptr), [&] {
-    const Geometry g(p, w.pitch, b != nullptr);
+  const Types types{x.dtype(), w.tensor.dtype(), y.dtype()};
+  Entry& e = s.entry(key_of(kConvForward, p, types, w, b.defined()), [&] {
+    const Geometry g(p, types, w, b.defined());
     const auto desc = forward_desc(g, attributes(), s.engine);
     Entry made(g, dnnl::convolution_forward(desc), desc.weights_desc(), desc.scratchpad_desc());
     made.reorder = s.reorder(g.w_plain, made.w, false);
@@ -182,18 +203,20 @@ void OneDnn::conv_fwd(const ConvProblem& p, const float* x, FilterView<const flo
   });
   Tensor blocked;
   Args args{{DNNL_ARG_SRC, s.at(e.x, x)},
-            {DNNL_ARG_WEIGHTS, s.filter(e, w.data, blocked)},
+            {DNNL_ARG_WEIGHTS, s.filter(e, w, blocked)},
             {DNNL_ARG_DST, s.at(e.y, y)}};
   if (b) args.emplace(DNNL_ARG_BIAS, s.at(e.b, b));
   s.run(e, std::move(args));
 }
 
-void OneDnn::conv_bwd_data(const ConvProblem& p, const float* dy, FilterView<const float> w,
-                           float* dx) {
+void OneDnn::conv_bwd_data(const ConvProblem& p, const Tensor& dy, const FilterView& w,
+                           const Tensor& dx) {
   State& s = *state_;
-  Entry& e = s.entry(key_of(kConvData, p, w.pitch, false), [&] {
-    const Geometry g(p, w.pitch, false);
-    const auto hint = forward_desc(g, attributes(), s.engine);
+  const Types types{dx.dtype(), w.tensor.dtype(), dy.dtype()};
+  Entry& e = s.entry(key_of(kConvData, p, types, w, false), [&] {
+    const Geometry g(p, types, w, false);
+    const auto hint =
+        forward_desc(Geometry(p, Types::all(types.y), w, false), attributes(), s.engine);
     const auto desc = data_desc(g, attributes(), s.engine, hint);
     Entry made(g, dnnl::convolution_backward_data(desc), desc.weights_desc(),
                desc.scratchpad_desc());
@@ -202,16 +225,18 @@ void OneDnn::conv_bwd_data(const ConvProblem& p, const float* dy, FilterView<con
   });
   Tensor blocked;
   s.run(e, {{DNNL_ARG_DIFF_DST, s.at(e.y, dy)},
-            {DNNL_ARG_WEIGHTS, s.filter(e, w.data, blocked)},
+            {DNNL_ARG_WEIGHTS, s.filter(e, w, blocked)},
             {DNNL_ARG_DIFF_SRC, s.at(e.x, dx)}});
 }
 
-void OneDnn::conv_bwd_weight(const ConvProblem& p, const float* x, const float* dy,
-                             FilterView<float> dw, GradMode mode, float* db) {
+void OneDnn::conv_bwd_weight(const ConvProblem& p, const Tensor& x, const Tensor& dy,
+                             const FilterView& dw, GradMode mode, const Tensor& db) {
   State& s = *state_;
-  Entry& e = s.entry(key_of(kConvWeights, p, dw.pitch, db != nullptr), [&] {
-    const Geometry g(p, dw.pitch, db != nullptr);
-    const auto hint = forward_desc(g, attributes(), s.engine);
+  const Types types{x.dtype(), dw.tensor.dtype(), dy.dtype()};
+  Entry& e = s.entry(key_of(kConvWeights, p, types, dw, db.defined()), [&] {
+    const Geometry g(p, types, dw, db.defined());
+    const auto hint =
+        forward_desc(Geometry(p, Types::all(types.x), dw, db.defined()), attributes(), s.engine);
     const auto desc = weights_desc(g, attributes(), s.engine, hint);
     Entry made(g, dnnl::convolution_backward_weights(desc), desc.diff_weights_desc(),
                desc.scratchpad_desc());
@@ -219,39 +244,40 @@ void OneDnn::conv_bwd_weight(const ConvProblem& p, const float* x, const float* 
     made.reorder_add = s.reorder(made.w, g.w_plain, true);
     return made;
   });
+  memory result = s.at(e.w_plain, dw.tensor, dw.first);
   const bool direct = e.w == e.w_plain && mode == GradMode::Overwrite;
   Tensor blocked = direct ? Tensor() : s.workspace(e.w);
-  memory gradient = s.at(e.w, direct ? static_cast<void*>(dw.data) : blocked.raw());
+  memory gradient = direct ? result : s.at(e.w, blocked);
   Args args{{DNNL_ARG_SRC, s.at(e.x, x)},
             {DNNL_ARG_DIFF_DST, s.at(e.y, dy)},
             {DNNL_ARG_DIFF_WEIGHTS, gradient}};
   if (db) args.emplace(DNNL_ARG_DIFF_BIAS, s.at(e.b, db));
   s.run(e, std::move(args));
   if (direct) return;
-  memory result = s.at(e.w_plain, dw.data);
   (mode == GradMode::Overwrite ? e.reorder : e.reorder_add).execute(s.queue, gradient, result);
   s.queue.wait();
 }
 
-void OneDnn::matmul(int64_t M, int64_t N, int64_t K, MatrixView a, MatrixView b, const float* bias,
-                    float* c, GradMode mode) {
+void OneDnn::matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b,
+                    const Tensor& bias, const Tensor& c, GradMode mode) {
   State& s = *state_;
   const bool add = mode == GradMode::Accumulate;
-  const Key key{kMatmul, M, N, K, a.row, a.column, b.row, b.column, bias != nullptr, add};
+  const Types types{a.tensor.dtype(), b.tensor.dtype(), c.dtype()};
+  const Key key{kMatmul,        M,   N,           K, a.row, a.column, b.row, b.column,
+                bias.defined(), add, types.code()};
   Entry& e = s.entry(key, [&] {
-    const auto f32 = memory::data_type::f32;
     Geometry g;
-    g.x = memory::desc({M, K}, f32, memory::dims{a.row, a.column});
-    g.w = memory::desc({K, N}, f32, memory::dims{b.row, b.column});
-    if (bias) g.b = memory::desc({1, N}, f32, memory::dims{N, 1});
-    g.y = memory::desc({M, N}, f32, memory::dims{N, 1});
+    g.x = memory::desc({M, K}, type_of(types.x), memory::dims{a.row, a.column});
+    g.w = memory::desc({K, N}, type_of(types.w), memory::dims{b.row, b.column});
+    if (bias) g.b = memory::desc({1, N}, memory::data_type::f32, memory::dims{N, 1});
+    g.y = memory::desc({M, N}, type_of(types.y), memory::dims{N, 1});
     dnnl::primitive_attr attr = attributes();
     if (add) attr.set_post_ops(sum_into());
     const auto desc = matmul_desc(g.x, g.w, g.b, g.y, attr, s.engine);
     return Entry(g, dnnl::matmul(desc), g.w, desc.scratchpad_desc());
   });
-  Args args{{DNNL_ARG_SRC, s.at(e.x, a.data)},
-            {DNNL_ARG_WEIGHTS, s.at(e.w, b.data)},
+  Args args{{DNNL_ARG_SRC, s.at(e.x, a.tensor)},
+            {DNNL_ARG_WEIGHTS, s.at(e.w, b.tensor)},
             {DNNL_ARG_DST, s.at(e.y, c)}};
   if (bias) args.emplace(DNNL_ARG_BIAS, s.at(e.b, bias));
   s.run(e, std::move(args));

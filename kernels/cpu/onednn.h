@@ -1,4 +1,5 @@
-// Convolution and matrix product in f32 through oneDNN: the one place that calls it.
+// Convolution and matrix product through oneDNN: the one place that calls it. Operands are f32, or
+// bf16 where the CPU multiplies that; sums are f32 in both.
 #pragma once
 
 #include <memory>
@@ -7,18 +8,25 @@
 
 namespace tessera::cpu {
 
-// Element (i, j) of a matrix is data[i * row + j * column].
+// Whether this CPU has instructions for products of bf16 (AVX512_BF16 or AMX) and oneDNN uses them:
+// its variable DNNL_MAX_CPU_ISA counts. With mere AVX-512 oneDNN would emulate them.
+bool has_bf16_products();
+
+// Element (i, j) of a matrix is element i * row + j * column of the tensor.
 struct MatrixView {
-  const float* data;
+  Tensor tensor;
   int64_t row, column;
 };
 
-// A KRSC filter: K filters of R x S taps of C channels each, which may be a slice of `pitch`
-// channels.
-template <class T>
+// A filter [K,R,S,C] that may be a slice of channels of another: its tap (r,s), channel c of filter
+// k is element first + k * row + (r * S + s) * pitch + c of the tensor.
 struct FilterView {
-  T* data;
-  int64_t pitch;
+  Tensor tensor;
+  int64_t first, row, pitch;
+  // The channels of w [K,R,S,C] from `first` on.
+  static FilterView of(const Tensor& w, int64_t first = 0) {
+    return {w, first, w.dim(1) * w.dim(2) * w.dim(3), w.dim(3)};
+  }
 };
 
 // oneDNN's engine, stream and the primitives made so far, one per problem: Stream::state<OneDnn>().
@@ -29,19 +37,24 @@ class OneDnn {
   explicit OneDnn(Stream& stream);
   ~OneDnn();
 
-  // P and Q of the problem count: the padding at the end is what they need. b may be null.
-  void conv_fwd(const ConvProblem& p, const float* x, FilterView<const float> w, const float* b,
-                float* y);
-  void conv_bwd_data(const ConvProblem& p, const float* dy, FilterView<const float> w, float* dx);
-  // db may be null. dw is overwritten or added to, db overwritten.
-  void conv_bwd_weight(const ConvProblem& p, const float* x, const float* dy, FilterView<float> dw,
-                       GradMode mode, float* db);
+  // P and Q of the problem count: the padding at the end is what they need. What is read, x, w and
+  // dy, is of one type; what is written is of that or f32; biases b [K] are f32 and may be
+  // undefined.
+  void conv_fwd(const ConvProblem& p, const Tensor& x, const FilterView& w, const Tensor& b,
+                const Tensor& y);
+  void conv_bwd_data(const ConvProblem& p, const Tensor& dy, const FilterView& w, const Tensor& dx);
+  // dw and db are f32; dw is overwritten or added to, db overwritten.
+  void conv_bwd_weight(const ConvProblem& p, const Tensor& x, const Tensor& dy,
+                       const FilterView& dw, GradMode mode, const Tensor& db);
   // c [M,N] (row-major) = a [M,K] b [K,N] + bias [N], or c += a b (then without bias).
-  void matmul(int64_t M, int64_t N, int64_t K, MatrixView a, MatrixView b, const float* bias,
-              float* c, GradMode mode);
+  void matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b,
+              const Tensor& bias, const Tensor& c, GradMode mode);
 
   // Primitives made so far: constant after the first training step.
   int64_t primitives() const;
+
+  // Whether operands in bf16 are given to it as they are, or widened to f32 before (convolve.h).
+  bool bf16_products = has_bf16_products();
 
  private:
   struct State;

@@ -60,31 +60,38 @@ inline float later_max(float a, float b) { return b > a || b != b ? b : a; }
 
 void pool_fwd(Stream&, Pooling pooling, const Tensor& x, Tensor& y) {
   const Nhwc out("y", y);
-  const float* from = x.data<float>();
-  float* to = y.data<float>();
   const int64_t C = out.C, row = 2 * out.W * C;
+  with_storage(x.dtype(), [&]<class T>() {
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < out.N * out.H; ++r)
-    for (int64_t w = 0; w < out.W; ++w) {
-      const float *ab = from + 2 * r * row + 2 * w * C, *cd = ab + row;
-      float* pixel = to + (r * out.W + w) * C;
-      if (pooling == Pooling::Max)
-        put_row(pixel, C, GradMode::Overwrite, [=](int64_t c) {
-          return later_max(later_max(later_max(ab[c], ab[C + c]), cd[c]), cd[C + c]);
-        });
-      else
-        put_row(pixel, C, GradMode::Overwrite,
-                [=](int64_t c) { return 0.25f * ((ab[c] + ab[C + c]) + (cd[c] + cd[C + c])); });
-    }
+    for (int64_t r = 0; r < out.N * out.H; ++r)
+      for (int64_t w = 0; w < out.W; ++w) {
+        const T *ab = from + 2 * r * row + 2 * w * C, *cd = ab + row;
+        T* pixel = to + (r * out.W + w) * C;
+        const auto reduce = [=](auto f) {
+          put_row(pixel, C, GradMode::Overwrite, [=](int64_t i) {
+            return f(to_float(ab[i]), to_float(ab[C + i]), to_float(cd[i]), to_float(cd[C + i]));
+          });
+        };
+        if (pooling == Pooling::Max)
+          reduce([](float a, float b, float c, float d) {
+            return later_max(later_max(later_max(a, b), c), d);
+          });
+        else
+          reduce([](float a, float b, float c, float d) { return 0.25f * ((a + b) + (c + d)); });
+      }
+  });
 }
 
 // One patch of dx: ab and cd are its two rows of two pixels, x_ab and x_cd those of x.
-template <GradMode mode>
-void put_max_gradient(const float* x_ab, const float* x_cd, const float* dy, float* ab, float* cd,
-                      int64_t C) {
+template <GradMode mode, class T>
+void put_max_gradient(const T* x_ab, const T* x_cd, const T* dy, T* ab, T* cd, int64_t C) {
 #pragma omp simd
   for (int64_t c = 0; c < C; ++c) {
-    const float in[4] = {x_ab[c], x_ab[C + c], x_cd[c], x_cd[C + c]};
+    const float in[4] = {to_float(x_ab[c]), to_float(x_ab[C + c]), to_float(x_cd[c]),
+                         to_float(x_cd[C + c])};
+    const float d = to_float(dy[c]);
     float best = in[0];
     int at = 0;
     for (int p = 1; p < 4; ++p) {
@@ -92,32 +99,34 @@ void put_max_gradient(const float* x_ab, const float* x_cd, const float* dy, flo
       best = larger ? in[p] : best;
       at = larger ? p : at;
     }
-    put(ab[c], at == 0 ? dy[c] : 0.0f, mode);
-    put(ab[C + c], at == 1 ? dy[c] : 0.0f, mode);
-    put(cd[c], at == 2 ? dy[c] : 0.0f, mode);
-    put(cd[C + c], at == 3 ? dy[c] : 0.0f, mode);
+    put(ab[c], at == 0 ? d : 0.0f, mode);
+    put(ab[C + c], at == 1 ? d : 0.0f, mode);
+    put(cd[c], at == 2 ? d : 0.0f, mode);
+    put(cd[C + c], at == 3 ? d : 0.0f, mode);
   }
 }
 
 void pool_bwd(Stream&, Pooling pooling, const Tensor& x, const Tensor& dy, Grad dx) {
   const Nhwc out("dy", dy);
-  const float *in = pooling == Pooling::Max ? x.data<float>() : nullptr, *up = dy.data<float>();
-  float* to = dx.tensor.data<float>();
-  auto* put_max = dx.mode == GradMode::Overwrite ? put_max_gradient<GradMode::Overwrite>
-                                                 : put_max_gradient<GradMode::Accumulate>;
   const int64_t C = out.C, row = 2 * out.W * C;
+  with_storage(dy.dtype(), [&]<class T>() {
+    const T *in = pooling == Pooling::Max ? x.data<T>() : nullptr, *up = dy.data<T>();
+    T* to = dx.tensor.data<T>();
+    auto* put_max = dx.mode == GradMode::Overwrite ? put_max_gradient<GradMode::Overwrite, T>
+                                                   : put_max_gradient<GradMode::Accumulate, T>;
 #pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < out.N * out.H; ++r)
-    for (int64_t w = 0; w < out.W; ++w) {
-      const int64_t ab = 2 * r * row + 2 * w * C, cd = ab + row;
-      const float* d = up + (r * out.W + w) * C;
-      if (pooling == Pooling::Max) {
-        put_max(in + ab, in + cd, d, to + ab, to + cd, C);
-        continue;
+    for (int64_t r = 0; r < out.N * out.H; ++r)
+      for (int64_t w = 0; w < out.W; ++w) {
+        const int64_t ab = 2 * r * row + 2 * w * C, cd = ab + row;
+        const T* d = up + (r * out.W + w) * C;
+        if (pooling == Pooling::Max) {
+          put_max(in + ab, in + cd, d, to + ab, to + cd, C);
+          continue;
+        }
+        for (T* pixel : {to + ab, to + ab + C, to + cd, to + cd + C})
+          put_row(pixel, C, dx.mode, [=](int64_t c) { return 0.25f * to_float(d[c]); });
       }
-      for (float* pixel : {to + ab, to + ab + C, to + cd, to + cd + C})
-        put_row(pixel, C, dx.mode, [=](int64_t c) { return 0.25f * d[c]; });
-    }
+  });
 }
 
 }  // namespace cpu

@@ -7,8 +7,8 @@
 // convolution). A 1x1 filter runs at low resolution once. The skip channels are an ordinary
 // convolution with the other channels of the same filter.
 //   y[2i+p, 2j+q] = conv(skip, w[.., A:]) + conv2x2(low, w_pq)[i, j]
+#include "kernels/cpu/convolve.h"
 #include "kernels/cpu/loops.h"
-#include "kernels/cpu/onednn.h"
 
 namespace tessera {
 namespace {
@@ -47,29 +47,24 @@ struct Taps {
 };
 Taps taps_of(int p, int u) { return {u == 0 ? 0 : 1 + p, u == 1 ? 2 : p}; }
 
-template <class T>
-void sum_phases(const Tensor& w, Tensor& phases) {
-  const int64_t K = w.dim(0), C = w.dim(3), A = phases.dim(3);
-  const T* from = w.data<T>();
-  T* to = phases.data<T>();
-  for (int64_t i = 0; i < K * 16; ++i) {
-    const Taps rows = taps_of(int(i / 8 % 2), int(i / 2 % 2)),
-               columns = taps_of(int(i / 4 % 2), int(i % 2));
-    for (int64_t a = 0; a < A; ++a) {
-      T sum = 0;
-      for (int r = rows.first; r <= rows.last; ++r)
-        for (int s = columns.first; s <= columns.last; ++s)
-          sum += from[(i / 16 * 9 + 3 * r + s) * C + a];
-      to[i * A + a] = sum;
-    }
-  }
-}
-
 }  // namespace
 
 namespace oracle {
 
-void upcat_phases(Stream&, const Tensor& w, Tensor& phases) { sum_phases<double>(w, phases); }
+void upcat_phases(Stream&, const Tensor& w, Tensor& phases) {
+  const int64_t C = w.dim(3), A = phases.dim(3);
+  for (int64_t i = 0; i < w.dim(0) * 16; ++i) {
+    const Taps rows = taps_of(int(i / 8 % 2), int(i / 2 % 2)),
+               columns = taps_of(int(i / 4 % 2), int(i % 2));
+    for (int64_t a = 0; a < A; ++a) {
+      double sum = 0;
+      for (int r = rows.first; r <= rows.last; ++r)
+        for (int s = columns.first; s <= columns.last; ++s)
+          sum += w.data<double>()[(i / 16 * 9 + 3 * r + s) * C + a];
+      phases.data<double>()[i * A + a] = sum;
+    }
+  }
+}
 
 // By definition: through the concatenation.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
@@ -99,44 +94,69 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 }  // namespace oracle
 
 namespace cpu {
+namespace {
 
-void upcat_phases(Stream&, const Tensor& w, Tensor& phases) { sum_phases<float>(w, phases); }
+// One tap of a parity's filter, over n channels: the sum of 1, 2 or 4 taps of the 3x3 filter.
+template <class From, class To>
+void sum_taps(const From* filter, const Taps& rows, const Taps& columns, int64_t C, int64_t n,
+              To* to) {
+  const From* taps[4] = {};
+  int count = 0;
+  for (int r = rows.first; r <= rows.last; ++r)
+    for (int s = columns.first; s <= columns.last; ++s) taps[count++] = filter + (3 * r + s) * C;
+  const auto put = [&](auto value) { put_row(to, n, GradMode::Overwrite, value); };
+  const From *a = taps[0], *b = taps[1], *c = taps[2], *d = taps[3];
+  if (count == 1) return put([=](int64_t i) { return to_float(a[i]); });
+  if (count == 2) return put([=](int64_t i) { return to_float(a[i]) + to_float(b[i]); });
+  put([=](int64_t i) { return to_float(a[i]) + to_float(b[i]) + to_float(c[i]) + to_float(d[i]); });
+}
+
+template <class From, class To>
+void sum_phases(const Tensor& w, Tensor& phases) {
+  const int64_t C = w.dim(3), A = phases.dim(3);
+  const From* from = w.data<From>();
+  To* to = phases.data<To>();
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < w.dim(0) * 16; ++i)
+    sum_taps(from + i / 16 * 9 * C, taps_of(int(i / 8 % 2), int(i / 2 % 2)),
+             taps_of(int(i / 4 % 2), int(i % 2)), C, A, to + i * A);
+}
+
+}  // namespace
+
+void upcat_phases(Stream&, const Tensor& w, Tensor& phases) {
+  with_storage(w.dtype(), [&]<class From>() {
+    with_storage(phases.dtype(), [&]<class To>() { sum_phases<From, To>(w, phases); });
+  });
+}
 
 namespace {
 
-// The filter [K,2,2,A] of one parity.
-Tensor parity_filter(Stream& stream, const Upcat& u, const Tensor& w, int p, int q) {
-  Tensor filter = Tensor::empty(stream, {u.K, 2, 2, u.A});
-  const float* from = w.data<float>();
-  float* to = filter.data<float>();
-#pragma omp parallel for schedule(static)
-  for (int64_t k = 0; k < u.K; ++k)
-    for (int i = 0; i < 4; ++i) {
-      const Taps rows = taps_of(p, i / 2), columns = taps_of(q, i % 2);
-      float* sum = to + (k * 4 + i) * u.A;
-      GradMode mode = GradMode::Overwrite;
-      for (int r = rows.first; r <= rows.last; ++r)
-        for (int s = columns.first; s <= columns.last; ++s) {
-          const float* tap = from + ((k * 3 + r) * 3 + s) * (u.A + u.B);
-          put_row(sum, u.A, mode, [tap](int64_t a) { return tap[a]; });
-          mode = GradMode::Accumulate;
-        }
-    }
-  return filter;
+// The filters of a 3x3 filter's parities as products read them: `given`, or made here.
+Tensor phases_of(Stream& stream, const Upcat& u, const Tensor& w, const Tensor& given) {
+  if (u.R == 1) return {};
+  if (given && w.dtype() == DType::bf16) return operand(stream, given);
+  Tensor phases = Tensor::empty(stream, u.phases(), w.dtype());
+  cpu::upcat_phases(stream, w, phases);
+  return operand(stream, phases);
 }
 
-// The gradient of the A channels of a 3x3 filter from those of the four parities' filters: every
-// tap is part of one sum of each.
-void add_parity_gradients(const Upcat& u, const Tensor (&sums)[2][2], Grad& dw) {
-  const float* part[2][2] = {{sums[0][0].data<float>(), sums[0][1].data<float>()},
-                             {sums[1][0].data<float>(), sums[1][1].data<float>()}};
-  float* to = dw.tensor.data<float>();
+// The filter [K,2,2,A] of one parity, or its gradient.
+FilterView parity_filter(const Upcat& u, const Tensor& phases, int p, int q) {
+  return {phases, (2 * p + q) * 4 * u.A, 16 * u.A, u.A};
+}
+
+// The gradient of the A channels of a 3x3 filter from that of its phases: every tap is part of one
+// sum of each parity.
+void add_phases_gradient(const Upcat& u, const Tensor& phases, const Grad& dw) {
+  const float* part = phases.data<float>();
+  float* to = Tensor(dw.tensor).data<float>();
 #pragma omp parallel for schedule(static)
   for (int64_t k = 0; k < u.K; ++k)
     for (int r = 0; r < 3; ++r)
       for (int s = 0; s < 3; ++s) {
         const auto from = [&](int p, int q) {
-          return part[p][q] + ((k * 2 + (r + 1 - p) / 2) * 2 + (s + 1 - q) / 2) * u.A;
+          return part + (k * 16 + (2 * p + q) * 4 + (r + 1 - p) / 2 * 2 + (s + 1 - q) / 2) * u.A;
         };
         const float *a = from(0, 0), *b = from(0, 1), *c = from(1, 0), *d = from(1, 1);
         put_row(to + ((k * 3 + r) * 3 + s) * (u.A + u.B), u.A, dw.mode,
@@ -159,92 +179,115 @@ void add_to_parity(const Upcat& u, const Tensor& x, int p, int q, Tensor& y) {
 
 // x[.., i, j, ..] = y[.., 2i+p, 2j+q, ..]
 void take_parity(const Upcat& u, const Tensor& y, int p, int q, Tensor& x) {
-  const float* from = y.data<float>();
-  float* to = x.data<float>();
+  with_storage(y.dtype(), [&]<class T>() {
+    const T* from = y.data<T>();
+    T* to = x.data<T>();
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < u.N * u.h; ++row)
-    for (int64_t j = 0; j < u.w; ++j)
-      std::copy_n(from + ((2 * row + p) * 2 * u.w + 2 * j + q) * u.K, u.K,
-                  to + (row * u.w + j) * u.K);
+    for (int64_t row = 0; row < u.N * u.h; ++row)
+      for (int64_t j = 0; j < u.w; ++j)
+        std::copy_n(from + ((2 * row + p) * 2 * u.w + 2 * j + q) * u.K, u.K,
+                    to + (row * u.w + j) * u.K);
+  });
+}
+
+// Calls step(sizes, n) for the images of `whole`, n the first of them: in bf16 a few at a time, as
+// the sum of the parts is in f32.
+template <class Step>
+void for_images(Stream& stream, const Upcat& whole, DType dtype, Step step) {
+  Upcat u = whole;
+  const int64_t count = dtype == DType::bf16 ? images_at_once(stream, whole.skip_part()) : whole.N;
+  for (int64_t n = 0; n < whole.N; n += count) {
+    u.N = std::min(count, whole.N - n);
+    step(u, n);
+  }
+}
+
+// What follows is of operands (convolve.h): y = ..., in f32.
+void forward(Stream& stream, const Upcat& u, const Tensor& low, const Tensor& skip, const Tensor& w,
+             const Tensor& phases, const Tensor& b, Tensor& y) {
+  convolve(stream, u.skip_part(), skip, FilterView::of(w, u.A), b, y);
+  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
+  if (u.R == 1) convolve(stream, u.low_part(0, 0), low, FilterView::of(w), {}, part);
+  for (int p : {0, 1})
+    for (int q : {0, 1}) {
+      if (u.R == 3)
+        convolve(stream, u.low_part(p, q), low, parity_filter(u, phases, p, q), {}, part);
+      add_to_parity(u, part, p, q, y);
+    }
+}
+
+void low_gradient(Stream& stream, const Upcat& u, const Tensor& dy, const Tensor& w,
+                  const Tensor& phases, const Grad& dlow) {
+  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K}, dy.dtype());
+  if (u.R == 1) {
+    upsample_nearest_bwd(stream, dy, {part});
+    return convolve_bwd_data(stream, u.low_part(0, 0), part, FilterView::of(w), dlow);
+  }
+  const bool direct = dlow.tensor.dtype() == DType::f32;
+  Grad sum = direct ? dlow : Grad{Tensor::empty(stream, dlow.tensor.shape())};
+  for (int p : {0, 1})
+    for (int q : {0, 1}) {
+      take_parity(u, dy, p, q, part);
+      convolve_bwd_data(stream, u.low_part(p, q), part, parity_filter(u, phases, p, q), sum);
+      sum.mode = GradMode::Accumulate;
+    }
+  if (!direct) put_floats(sum.tensor, dlow.tensor, dlow.mode);
+}
+
+void weight_gradient(Stream& stream, const Upcat& u, const Tensor& low, const Tensor& skip,
+                     const Tensor& dy, const Grad& dw, const Grad& db) {
+  convolve_bwd_weight(stream, u.skip_part(), skip, dy, FilterView::of(dw.tensor, u.A), dw.mode, db);
+  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K}, dy.dtype());
+  if (u.R == 1) {
+    upsample_nearest_bwd(stream, dy, {part});
+    return convolve_bwd_weight(stream, u.low_part(0, 0), low, part, FilterView::of(dw.tensor),
+                               dw.mode, {});
+  }
+  const Tensor phases = Tensor::empty(stream, u.phases());
+  for (int p : {0, 1})
+    for (int q : {0, 1}) {
+      take_parity(u, dy, p, q, part);
+      convolve_bwd_weight(stream, u.low_part(p, q), low, part, parity_filter(u, phases, p, q),
+                          GradMode::Overwrite, {});
+    }
+  add_phases_gradient(u, phases, dw);
 }
 
 }  // namespace
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor&, const Tensor& b, Tensor& y, MomentsOut*) {
-  const Upcat u = check(low.shape(), skip.shape(), w.shape());
-  OneDnn& dnn = stream.state<OneDnn>();
-  const float* filter = w.data<float>();
-  dnn.conv_fwd(u.skip_part(), skip.data<float>(), {filter + u.A, u.A + u.B}, data_or_null(b),
-               y.data<float>());
-  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
-  if (u.R == 1)
-    dnn.conv_fwd(u.low_part(0, 0), low.data<float>(), {filter, u.A + u.B}, nullptr,
-                 part.data<float>());
-  for (int p : {0, 1})
-    for (int q : {0, 1}) {
-      if (u.R == 3)
-        dnn.conv_fwd(u.low_part(p, q), low.data<float>(),
-                     {parity_filter(stream, u, w, p, q).data<float>(), u.A}, nullptr,
-                     part.data<float>());
-      add_to_parity(u, part, p, q, y);
-    }
+                      const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut*) {
+  const Upcat whole = check(low.shape(), skip.shape(), w.shape());
+  const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, phases);
+  for_images(stream, whole, y.dtype(), [&](const Upcat& u, int64_t n) {
+    const auto part = [&](const Tensor& x) { return operand(stream, images(x, n, u.N)); };
+    Tensor target = images(y, n, u.N);
+    Tensor sum = y.dtype() == DType::f32 ? target : Tensor::empty(stream, target.shape());
+    forward(stream, u, part(low), part(skip), filter, four, b, sum);
+    if (y.dtype() != DType::f32) put_floats(sum, target, GradMode::Overwrite);
+  });
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor&,
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
                            Grad dlow, Grad dskip) {
-  const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
-  OneDnn& dnn = stream.state<OneDnn>();
-  const float* filter = w.data<float>();
-  Tensor share = dskip.mode == GradMode::Overwrite ? dskip.tensor
-                                                   : Tensor::empty(stream, dskip.tensor.shape());
-  dnn.conv_bwd_data(u.skip_part(), dy.data<float>(), {filter + u.A, u.A + u.B},
-                    share.data<float>());
-  if (dskip.mode == GradMode::Accumulate) add_bwd(stream, share, dskip);
-
-  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
-  Tensor sum = Tensor::empty(stream, dlow.tensor.shape());
-  if (u.R == 1) {
-    upsample_nearest_bwd(stream, dy, {part});
-    dnn.conv_bwd_data(u.low_part(0, 0), part.data<float>(), {filter, u.A + u.B}, sum.data<float>());
-    return add_bwd(stream, sum, dlow);
-  }
-  for (int p : {0, 1})
-    for (int q : {0, 1}) {
-      take_parity(u, dy, p, q, part);
-      dnn.conv_bwd_data(u.low_part(p, q), part.data<float>(),
-                        {parity_filter(stream, u, w, p, q).data<float>(), u.A}, sum.data<float>());
-      add_bwd(stream, sum, dlow);
-      dlow.mode = GradMode::Accumulate;
-    }
+  const Upcat whole = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
+  const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, phases);
+  for_images(stream, whole, dy.dtype(), [&](const Upcat& u, int64_t n) {
+    const Tensor part = operand(stream, images(dy, n, u.N));
+    convolve_bwd_data(stream, u.skip_part(), part, FilterView::of(filter, u.A),
+                      {images(dskip.tensor, n, u.N), dskip.mode});
+    low_gradient(stream, u, part, filter, four, {images(dlow.tensor, n, u.N), dlow.mode});
+  });
 }
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
-  const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
-  OneDnn& dnn = stream.state<OneDnn>();
-  float* filter = dw.tensor.data<float>();
-  Tensor bias = db ? Tensor::empty(stream, {u.K}) : Tensor();
-  dnn.conv_bwd_weight(u.skip_part(), skip.data<float>(), dy.data<float>(),
-                      {filter + u.A, u.A + u.B}, dw.mode, db ? bias.data<float>() : nullptr);
-  add_bwd(stream, bias, db);
-
-  Tensor part = Tensor::empty(stream, {u.N, u.h, u.w, u.K});
-  if (u.R == 1) {
-    upsample_nearest_bwd(stream, dy, {part});
-    dnn.conv_bwd_weight(u.low_part(0, 0), low.data<float>(), part.data<float>(),
-                        {filter, u.A + u.B}, dw.mode, nullptr);
-    return;
-  }
-  Tensor sums[2][2];
-  for (int p : {0, 1})
-    for (int q : {0, 1}) {
-      sums[p][q] = Tensor::empty(stream, {u.K, 2, 2, u.A});
-      take_parity(u, dy, p, q, part);
-      dnn.conv_bwd_weight(u.low_part(p, q), low.data<float>(), part.data<float>(),
-                          {sums[p][q].data<float>(), u.A}, GradMode::Overwrite, nullptr);
-    }
-  add_parity_gradients(u, sums, dw);
+  const Upcat whole = check(low.shape(), skip.shape(), dw.tensor.shape());
+  for_images(stream, whole, dy.dtype(), [&](const Upcat& u, int64_t n) {
+    const auto part = [&](const Tensor& x) { return operand(stream, images(x, n, u.N)); };
+    weight_gradient(stream, u, part(low), part(skip), part(dy), dw, db);
+    dw.mode = db.mode = GradMode::Accumulate;
+  });
 }
 
 }  // namespace cpu
@@ -268,8 +311,10 @@ void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
          ", expected 3x3");
   ENSURE(phases.shape().rank() == 4 && phases.dim(3) <= w.dim(3), "upcat_phases: phases is ",
          phases.shape(), ", w is ", w.shape());
-  const DType dtype = stream.device().type() == DeviceType::cpu ? w.dtype() : DType::bf16;
-  expect("upcat_phases: phases", phases, {w.dim(0), 4, 4, phases.dim(3)}, dtype);
+  const bool as_w = stream.device().type() == DeviceType::cpu &&
+                    (w.dtype() == DType::f64 || phases.dtype() == DType::f32);
+  expect("upcat_phases: phases", phases, {w.dim(0), 4, 4, phases.dim(3)},
+         as_w ? w.dtype() : DType::bf16);
   DISPATCH(stream, w.dtype(), upcat_phases(stream, w, phases));
 }
 

@@ -1,6 +1,7 @@
 // Cases of residual_block: the fused form, which must equal the composed one. Each with an input of
 // its own, and as in an up block with concat(upsample(x), skip) for input.
 #include "autograd/residual_block.h"
+#include "autograd/ops.h"
 #include "tests/op_cases.h"
 
 namespace tessera {
@@ -24,13 +25,15 @@ Apply block(ops::Fusion fusion, const NormAct& spec, bool shortcut, bool skip) {
   };
 }
 
+using Linear = Var (*)(Tape&, const Var& x, const Var& w, const Var& b);
+
 // What the fused act keeps in bf16 between its passes, and the gradients of that.
-Apply rounded_block(const NormAct& spec, bool shortcut, bool skip) {
+Apply rounded_block(const NormAct& spec, bool shortcut, bool skip, Linear linear) {
   return [=](Tape& tape, const std::vector<Var>& in) {
     const auto stored = [&](const Var& x) { return rounded_to_bf16(tape, x); };
     const ConvSpec same{1, 1, 1};
     const Var x = skip ? ops::concat_upsample(tape, in[0], in.back()) : in[0];
-    const Var t = stored(linear_in_steps(tape, in[1], in[10], in[11]));
+    const Var t = stored(linear(tape, in[1], in[10], in[11]));
     const Var y1 = stored(ops::conv2d(tape, same, x, in[2], in[3]));
     const Var h = stored(ops::group_norm_act(tape, spec, y1, in[4], in[5], t, {}));
     const Var y2 = stored(ops::conv2d(tape, same, h, in[6], in[7]));
@@ -58,7 +61,8 @@ OpCase residual_block_case(const std::string& name, const Sizes& s, Activation a
   if (s.B) c.inputs.push_back({N, H, W, s.B});
   c.apply = block(ops::Fusion::On, spec, C != K, s.B > 0);
   c.composition = block(ops::Fusion::Off, spec, C != K, s.B > 0);
-  c.bf16_steps = rounded_block(spec, C != K, s.B > 0);
+  c.bf16_steps = rounded_block(spec, C != K, s.B > 0, linear_in_steps);
+  c.cpu_bf16_steps = rounded_block(spec, C != K, s.B > 0, ops::linear);
   c.tolerance = 3e-5;  // a chain of two norms, whose statistics round too
   const double products = double(N * H * W * K) * double(9 * C + 9 * K + (C != K ? C : 0));
   const double bytes = f32_bytes(c.inputs) + f32_bytes({{N, H, W, K}});

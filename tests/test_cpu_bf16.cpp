@@ -1,0 +1,135 @@
+// The CPU's loops in bf16 against the f64 oracle, for every case of the table: by oneDNN's products
+// of bf16 where the CPU has them, and by those in f32 that stand for them elsewhere.
+#include <catch2/catch.hpp>
+#include <cmath>
+
+#include "kernels/cpu/onednn.h"
+#include "tests/op_runner.h"
+
+using namespace tessera;
+
+namespace {
+
+constexpr GradMode kModes[] = {GradMode::Overwrite, GradMode::Accumulate};
+constexpr double kTolerance = 1e-2;  // as on CUDA
+
+// Calls check(stream, case) for every case that `applies` to and both kinds of products, if there
+// are both.
+template <class Applies, class Check>
+void for_each_case(Applies applies, Check check) {
+  for (const bool native : {false, true}) {
+    if (native && !cpu::has_bf16_products()) continue;
+    Stream stream(poisoned_cpu());
+    stream.state<cpu::OneDnn>().bf16_products = native;
+    int count = 0;
+    for (const OpCase& c : all_cases().tests) {
+      if (!applies(c)) continue;
+      INFO(c.op << ' ' << c.name << (native ? " by products of bf16" : " by products of f32"));
+      check(stream, c);
+      ++count;
+    }
+    REQUIRE(count > 3);
+  }
+}
+
+Result in_bf16(Stream& stream, const OpCase& c, const Apply& apply, Numbers numbers,
+               GradMode mode) {
+  return run(stream, c, apply, DType::bf16, numbers, mode);
+}
+
+// In double, of numbers that bf16 holds.
+Result exactly(Stream& stream, const OpCase& c, Numbers numbers, GradMode mode) {
+  return run(stream, c, c.cpu_bf16_steps ? c.cpu_bf16_steps : c.apply, DType::f64, numbers, mode,
+             DType::bf16);
+}
+
+// Rounds sums of taps, where no step of an oracle can.
+bool is_up_block(const OpCase& c) {
+  return c.op == "residual_block" && c.name.find("skip") != std::string::npos;
+}
+
+// Elementwise, but an up block in the norm: three products in a chain, as in test_golden_ops.cpp.
+std::string error_of(const Result& got, const Result& expected, const OpCase& c) {
+  return is_up_block(c) ? norm_difference(got, expected, std::sqrt(3) * kTolerance)
+                        : difference(got, expected, kTolerance);
+}
+
+bool always(const OpCase&) { return true; }
+
+}  // namespace
+
+TEST_CASE("the CPU in bf16 equals the f64 oracle", "[ops][bf16]") {
+  // A ReLU makes a jump of a sum that is rounded to the other side of zero.
+  const auto comparable = [](const OpCase& c) {
+    return !is_up_block(c) || c.name.find("relu") == std::string::npos;
+  };
+  for_each_case(comparable, [](Stream& stream, const OpCase& c) {
+    for (GradMode mode : kModes) {
+      INFO((mode == GradMode::Overwrite ? "overwriting" : "accumulating"));
+      CHECK(error_of(in_bf16(stream, c, c.apply, Numbers::Normal, mode),
+                     exactly(stream, c, Numbers::Normal, mode), c) == "");
+    }
+  });
+}
+
+TEST_CASE("the CPU in bf16 rounds sums of products of integers once", "[ops][bf16]") {
+  for_each_case(
+      [](const OpCase& c) { return c.exact; },
+      [](Stream& stream, const OpCase& c) {
+        for (GradMode mode : kModes)
+          CHECK(difference(in_bf16(stream, c, c.apply, Numbers::Integers, mode),
+                           as_stored(exactly(stream, c, Numbers::Integers, mode), c, DType::bf16),
+                           0) == "");
+      });
+}
+
+// Only what joins: other compositions store more on the way, of which a norm or a ReLU makes more
+// than a bound could allow. Goldens compare those, with fusion and without.
+TEST_CASE("what the CPU joins in bf16 equals its composition", "[ops][bf16][fused]") {
+  for_each_case([](const OpCase& c) { return c.op == "upcat_conv2d" || c.op == "concat_upsample"; },
+                [](Stream& stream, const OpCase& c) {
+                  for (GradMode mode : kModes)
+                    CHECK(norm_difference(in_bf16(stream, c, c.composition, Numbers::Normal, mode),
+                                          in_bf16(stream, c, c.apply, Numbers::Normal, mode),
+                                          kTolerance) == "");
+                });
+}
+
+TEST_CASE("two runs of the CPU in bf16 give the same bits", "[ops][bf16]") {
+  for_each_case(always, [](Stream& stream, const OpCase& c) {
+    Stream fresh(poisoned_cpu());  // makes its primitives anew
+    fresh.state<cpu::OneDnn>().bf16_products = stream.state<cpu::OneDnn>().bf16_products;
+    const auto on = [&](Stream& s) {
+      return in_bf16(s, c, c.apply, Numbers::Normal, GradMode::Overwrite);
+    };
+    const Result first = on(stream), again = on(stream), other = on(fresh);
+    CHECK(first.y.data == again.y.data);
+    CHECK(first.y.data == other.y.data);
+    for (size_t i = 0; i < first.gradients.size(); ++i) {
+      CHECK(first.gradients[i].data == again.gradients[i].data);
+      CHECK(first.gradients[i].data == other.gradients[i].data);
+    }
+  });
+}
+
+// Larger than what is widened at a time: the cases of the table are smaller.
+TEST_CASE("the CPU in bf16 sums over images that are taken a few at a time", "[ops][bf16]") {
+  Stream stream(poisoned_cpu());
+  stream.state<cpu::OneDnn>().bf16_products = false;
+  const Values x = as_bf16(draw(Numbers::Integers, "x", 0, {5, 64, 64, 40})),
+               w = draw(Numbers::Integers, "w", 0, {3, 3, 3, 40}),
+               dy = draw(Numbers::Integers, "dy", 0, {5, 64, 64, 3});
+  const auto gradients = [&](DType dtype, GradMode mode) {
+    const auto in = [&](const Values& values) { return tensor_of(stream, values, dtype); };
+    const DType master = master_of(dtype);
+    Tensor y = Tensor::empty(stream, dy.shape, dtype), dx = in(x),
+           dw = tensor_of(stream, w, master), db = Tensor::zeros(stream, {3}, master);
+    const ConvSpec same{1, 1, 1};
+    conv2d_fwd(stream, same, in(x), in(w), {}, y);
+    conv2d_bwd_data(stream, same, in(dy), in(w), {dx, mode});
+    conv2d_bwd_weight(stream, same, in(x), in(dy), {dw, mode}, {db, mode});
+    return std::vector{as_bf16(values_of(stream, y)).data, as_bf16(values_of(stream, dx)).data,
+                       values_of(stream, dw).data, values_of(stream, db).data};
+  };
+  for (GradMode mode : kModes) CHECK(gradients(DType::bf16, mode) == gradients(DType::f32, mode));
+}
