@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Times a training step of `train` beside the same network in PyTorch, on this machine's CPU.
 
-A step is forward, mse, backward and Adam, in float32. The two alternate, each run in a process of
-its own with the same number of threads; a run's figure is the median step of its second half.
-PyTorch is first tried with both memory formats, and the faster one is the opponent. Peak memory is
-the largest resident set of a separate run of 12 steps. Needs python3-torch and a built `train`:
+A step is forward, mse, backward and Adam, PyTorch's in float32, train's in --precision. The two
+alternate, each run in a process of its own with the same number of threads; a run's figure is the
+median step of its second half. PyTorch is first tried with both memory formats, and the faster one
+is the opponent. Peak memory is the largest resident set of a separate run of 12 steps; with
+--precision bf16 the peak of what train takes for tensors (peak_bytes) is set beside that in f32,
+too. Needs python3-torch and a built `train`:
 
     /usr/bin/python3 tests/compare_pytorch.py
 """
@@ -92,8 +94,9 @@ def run_pytorch(case, steps, args, memory_format):
     return statistics.median(json.loads(child.output)[steps // 2:]), child
 
 
-def run_ours(case, steps, args):
-    """The same for `train`: its last metrics line is the median of the steps since the one before."""
+def run_ours(case, steps, args, precision):
+    """The same for `train`: its last metrics line is the median of the steps since the one before.
+    The Child has that line's peak_bytes as tensor_bytes."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "run"
         child = Child(
@@ -101,10 +104,21 @@ def run_ours(case, steps, args):
              "--image-size", str(case["size"]), "--base", str(case["base"]),
              "--levels", str(case["levels"]), "--batch", str(case["batch"]),
              "--steps", str(steps), "--log-every", str(steps // 2), "--eval-every", "0",
-             "--checkpoint-every", "0", "--threads", str(args.threads), "--out", str(out)],
+             "--checkpoint-every", "0", "--threads", str(args.threads),
+             "--precision", precision, "--out", str(out)],
             args.threads)
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if "seconds_per_step" in line][-1]["seconds_per_step"], child
+        last = [line for line in lines if "seconds_per_step" in line][-1]
+        child.tensor_bytes = last["peak_bytes"]
+        return last["seconds_per_step"], child
+
+
+def print_tensor_bytes(ours, in_f32, precision):
+    """Prints and keeps the ratio of the peaks of tensors in `precision` and in f32."""
+    ours["tensor_bytes_f32"] = in_f32
+    ours["ratio_tensor_bytes"] = ours["tensor_bytes"] / in_f32
+    print(f"  peak of tensors {precision} {ours['tensor_bytes'] / 1e6:.0f} MB,"
+          f" f32 {in_f32 / 1e6:.0f} MB: {ours['ratio_tensor_bytes']:.3f}")
 
 
 def compare(name, args):
@@ -120,7 +134,7 @@ def compare(name, args):
     faster = min(formats, key=formats.get)
     runs = {"pytorch": lambda steps: run_pytorch(case, steps, args, faster)}
     if not args.pytorch_only:
-        runs["ours"] = lambda steps: run_ours(case, steps, args)
+        runs["ours"] = lambda steps: run_ours(case, steps, args, args.precision)
 
     result = {**case, "memory_format": faster, "formats": formats}
     times = {who: [] for who in runs}
@@ -132,15 +146,21 @@ def compare(name, args):
             line += f"   {who} {seconds * 1e3:8.1f} ms (others {child.other_load:.2f})"
         print(line, flush=True)
     for who, run in runs.items():
-        peak = run(PEAK_STEPS)[1].peak_bytes
+        child = run(PEAK_STEPS)[1]
+        peak = child.peak_bytes
         median, fastest = statistics.median(times[who]), min(times[who])
         result[who] = {"seconds": times[who], "median": median, "min": fastest, "peak_bytes": peak}
+        if who == "ours":
+            result[who]["tensor_bytes"] = child.tensor_bytes
         print(f"  {who:8} median {median * 1e3:8.1f} ms, min {fastest * 1e3:8.1f} ms,"
               f" peak {peak / 1e6:6.0f} MB")
+    if "ours" in result and args.precision != "f32":
+        print_tensor_bytes(result["ours"], run_ours(case, PEAK_STEPS, args, "f32")[1].tensor_bytes,
+                           args.precision)
     if "ours" in result:
         for key in ("median", "min", "peak_bytes"):
             result["ratio_" + key] = result["ours"][key] / result["pytorch"][key]
-        print("  ours / PyTorch: median {ratio_median:.3f}, min {ratio_min:.3f},"
+        print("  ours in " + args.precision + " / PyTorch in f32: median {ratio_median:.3f}, min {ratio_min:.3f},"
               " peak {ratio_peak_bytes:.3f}".format(**result))
     return result
 
@@ -158,6 +178,8 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=24, help="of each run; the first half warms up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("f32", "bf16"), default="f32",
+                        help="of train's step; PyTorch's is f32")
     parser.add_argument("--train", type=pathlib.Path, default=ROOT / "build/release/bin/train")
     parser.add_argument("--data", default="auto", help="as train's --data")
     parser.add_argument("--pytorch-only", action="store_true", help="do not run train")
@@ -182,7 +204,8 @@ def main():
     results = {name: compare(name, args) for name in ([args.case] if args.case else CASES)}
     if args.json:
         args.json.write_text(json.dumps({"cpu": cpu_model(), "threads": args.threads,
-                                         "steps": args.steps, "cases": results}, indent=1) + "\n")
+                                         "precision": args.precision, "steps": args.steps,
+                                         "cases": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
