@@ -4,7 +4,7 @@
 namespace tessera {
 
 std::vector<Mode> modes_of(DeviceType type) {
-  if (type == DeviceType::cpu) return {kF32};
+  if (type == DeviceType::cpu) return {kF32, kBf16};
   return {kF32, kTf32, kBf16};
 }
 

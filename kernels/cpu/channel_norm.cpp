@@ -116,12 +116,9 @@ void channel_norm_bwd(Stream& stream, const NormShape& s, const NormArgs<T>& in,
   });
 }
 
-#define STORED_AS(T)                                                                               \
-  template void channel_norm_fwd(Stream&, const NormShape&, const NormArgs<T>&, T*, float*, bool); \
-  template void channel_norm_bwd(Stream&, const NormShape&, const NormArgs<T>&, const float*,      \
-                                 const T*, Grad, Grad, Grad);
-STORED_AS(float)
-STORED_AS(bf16)
-#undef STORED_AS
+template decltype(channel_norm_fwd<float>) channel_norm_fwd<float>;
+template decltype(channel_norm_fwd<bf16>) channel_norm_fwd<bf16>;
+template decltype(channel_norm_bwd<float>) channel_norm_bwd<float>;
+template decltype(channel_norm_bwd<bf16>) channel_norm_bwd<bf16>;
 
 }  // namespace tessera::cpu
