@@ -52,7 +52,7 @@ void for_each_op(const BenchOptions& options, const F& f) {
 template <class F>
 void for_each_kernel(const BenchOptions& options, const F& f) {
   const std::vector<Mode> modes = modes_of(options.device);
-  for (const KernelCase& c : kernel_cases(options.device, options.tiny)) {
+  for (const KernelCase& c : kernel_cases(options.tiny)) {
     if (options.device != DeviceType::cuda && is_on_gpus_only(c.name)) continue;
     if (std::ranges::count(modes, std::string_view(c.mode.name), &Mode::name) > 0)
       f(without_spaces(concat("kernel/", c.function, '/', c.mode.name, '/', c.name)), c);

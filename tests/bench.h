@@ -155,7 +155,7 @@ struct KernelCase {
   std::function<std::function<void()>(Stream&)> prepare;
 };
 // At the sizes of the models and over a sweep, or at tiny ones.
-std::vector<KernelCase> kernel_cases(DeviceType device, bool tiny);
+std::vector<KernelCase> kernel_cases(bool tiny);
 double bench_kernel(benchmark::State& state, Session& session, const KernelCase& c);
 
 }  // namespace tessera

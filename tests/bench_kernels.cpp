@@ -12,7 +12,6 @@ namespace {
 using Call = std::function<void()>;
 
 struct Cases {
-  DeviceType device;
   std::vector<KernelCase> list;
   void add(const char* function, const std::string& name, const Mode& mode, const Cost& cost,
            const std::function<Call(Stream&)>& prepare) {
@@ -161,16 +160,35 @@ void add_norm_conv(Cases& cases, const std::string& name, const Shape& shape) {
 // Of the filter that reads `width` channels of a skip and twice as many of what is upsampled.
 void add_phases(Cases& cases, const std::string& name, int64_t width) {
   const Shape filter{width, 3, 3, 3 * width}, sums{width, 4, 4, 2 * width};
-  const DType dtype = cases.device == DeviceType::cpu ? DType::f32 : DType::bf16;
   const auto prepare = [=](Stream& stream) -> Call {
-    return [&stream, w = noise(stream, filter), phases = empty(stream, sums, dtype)]() mutable {
-      upcat_phases(stream, w, phases);
-    };
+    return
+        [&stream, w = noise(stream, filter), phases = empty(stream, sums, DType::bf16)]() mutable {
+          upcat_phases(stream, w, phases);
+        };
   };
   // Of each upsampled channel 9 taps are read, and each of 4 phases adds them up to 4 sums.
-  const double channels = double(2 * width * width), stored = 16 * double(size_of(dtype));
+  const double channels = double(2 * width * width), stored = 16 * 2;
   cases.add("upcat_phases", concat(name, filter), kF32,
             {4 * (9 - 4) * channels, (9 * 4 + stored) * channels}, prepare);
+}
+
+// The running statistics of a BatchNorm.
+void add_statistics(Cases& cases, const std::string& name, int64_t C) {
+  const auto update = [=](Stream& stream) -> Call {
+    return [&stream, moments = noise(stream, {1, C, 2}), mean = noise(stream, {C}),
+            var = noise(stream, {C})]() mutable {
+      batch_norm_update(stream, {}, 1024, moments, mean, var);
+    };
+  };
+  const double bytes = 4 * double(C);
+  cases.add("batch_norm_update", concat(name, '[', C, ']'), kF32, {0, 6 * bytes}, update);
+  const auto evaluate = [=](Stream& stream) -> Call {
+    return [&stream, mean = noise(stream, {C}), var = Tensor::zeros(stream, {C}),
+            moments = empty(stream, {1, C, 2})]() mutable {
+      batch_norm_moments(stream, {}, mean, var, moments);
+    };
+  };
+  cases.add("batch_norm_moments", concat(name, '[', C, ']'), kF32, {0, 4 * bytes}, evaluate);
 }
 
 void add_models(Cases& cases) {
@@ -199,20 +217,22 @@ void add_stages(Cases& cases) {
     const Shape shape{s.N, s.side, s.side, s.width};
     add_passes(cases, name, shape);
     add_norm_conv(cases, name, shape);
+    add_statistics(cases, name, s.width);
     if (!s.bottleneck) add_phases(cases, name, s.width);
   }
 }
 
 }  // namespace
 
-std::vector<KernelCase> kernel_cases(DeviceType device, bool tiny) {
-  Cases cases{device, {}};
+std::vector<KernelCase> kernel_cases(bool tiny) {
+  Cases cases;
   if (tiny) {
     add_optimizer(cases, "", 1000);
     add_timesteps(cases, "", 2, 128);
     add_batch(cases, "", {2, 8, 8, 1});
     add_passes(cases, "", {2, 8, 8, 3});
     add_norm_conv(cases, "", {2, 8, 8, 16});
+    add_statistics(cases, "", 3);
     add_phases(cases, "", 8);
   } else {
     add_models(cases);
