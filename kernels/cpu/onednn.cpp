@@ -181,10 +181,17 @@ struct OneDnn::State {
   }
 };
 
-bool has_bf16_products() {
-  constexpr auto bf16 = unsigned(dnnl::cpu_isa::avx512_core_bf16);  // AMX has these bits, too
-  return (unsigned(dnnl::get_effective_cpu_isa()) & bf16) == bf16;
+namespace {
+
+// Newer instruction sets have the bits of those that they include.
+bool includes(dnnl::cpu_isa isa) {
+  return (unsigned(dnnl::get_effective_cpu_isa()) & unsigned(isa)) == unsigned(isa);
 }
+
+}  // namespace
+
+bool has_bf16_products() { return includes(dnnl::cpu_isa::avx512_core_bf16); }
+bool has_avx512() { return includes(dnnl::cpu_isa::avx512_core); }
 
 OneDnn::OneDnn(Stream& stream) : state_(std::make_unique<State>(stream)) {}
 OneDnn::~OneDnn() = default;

@@ -12,6 +12,9 @@ namespace tessera::cpu {
 // its variable DNNL_MAX_CPU_ISA counts. With mere AVX-512 oneDNN would emulate them.
 bool has_bf16_products();
 
+// Whether oneDNN may use AVX-512.
+bool has_avx512();
+
 // Element (i, j) of a matrix is element i * row + j * column of the tensor.
 struct MatrixView {
   Tensor tensor;
