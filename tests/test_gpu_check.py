@@ -29,18 +29,17 @@ PROGRAMS = {
     "tessera_tests": "echo 'of kernels'; exit 1",
     "check_primitives": "echo 'mma: equal'",
     "compute-sanitizer": "echo '========= ERROR SUMMARY: 0 errors'",
-    "bench": """out=/dev/null
+    "bench": """out=/dev/null filter=. list=no
         for argument; do case $argument in
-          --benchmark_list_tests)
-            echo 'conv2d/forward/bf16/lesson_64x64x64/iterations:1/manual_time'
-            echo 'activation/forward/f32/gelu-tanh_sweep_8x8/iterations:1/manual_time'
-            exit ;;
+          --benchmark_list_tests) list=yes ;;
           --benchmark_out=*) out=${argument#*=} ;;
           --benchmark_filter=*) filter=${argument#*=} ;;
         esac; done
-        name=$(printf '%s\\n' conv2d/forward/bf16/lesson_64 activation/forward/f32/gelu-tanh_sweep_8x8 |
-          grep -E "$filter") || exit 2
-        echo '{"context": {"copy GB/s": "4000.5"}, "benchmarks": [{"name": "'$name'/iterations:1",
+        names=$(printf '%s/iterations:1/manual_time\\n' conv2d/forward/bf16/lesson_64x64x64 \\
+          activation/forward/f32/gelu-tanh_sweep_8x8)
+        [ $list = no ] || { echo "$names"; exit; }
+        name=$(echo "$names" | grep -E "$filter") || exit 2
+        echo '{"context": {"copy GB/s": "4000.5"}, "benchmarks": [{"name": "'$name'",
           "real_time": 2.5, "GFLOP/s": 10, "cuDNN ms": 2, "ours/cuDNN": 1.25}]}' >"$out" """,
     "train": """for argument; do [ "$last" = --out ] && out=$argument; last=$argument; done
         mkdir -p "$out"
