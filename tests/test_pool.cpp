@@ -154,9 +154,10 @@ TEST_CASE("threads share a pool", "[pool]") {
   auto pool = std::make_shared<Pool>();
   const auto work = [&pool](std::byte mark, int& wrong) {
     for (size_t i = 0; i < 2000; ++i) {
-      const auto block = pool->allocate(64 + i % 512);
-      std::fill_n(block->data(), block->bytes(), mark);
-      wrong += block->data()[block->bytes() - 1] != mark;
+      const size_t bytes = 64 + i % 512;
+      const auto block = pool->allocate(bytes);
+      std::fill_n(block->data(), bytes, mark);
+      wrong += block->data()[bytes - 1] != mark;
     }
   };
   int wrong[2] = {};

@@ -105,7 +105,7 @@ void slot_kernel(int* out) {
     ptx::mbarrier_init(&slot.empty, 32);
   }
   __syncthreads();
-  int sum = 0;
+  unsigned sum = 0;  // may have words that were never written
   for (int round = 0; round < 6; ++round)
     if (thread < 32) {
       if (waits) ptx::mbarrier_wait(&slot.empty, (round + 1) % 2);
@@ -113,10 +113,10 @@ void slot_kernel(int* out) {
       ptx::mbarrier_arrive(&slot.full);
     } else {
       ptx::mbarrier_wait(&slot.full, round % 2);
-      sum = sum * 3 + slot.words[63 - thread];
+      sum = sum * 3 + unsigned(slot.words[63 - thread]);
       ptx::mbarrier_arrive(&slot.empty);
     }
-  if (thread >= 32) out[thread - 32] = sum;
+  if (thread >= 32) out[thread - 32] = int(sum);
 }
 
 template <bool waits>

@@ -166,7 +166,7 @@ void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Sizes s = sizes_of(skip.shape(), w.shape());
-  const int N = int(skip.dim(0)), A = int(low.dim(3)), B = int(skip.dim(3));
+  const int N = int(skip.dim(0)), A = int(low.dim(3));
   if (phases_fit(stream, s, low, skip, y) && packs_fit<bf16, 8>(0, w.data<bf16>())) {
     const Tensor filters = phases_of(stream, w, phases, A);
     const conv::PhaseSource source{image_of<bf16>(low), image_of<bf16>(skip), filters.data<bf16>(),
