@@ -72,6 +72,15 @@ std::string fault_of_launch(dim3 grid, dim3 block, size_t shared_bytes,
   return fault_of([&] { run<Kernel>(grid, block, shared_bytes, arguments...); });
 }
 
+// A kernel of a test file as messages name it. clang 14 leaves its template arguments out.
+inline std::string kernel_text(const std::string& kernel) {
+#ifdef __clang__
+  return "&tessera::simt::(anonymous namespace)::" + kernel.substr(0, kernel.find('<'));
+#else
+  return "tessera::simt::{anonymous}::" + kernel;
+#endif
+}
+
 // Calls f() under ascending, descending and several random orders.
 template <class F>
 void in_every_order(F f) {

@@ -11,6 +11,7 @@
 #include <iterator>
 
 #include "core/check.h"
+#include "core/simt/sanitizer.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -161,7 +162,7 @@ TEST_CASE("read_file names the path and the reason", "[file]") {
   }
 }
 
-#ifndef __SANITIZE_ADDRESS__  // whose own address space is larger than the limit
+#ifndef TESSERA_ASAN  // whose own address space is larger than the limit
 TEST_CASE("a file larger than memory is an error", "[file]") {
   TempDir dir;
   write_text(dir / "a", "");

@@ -39,7 +39,7 @@ void count_kernel(int* out, int by) { *out = *out * 3 + by; }
 // The fault of check_order names kernel, block and thread of both orders.
 void check_message(const std::string& message, const std::string& kernel, const char* pattern) {
   CHECK_THAT(message, Catch::Contains("order dependence: byte "));
-  const std::string written = concat("written by kernel tessera::simt::{anonymous}::", kernel);
+  const std::string written = concat("written by kernel ", kernel_text(kernel));
   const size_t first = message.find(written), second = message.rfind(written);
   CHECK(first != std::string::npos);
   INFO(message);

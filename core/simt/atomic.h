@@ -84,7 +84,7 @@ inline void fence() {
   static constexpr char everywhere = 0;
   order_acquire(&everywhere);
   std::atomic_signal_fence(std::memory_order_seq_cst);
-#ifndef __SANITIZE_THREAD__
+#ifndef TESSERA_TSAN
   std::atomic_thread_fence(std::memory_order_seq_cst);
 #endif
   order_release(&everywhere);

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
-#include <source_location>
 #include <string>
 #include <vector>
 
@@ -19,7 +18,15 @@ namespace tessera::simt {
 
 class Block;
 struct RunningGrid;
-using Where = std::source_location;
+
+// A line of the sources: as a default argument, the caller's. clang 14 has no std::source_location.
+struct Where {
+  const char* file = "";
+  int line = 0;
+  static constexpr Where current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 // A broken rule of CUDA's: the message says which, and names kernel, block and thread.
 class Fault : public Error {

@@ -224,7 +224,7 @@ bool is_shared(const void* pointer, size_t bytes) {
   return self().block->is_shared(pointer, bytes);
 }
 
-#ifdef __SANITIZE_THREAD__
+#ifdef TESSERA_TSAN
 void order_release(const void* place) { __tsan_release(const_cast<void*>(place)); }
 void order_acquire(const void* place) { __tsan_acquire(const_cast<void*>(place)); }
 #else

@@ -28,7 +28,7 @@ void handle(int number) {
 }  // namespace
 
 CrashReport::CrashReport() {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef TESSERA_ASAN
   __asan_set_error_report_callback([](const char*) {
     if (current_thread) print_place("AddressSanitizer: the error above is");
   });

@@ -7,10 +7,6 @@
 
 #include "core/check.h"
 
-// Switches change the stack under ThreadSanitizer's own stack of calls: functions that switch must
-// not be on it.
-#define UNSANITIZED __attribute__((no_sanitize("thread"), no_sanitize("address"), noinline))
-
 namespace tessera::simt {
 namespace {
 
@@ -43,10 +39,10 @@ void free_stack(std::byte* stack) {
 }  // namespace
 
 struct FiberEntry {
-  UNSANITIZED static void enter(context::transfer_t from) {
+  TESSERA_UNSANITIZED static void enter(context::transfer_t from) {
     auto* const fiber = static_cast<Fiber*>(from.data);
     fiber->outside_ = from.fctx;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef TESSERA_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &fiber->outside_stack_, &fiber->outside_stack_bytes_);
 #endif
     fiber->main_(fiber->argument_);
@@ -66,32 +62,32 @@ Fiber::Fiber(void (*main)(void*), void* argument)
 
 Fiber::~Fiber() { free_stack(stack_); }
 
-UNSANITIZED void Fiber::resume() {
-#ifdef __SANITIZE_ADDRESS__
+TESSERA_UNSANITIZED void Fiber::resume() {
+#ifdef TESSERA_ASAN
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, stack_, kStackBytes);
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef TESSERA_TSAN
   outside_timeline_ = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(timeline.handle(), 1);
 #endif
   inside_ = context::jump_fcontext(inside_, this).fctx;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef TESSERA_ASAN
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
 }
 
-UNSANITIZED void Fiber::suspend() {
-#ifdef __SANITIZE_ADDRESS__
+TESSERA_UNSANITIZED void Fiber::suspend() {
+#ifdef TESSERA_ASAN
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(ended_ ? nullptr : &fake_stack, outside_stack_,
                                  outside_stack_bytes_);
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef TESSERA_TSAN
   __tsan_switch_to_fiber(outside_timeline_, 1);
 #endif
   outside_ = context::jump_fcontext(outside_, nullptr).fctx;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef TESSERA_ASAN
   __sanitizer_finish_switch_fiber(fake_stack, &outside_stack_, &outside_stack_bytes_);
 #endif
 }

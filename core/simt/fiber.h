@@ -34,9 +34,9 @@ class Fiber {
   void* argument_;
   bool ended_ = false;
   // For the sanitizers: how the world outside is called.
-  void* outside_timeline_ = nullptr;
-  const void* outside_stack_ = nullptr;
-  size_t outside_stack_bytes_ = 0;
+  [[maybe_unused]] void* outside_timeline_ = nullptr;
+  [[maybe_unused]] const void* outside_stack_ = nullptr;
+  [[maybe_unused]] size_t outside_stack_bytes_ = 0;
 };
 
 }  // namespace tessera::simt

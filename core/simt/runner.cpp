@@ -44,7 +44,7 @@ std::string place(const Thread& thread, Where where) {
 
 }  // namespace
 
-std::string line_of(const Where& where) { return concat(where.file_name(), ":", where.line()); }
+std::string line_of(const Where& where) { return concat(where.file, ":", where.line); }
 
 // Of "... [with ...; void (* Kernel)(P ...) = tessera::simt::conv2d_kernel<float>]".
 std::string short_name(const char* pretty) {

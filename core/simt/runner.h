@@ -148,8 +148,7 @@ class Block {
 
 // One line of one file, as far as a Where tells.
 inline bool same_place(const Where& a, const Where& b) {
-  return a.line() == b.line() &&
-         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 // "file.cu:12"
 std::string line_of(const Where& where);

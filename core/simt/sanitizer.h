@@ -9,11 +9,30 @@
 #include <string>
 #include <utility>
 
-#ifdef __SANITIZE_ADDRESS__
+// g++ defines a macro for each, clang answers a question.
+#ifndef __has_feature
+#define __has_feature(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define TESSERA_ASAN
+#endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define TESSERA_TSAN
+#endif
+
+// Of functions that change the stack under ThreadSanitizer's own stack of calls, on which they must
+// not be, either: with clang's no_sanitize they still were.
+#ifdef __clang__
+#define TESSERA_UNSANITIZED __attribute__((disable_sanitizer_instrumentation, noinline))
+#else
+#define TESSERA_UNSANITIZED __attribute__((no_sanitize("thread"), no_sanitize("address"), noinline))
+#endif
+
+#ifdef TESSERA_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef TESSERA_TSAN
 extern "C" {
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -29,7 +48,7 @@ void __tsan_set_fiber_name(void* fiber, const char* name);
 
 namespace tessera::simt {
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef TESSERA_ASAN
 inline constexpr bool kAddressSanitizer = true;
 inline void poison_memory(const void* p, size_t bytes) { __asan_poison_memory_region(p, bytes); }
 inline void unpoison_memory(const void* p, size_t bytes) {
@@ -43,7 +62,7 @@ inline void unpoison_memory(const void*, size_t) {}
 // Poisoned bytes on both sides of device allocations and of shared memory.
 inline constexpr size_t kRedzone = kAddressSanitizer ? 4096 : 0;
 
-#ifdef __SANITIZE_THREAD__
+#ifdef TESSERA_TSAN
 inline constexpr bool kThreadSanitizer = true;
 
 // One line of execution for ThreadSanitizer: a CUDA thread, a stream, a node of a graph. What two
@@ -77,9 +96,7 @@ class Timeline {
 inline thread_local uint64_t current_line = 0;  // number of the timeline of As, 0: outside of any
 
 // Code of the scope runs as another timeline, on the stack of this one: Unwatched but for what it
-// marks as Watched. Neither call may be on the sanitizer's stack of calls, which each line has: it
-// would begin on one and end on another.
-#define TESSERA_UNSANITIZED __attribute__((no_sanitize("thread"), noinline))
+// marks as Watched. The calls would begin on one line's stack of calls and end on another's.
 class As {
  public:
   TESSERA_UNSANITIZED explicit As(const Timeline& timeline)
@@ -99,8 +116,6 @@ class As {
   void* before_;
   uint64_t line_before_;
 };
-
-#undef TESSERA_UNSANITIZED
 
 // acquire() comes after every release() before it.
 class SyncPoint {
