@@ -25,6 +25,7 @@
 #include <cstdlib>
 
 #include "tests/golden_file.h"
+#include "tests/paths.h"
 
 namespace tessera {
 
@@ -83,8 +84,7 @@ inline std::vector<Engine> cuda_engines() {
 inline std::vector<std::filesystem::path> golden_files(const std::string& kind) {
   const char* asked = asked_folder();
   const std::filesystem::path root =
-      asked ? std::filesystem::path(asked)
-            : std::filesystem::path(TESSERA_TEST_DIR) / "golden" / "data";
+      asked ? std::filesystem::path(asked) : std::filesystem::path(test_dir()) / "golden" / "data";
   INFO("golden files are looked for in " << root);
   REQUIRE(std::filesystem::is_directory(root));
   std::vector<std::filesystem::path> files;

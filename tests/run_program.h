@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "tests/paths.h"
 #include "tests/temp_dir.h"
 
 namespace tessera {
@@ -28,7 +29,7 @@ inline std::string shell_word(const std::string& text) {
 inline Finished run_program(const std::string& name, const std::vector<std::string>& arguments,
                             const std::string& prefix = "") {
   const TempDir dir;
-  std::string line = concat(prefix, ' ', shell_word(concat(TESSERA_BIN_DIR, '/', name)));
+  std::string line = concat(prefix, ' ', shell_word(concat(bin_dir(), '/', name)));
   for (const std::string& argument : arguments) line += concat(' ', shell_word(argument));
   line += concat(" </dev/null >", (dir / "out").string(), " 2>", (dir / "err").string());
   const int status = std::system(line.c_str());

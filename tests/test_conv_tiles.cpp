@@ -256,7 +256,7 @@ TEST_CASE("bench --tiles shows the table in force", "[tiles][bench]") {
 TEST_CASE("a program reads tiles.txt beside it, and stops at a bad one", "[tiles]") {
   const TempDir dir;
   const auto program = dir / "bench";
-  std::filesystem::copy_file(concat(TESSERA_BIN_DIR, "/bench"), program);
+  std::filesystem::copy_file(concat(bin_dir(), "/bench"), program);
   const auto run = [&](const std::string& environment) {
     return std::system(concat(environment, ' ', program.string(), " --tiles >",
                               (dir / "out").string(), " 2>", (dir / "err").string())

@@ -11,6 +11,7 @@
 #include "apps/resize.h"
 #include "core/check.h"
 #include "tests/idx_files.h"
+#include "tests/paths.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -108,7 +109,7 @@ TEST_CASE("dataset: a folder of images, sorted by name", "[dataset]") {
 }
 
 TEST_CASE("dataset: PNG and JPEG of every form are stretched to the square", "[dataset]") {
-  const fs::path folder = fs::path(TESSERA_TEST_DIR) / "golden" / "images";
+  const fs::path folder = fs::path(test_dir()) / "golden" / "images";
   for (const int channels : {1, 3}) {
     const Dataset data = Dataset::open(folder.string(), 16, channels);
     CHECK(data.train_size() == 35);

@@ -11,6 +11,7 @@
 #include "apps/resize.h"
 #include "kernels/cpu/onednn.h"
 #include "tests/denoise_case.h"
+#include "tests/paths.h"
 #include "tests/run_program.h"
 #include "tests/temp_dir.h"
 
@@ -70,7 +71,7 @@ bool near(const std::vector<uint8_t>& found, const std::vector<int>& expected, i
 
 std::vector<fs::path> golden_networks() {
   const char* given = std::getenv("TESSERA_GOLDEN_DIR");
-  const fs::path folder = given ? given : fs::path(TESSERA_TEST_DIR) / "golden" / "data";
+  const fs::path folder = given ? given : fs::path(test_dir()) / "golden" / "data";
   std::vector<fs::path> paths;
   for (const auto& file : fs::directory_iterator(folder / "unet")) paths.push_back(file.path());
   return paths;
@@ -267,7 +268,7 @@ TEST_CASE("denoise: a folder of mixed pictures", "[denoise]") {
   const Image grey = picture(8, 16, 1), colour = picture(12, 4, 3);
   write_png(dir / "in" / "grey.PNG", grey);
   write_png(dir / "in" / "colour one.png", colour);
-  fs::copy(fs::path(TESSERA_TEST_DIR) / "golden" / "images" / "grey.jpg", dir / "in" / "photo.jpg");
+  fs::copy(fs::path(test_dir()) / "golden" / "images" / "grey.jpg", dir / "in" / "photo.jpg");
   write_text(dir / "in" / "notes.txt", "ignored");
   write_text(dir / "in" / ".hidden.png", "ignored");
   fs::create_directory(dir / "in" / "folder.png");

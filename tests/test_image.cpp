@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/safetensors.h"
+#include "tests/paths.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -14,8 +15,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const fs::path kFolder = fs::path(TESSERA_TEST_DIR) / "golden" / "images";
-const fs::path kFuzzSeeds = fs::path(TESSERA_TEST_DIR) / "fuzz" / "seeds";
+const fs::path kFolder = fs::path(test_dir()) / "golden" / "images";
+const fs::path kFuzzSeeds = fs::path(test_dir()) / "fuzz" / "seeds";
 
 std::vector<fs::path> samples() {
   std::vector<fs::path> paths;

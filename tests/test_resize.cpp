@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/safetensors.h"
+#include "tests/paths.h"
 
 using namespace tessera;
 
@@ -20,7 +21,7 @@ std::vector<uint8_t> bytes_of(const SafeTensor& tensor) {
 }  // namespace
 
 TEST_CASE("resize: Pillow's bytes", "[resize]") {
-  const SafeTensors file = SafeTensors::read(std::filesystem::path(TESSERA_TEST_DIR) / "golden" /
+  const SafeTensors file = SafeTensors::read(std::filesystem::path(test_dir()) / "golden" /
                                              "images" / "expected.safetensors");
   constexpr int kCases = 15;
   for (int number = 0; number < kCases; ++number) {

@@ -7,6 +7,7 @@
 #include "apps/run_dir.h"
 #include "kernels/cpu/onednn.h"
 #include "layers/weights.h"
+#include "tests/paths.h"
 #include "tests/train_program.h"
 
 using namespace tessera;
@@ -146,7 +147,7 @@ TEST_CASE("a checkpoint goes with the settings that it was made with", "[train][
 
 TEST_CASE("closed standard descriptors do not send the output into files", "[train][cli]") {
   TrainRuns c;
-  std::string line = concat("'", TESSERA_BIN_DIR, "/train'");
+  std::string line = concat("'", bin_dir(), "/train'");
   for (const std::string& word : c.fresh("r", {"--steps", "3"})) line += concat(" '", word, "'");
   REQUIRE(std::system((line + " <&- >&- 2>/dev/null").c_str()) == 0);
   CHECK(read_text(c.dir / "r" / ".lock").empty());

@@ -6,6 +6,7 @@
 #include "kernels/cpu/onednn.h"
 #include "layers/weights.h"
 #include "tests/golden_file.h"
+#include "tests/paths.h"
 #include "tests/temp_dir.h"
 #include "tests/unet_stages.h"
 
@@ -97,7 +98,7 @@ TEST_CASE("parameters have PyTorch's names", "[unet]") {
   CHECK(names_of(net.parameters()) == specified_names());
 
   // The same as in a golden file of two levels.
-  const GoldenFile golden(std::filesystem::path(TESSERA_TEST_DIR) /
+  const GoldenFile golden(std::filesystem::path(test_dir()) /
                           "golden/data/unet/c1_b16_l2_s16_g8_t16.safetensors");
   std::set<std::string> golden_names;
   for (const std::string& name : golden.file().names())

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "apps/checkpoint.h"
+#include "tests/paths.h"
 #include "tests/run_program.h"
 #include "tests/train_case.h"
 
@@ -82,7 +83,7 @@ inline std::vector<nlohmann::json> lines_of(const std::string& text) {
 class Child {
  public:
   explicit Child(const Words& words) {
-    Words all{std::string(TESSERA_BIN_DIR) + "/train"};
+    Words all{std::string(bin_dir()) + "/train"};
     all.insert(all.end(), words.begin(), words.end());
     std::vector<char*> argv;
     for (std::string& word : all) argv.push_back(word.data());
