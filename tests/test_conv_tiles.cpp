@@ -9,6 +9,7 @@
 #include "core/simt/options.h"
 #include "core/simt/trace.h"
 #include "tests/op_runner.h"
+#include "tests/paths.h"
 #include "tests/run_program.h"
 #include "tests/train_case.h"
 
@@ -253,7 +254,7 @@ TEST_CASE("bench --tiles shows the table in force", "[tiles][bench]") {
   CHECK(run_program("bench", {"--tiles", "--resources", resources}).status == 1);
 }
 
-TEST_CASE("a program reads tiles.txt beside it, and stops at a bad one", "[tiles]") {
+TEST_CASE("a program reads tiles.txt beside it, and stops at a bad one", "[tiles][bench]") {
   const TempDir dir;
   const auto program = dir / "bench";
   std::filesystem::copy_file(concat(bin_dir(), "/bench"), program);

@@ -139,7 +139,7 @@ Outcome train(Stream& stream, const UNetConfig& config) {
 }  // namespace
 
 TEST_CASE("exercise 2: without skips the loss is higher and outputs blur, with no shape error",
-          "[exercises]") {
+          "[exercises][slow]") {
   Stream stream(Device::open(DeviceType::cpu, 2));
   UNetConfig config;
   config.levels = 2, config.base = kBase, config.time_dim = kTimeDim;

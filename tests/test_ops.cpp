@@ -154,7 +154,7 @@ std::string check_gradient(Stream& stream, const OpCase& c, size_t index, const 
 
 }  // namespace
 
-TEST_CASE("gradients of the oracle are those of central differences", "[ops][gradient]") {
+TEST_CASE("gradients of the oracle are those of central differences", "[ops][gradient][slow]") {
   std::set<std::string> all, checked;
   for_each_case(
       [&](const OpCase& c) {

@@ -80,7 +80,8 @@ TEST_CASE("the same seed gives the same bits, another one does not", "[trainer]"
   }
 }
 
-TEST_CASE("a run resumed after any step ends with the bits of the uninterrupted one", "[trainer]") {
+TEST_CASE("a run resumed after any step ends with the bits of the uninterrupted one",
+          "[trainer][slow]") {
   TempDir dir;
   Stream stream(Device::open(DeviceType::cpu, 2));
   const std::string precision = GENERATE("f32", "bf16");
@@ -99,7 +100,7 @@ TEST_CASE("a run resumed after any step ends with the bits of the uninterrupted 
   }
 }
 
-TEST_CASE("training lowers the loss", "[trainer]") {
+TEST_CASE("training lowers the loss", "[trainer][slow]") {
   Stream stream(Device::open(DeviceType::cpu, 2));
   Trainer trainer(stream, options_in(GENERATE("f32", "bf16")));
   const Batch batch = tiny_batch(4);
