@@ -44,7 +44,10 @@ std::vector<uint64_t> block_order(const Grid& grid) {
 std::vector<uint64_t> ends_of(const Grid& grid) {
   const uint64_t total = grid.grid.count(), count = std::min<uint64_t>(4, total);
   std::vector<uint64_t> order;
-  for (uint64_t i = 0; i < count; ++i) order.insert(order.end(), {i, total - 1 - i});
+  for (uint64_t i = 0; i < count; ++i) {
+    order.push_back(i);
+    order.push_back(total - 1 - i);
+  }
   return order;
 }
 
