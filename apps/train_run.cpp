@@ -64,6 +64,17 @@ std::string tiles_text(const Device& device) {
   return fmt::format("  tiles    {}\n", ConvTiles::in_force().file());
 }
 
+// ", --down max": the choices between networks that are not the default.
+std::string variant_text(const UNetConfig& network) {
+  std::string text;
+  for (const UNetOption& option : unet_options()) {
+    const std::string value = option.get(network);
+    if (option.values.empty() || value == option.get({})) continue;
+    text += concat(text.empty() ? ", --" : " --", option.name, option.is_flag() ? "" : " " + value);
+  }
+  return text;
+}
+
 void print_banner(const TrainOptions& options, const GivenOptions& given, const RunDir& dir,
                   const Device& device, const Dataset& data, const Schedule& schedule,
                   Trainer& trainer, std::ostream& out) {
@@ -72,8 +83,9 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  preset   {}{}\n", options.preset,
                      chosen ? "" : concat(" (the default on ", options.device, "; see --help)"))
       << fmt::format("  data     {}\n", data.description())
-      << fmt::format("  network  {} levels, base {}, {} parameters\n", options.levels, options.base,
-                     trainer.model().parameters().count())
+      << fmt::format("  network  {} levels, base {}, {} parameters{}\n", options.levels,
+                     options.base, trainer.model().parameters().count(),
+                     variant_text(trainer.model().config()))
       << fmt::format("  device   {}, {}\n", device_text(device), options.precision)
       << products_text(options, device) << tiles_text(device)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",

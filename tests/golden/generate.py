@@ -36,7 +36,8 @@ COMMITTED_UNETS = [
      "steps": 10, "activation": "gelu-tanh"},
     {**SMALL, "size": 16, "activation": "relu"},
     *({**SMALL, name: value} for name, values in UNET_CHOICES.items() for value in values[1:]
-      if value != "instance"),
+      if value not in ("max", "instance")),
+    {**SMALL, "size": 16, "down": "max"},
     {**SMALL, "size": 16, "norm": "instance"},
     {**SMALL, "levels": 2, "size": 16, "down": "avg", "up": "transposed", "norm": "batch",
      "no_skips": True, "no_time_gelu": True},
