@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "tests/op_cases.h"
+#include "tests/paths.h"
 #include "tests/run_program.h"
 #include "tests/table_rows.h"
 
@@ -109,7 +110,7 @@ namespace {
 // The functions of the catalogue, as kernels.h declares them.
 std::set<std::string> catalogue() {
   const std::string header =
-      read_text(std::filesystem::path(TESSERA_TEST_DIR) / ".." / "kernels" / "kernels.h");
+      read_text(std::filesystem::path(test_dir()) / ".." / "kernels" / "kernels.h");
   const std::regex declaration("\\n[a-z0-9_]+ ([a-z0-9_]+)\\(Stream& stream");
   std::set<std::string> names;
   for (std::sregex_iterator at(header.begin(), header.end(), declaration), end; at != end; ++at)
