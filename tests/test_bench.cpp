@@ -77,7 +77,8 @@ TEST_CASE("bench times the kernels that no tape records on the host model", "[be
     const size_t begin = name.find('/') + 1;
     names.insert(name.substr(begin, name.find('/', begin) - begin));
   }
-  CHECK(names == std::set<std::string>{"add_noise", "adam_step", "copy_rounded", "draw_timesteps",
+  CHECK(names == std::set<std::string>{"add_noise", "adam_step", "batch_norm_moments",
+                                       "batch_norm_update", "copy_rounded", "draw_timesteps",
                                        "fill", "find_non_finite", "grad_norm", "make_batch",
                                        "norm_act_conv2d_bwd", "normalize_images",
                                        "timestep_embedding_fwd", "upcat_phases"});

@@ -34,7 +34,7 @@ OpCase transposed_case(const std::string& name, const Shape& x, int64_t K, bool 
   c.apply = [](Tape& tape, const std::vector<Var>& in) {
     return ops::conv_transpose2d(tape, in[0], in[1], bias_of(in));
   };
-  c.bf16_steps = in_steps;
+  c.bf16_steps = c.cpu_bf16_steps = in_steps;
   c.exact = true;
   const double flops = 2.0 * double(y.numel()) * double(C);
   c.forward = {flops, f32_bytes({x, w, y})};
