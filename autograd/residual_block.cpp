@@ -50,7 +50,7 @@ struct Saved {
   MomentsOut moments1, moments2;
 };
 
-// h = gelu(norm1(y1) + t), conv2's input: one pass, so it is computed again rather than kept.
+// h = act(norm1(y1) + t), conv2's input: one pass, so it is computed again rather than kept.
 Tensor activated(Stream& stream, Saved& k, bool known) {
   Tensor h = Tensor::empty(stream, k.y1.shape(), k.y1.dtype());
   group_norm_act_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t, {},
