@@ -173,8 +173,8 @@ std::string norm_difference(const Result& got, const Result& expected, double to
   return result;
 }
 
-std::shared_ptr<Device> poisoned(DeviceType type) {
-  auto device = Device::open(type, 2);
+std::shared_ptr<Device> poisoned(DeviceType type, int threads) {
+  auto device = Device::open(type, threads);
   device->pool()->set_poison(true);
   return device;
 }

@@ -63,8 +63,8 @@ std::string difference(const Result& got, const Result& expected, double toleran
 // others, a thousandth of their norm stands for its own.
 std::string norm_difference(const Result& got, const Result& expected, double tolerance);
 
-// A device, with two threads, whose memory holds NaN wherever nothing was written.
-std::shared_ptr<Device> poisoned(DeviceType type);
+// A device whose memory holds NaN wherever nothing was written.
+std::shared_ptr<Device> poisoned(DeviceType type, int threads = 2);
 inline std::shared_ptr<Device> poisoned_cpu() { return poisoned(DeviceType::cpu); }
 
 }  // namespace tessera

@@ -1,5 +1,6 @@
-// conv2d: checks, dispatch and the f64 oracle; the fast path is oneDNN (convolve.h).
-#include "kernels/cpu/convolve.h"
+// conv2d: checks, dispatch and the f64 oracle; the fast paths are in winograd.h and convolve.h
+// (oneDNN).
+#include "kernels/cpu/winograd.h"
 #include "kernels/dispatch.h"
 
 namespace tessera {
@@ -88,32 +89,37 @@ void for_images(Stream& stream, ConvProblem p, const Tensor& x, Step step) {
 
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y, MomentsOut*) {
+  const auto whole = ConvProblem::of(spec, x.shape(), w.shape());
+  if (goes_by_winograd(stream, whole, x)) return winograd_fwd(stream, whole, {{x}}, w, b, y);
   const FilterView filter = FilterView::of(operand(stream, w));
-  for_images(
-      stream, ConvProblem::of(spec, x.shape(), w.shape()), x, [&](const ConvProblem& p, int64_t n) {
-        convolve(stream, p, operand(stream, images(x, n, p.N)), filter, b, images(y, n, p.N));
-      });
+  for_images(stream, whole, x, [&](const ConvProblem& p, int64_t n) {
+    convolve(stream, p, operand(stream, images(x, n, p.N)), filter, b, images(y, n, p.N));
+  });
 }
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx) {
+  const auto whole = ConvProblem::of(spec, dx.tensor.shape(), w.shape());
+  if (goes_by_winograd(stream, whole, dy))
+    return winograd_bwd_data(stream, whole, dy, w, {{dx.tensor, 0, false, dx.mode}});
   const FilterView filter = FilterView::of(operand(stream, w));
-  for_images(stream, ConvProblem::of(spec, dx.tensor.shape(), w.shape()), dy,
-             [&](const ConvProblem& p, int64_t n) {
-               convolve_bwd_data(stream, p, operand(stream, images(dy, n, p.N)), filter,
-                                 {images(dx.tensor, n, p.N), dx.mode});
-             });
+  for_images(stream, whole, dy, [&](const ConvProblem& p, int64_t n) {
+    convolve_bwd_data(stream, p, operand(stream, images(dy, n, p.N)), filter,
+                      {images(dx.tensor, n, p.N), dx.mode});
+  });
 }
 
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db) {
-  for_images(stream, ConvProblem::of(spec, x.shape(), dw.tensor.shape()), x,
-             [&](const ConvProblem& p, int64_t n) {
-               convolve_bwd_weight(stream, p, operand(stream, images(x, n, p.N)),
-                                   operand(stream, images(dy, n, p.N)), FilterView::of(dw.tensor),
-                                   dw.mode, db);
-               dw.mode = db.mode = GradMode::Accumulate;
-             });
+  const auto whole = ConvProblem::of(spec, x.shape(), dw.tensor.shape());
+  if (goes_by_winograd(stream, whole, x))
+    return winograd_bwd_weight(stream, whole, {{x}}, dy, dw, db);
+  for_images(stream, whole, x, [&](const ConvProblem& p, int64_t n) {
+    convolve_bwd_weight(stream, p, operand(stream, images(x, n, p.N)),
+                        operand(stream, images(dy, n, p.N)), FilterView::of(dw.tensor), dw.mode,
+                        db);
+    dw.mode = db.mode = GradMode::Accumulate;
+  });
 }
 
 }  // namespace cpu

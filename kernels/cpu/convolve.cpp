@@ -12,9 +12,9 @@ constexpr int64_t kColumns = 4 << 20;  // bytes of columns at a time
 
 // Whether a weight gradient is one matrix product, dy^T [K,N*P*Q] times columns [N*P*Q,R*S*C]. In
 // AVX2 oneDNN's own way takes up to twice as long (docs/worklog.md).
-bool goes_by_columns(const ConvProblem& p, const Tensor& x) {
+bool goes_by_columns(const ConvProblem& p, const Tensor& x, const FilterView& dw) {
   static const bool pays = !has_avx512();
-  return pays && x.dtype() == DType::f32 && p.C >= 64 && (p.R == 3 || p.spec.stride == 2);
+  return pays && x.dtype() == DType::f32 && p.C >= 64 && p.spec.stride == 2 && dw.pitch == p.C;
 }
 
 // to [rows*Q,R*S*C]: what the outputs of rows first .. first+rows-1, counted through the batch,
@@ -36,38 +36,22 @@ void take_columns(const ConvProblem& p, const float* x, int64_t first, int64_t r
   }
 }
 
-// to, or what is there plus, the dense filter [K,R,S,C] `from`.
-void put_filter(const ConvProblem& p, const float* from, const FilterView& to, GradMode mode) {
-  Tensor target = to.tensor;
-  float* out = target.data<float>() + to.first;
-#pragma omp parallel for schedule(static)
-  for (int64_t k = 0; k < p.K; ++k)
-    for (int64_t tap = 0; tap < p.R * p.S; ++tap) {
-      const float* row = from + (k * p.R * p.S + tap) * p.C;
-      put_row(out + k * to.row + tap * to.pitch, p.C, mode, [=](int64_t c) { return row[c]; });
-    }
-}
-
 void weight_gradient_by_columns(Stream& stream, const ConvProblem& p, const Tensor& x,
-                                const Tensor& dy, const FilterView& dw, GradMode mode, Grad db) {
+                                const Tensor& dy, Grad dw, Grad db) {
   const int64_t size = p.R * p.S * p.C, all = p.N * p.P;
   const int64_t parts = std::min(all, all * p.Q * size * int64_t(sizeof(float)) / kColumns + 1);
   const int64_t count = (all + parts - 1) / parts;
   Tensor columns = Tensor::empty(stream, {count * p.Q, size});
   Tensor ones = Tensor::empty(stream, {db ? count * p.Q : 0});
   std::fill_n(ones.data<float>(), ones.numel(), 1.0f);
-  const bool dense = dw.pitch == p.C && dw.row == size && dw.first == 0;
-  const Tensor sum = dense ? dw.tensor : Tensor::empty(stream, {p.K, size});
-  GradMode sum_mode = dense ? mode : GradMode::Overwrite;
   for (int64_t first = 0; first < all; first += count) {
     const int64_t rows = std::min(count, all - first), pixels = rows * p.Q;
     take_columns(p, x.data<float>(), first, rows, columns.data<float>());
     const MatrixView left{dy.slice(first * p.Q * p.K, {pixels, p.K}), 1, p.K};
-    multiply(stream, p.K, size, pixels, left, {columns, size, 1}, {}, sum, sum_mode);
+    multiply(stream, p.K, size, pixels, left, {columns, size, 1}, {}, dw.tensor, dw.mode);
     if (db) multiply(stream, p.K, 1, pixels, left, {ones, 1, 1}, {}, db.tensor, db.mode);
-    sum_mode = db.mode = GradMode::Accumulate;
+    dw.mode = db.mode = GradMode::Accumulate;
   }
-  if (!dense) put_filter(p, sum.data<float>(), dw, mode);
 }
 
 }  // namespace
@@ -112,7 +96,8 @@ void convolve_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, c
 
 void convolve_bwd_weight(Stream& stream, const ConvProblem& p, const Tensor& x, const Tensor& dy,
                          const FilterView& dw, GradMode mode, const Grad& db) {
-  if (goes_by_columns(p, x)) return weight_gradient_by_columns(stream, p, x, dy, dw, mode, db);
+  if (goes_by_columns(p, x, dw))
+    return weight_gradient_by_columns(stream, p, x, dy, {dw.tensor, mode}, db);
   const bool add = db && db.mode == GradMode::Accumulate;
   const Tensor bias = add ? Tensor::empty(stream, {p.K}) : db.tensor;
   stream.state<OneDnn>().conv_bwd_weight(p, x, dy, dw, mode, bias);

@@ -193,6 +193,12 @@ bool includes(dnnl::cpu_isa isa) {
 bool has_bf16_products() { return includes(dnnl::cpu_isa::avx512_core_bf16); }
 bool has_avx512() { return includes(dnnl::cpu_isa::avx512_core); }
 
+bool product(char ta, char tb, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row,
+             const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  return dnnl_sgemm(ta, tb, M, N, K, 1.0f, a, a_row, b, b_row, add ? 1.0f : 0.0f, c, c_row) ==
+         dnnl_success;
+}
+
 OneDnn::OneDnn(Stream& stream) : state_(std::make_unique<State>(stream)) {}
 OneDnn::~OneDnn() = default;
 int64_t OneDnn::primitives() const { return int64_t(state_->entries.size()); }

@@ -1,4 +1,5 @@
-// Convolution over concat(upsample(low), skip) that makes neither.
+// Convolution over concat(upsample(low), skip) that makes neither. Products in f32 of 3x3
+// filters go by winograd.h, unless channels are few; the rest as follows.
 //
 // A 3x3 filter over a nearest-upsampled image reads each low-resolution pixel more than once: for
 // the outputs of one parity (p, q) it is a 2x2 filter over `low` whose taps are sums of the 3x3
@@ -9,6 +10,7 @@
 //   y[2i+p, 2j+q] = conv(skip, w[.., A:]) + conv2x2(low, w_pq)[i, j]
 #include "kernels/cpu/convolve.h"
 #include "kernels/cpu/loops.h"
+#include "kernels/cpu/winograd.h"
 
 namespace tessera {
 namespace {
@@ -258,6 +260,8 @@ void weight_gradient(Stream& stream, const Upcat& u, const Tensor& low, const Te
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut*) {
   const Upcat whole = check(low.shape(), skip.shape(), w.shape());
+  if (goes_by_winograd(stream, whole.skip_part(), skip))
+    return winograd_fwd(stream, whole.skip_part(), {{skip, whole.A}, {low, 0, true}}, w, b, y);
   const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, phases);
   for_images(stream, whole, y.dtype(), [&](const Upcat& u, int64_t n) {
     const auto part = [&](const Tensor& x) { return operand(stream, images(x, n, u.N)); };
@@ -271,6 +275,10 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
 void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
                            Grad dlow, Grad dskip) {
   const Upcat whole = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
+  if (goes_by_winograd(stream, whole.skip_part(), dy))
+    return winograd_bwd_data(
+        stream, whole.skip_part(), dy, w,
+        {{dskip.tensor, whole.A, false, dskip.mode}, {dlow.tensor, 0, true, dlow.mode}});
   const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, phases);
   for_images(stream, whole, dy.dtype(), [&](const Upcat& u, int64_t n) {
     const Tensor part = operand(stream, images(dy, n, u.N));
@@ -283,6 +291,9 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, co
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
   const Upcat whole = check(low.shape(), skip.shape(), dw.tensor.shape());
+  if (goes_by_winograd(stream, whole.skip_part(), skip))
+    return winograd_bwd_weight(stream, whole.skip_part(), {{skip, whole.A}, {low, 0, true}}, dy, dw,
+                               db);
   for_images(stream, whole, dy.dtype(), [&](const Upcat& u, int64_t n) {
     const auto part = [&](const Tensor& x) { return operand(stream, images(x, n, u.N)); };
     weight_gradient(stream, u, part(low), part(skip), part(dy), dw, db);

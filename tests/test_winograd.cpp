@@ -1,0 +1,57 @@
+// Convolutions of more tiles than the CPU transforms at a time (kernels/cpu/winograd.cpp); small
+// ones are in the table of cases.
+#include <catch2/catch.hpp>
+
+#include "autograd/ops.h"
+#include "kernels/cpu/winograd.h"
+#include "tests/op_runner.h"
+
+using namespace tessera;
+
+namespace {
+
+OpCase conv2d_case(const Shape& x, int64_t K, const ConvSpec& spec) {
+  OpCase c;
+  c.op = "conv2d", c.name = concat("of many tiles, padded by ", spec.pad_h);
+  c.inputs = {x, {K, 3, 3, x[3]}, {K}};
+  c.conv = ConvProblem::of(spec, c.inputs[0], c.inputs[1]);
+  c.roles = {Role::Activation, Role::Weight, Role::Vector};
+  c.apply = [spec](Tape& tape, const std::vector<Var>& in) {
+    return ops::conv2d(tape, spec, in[0], in[1], in[2]);
+  };
+  return c;
+}
+
+OpCase upcat_case(const Shape& low, int64_t B, int64_t K) {
+  OpCase c;
+  c.op = "upcat_conv2d", c.name = "of many tiles";
+  c.inputs = {low, {low[0], 2 * low[1], 2 * low[2], B}, {K, 3, 3, low[3] + B}, {K}};
+  c.conv = ConvProblem::of({1, 1, 1}, c.inputs[1], {K, 3, 3, B});
+  c.roles = {Role::Activation, Role::Activation, Role::Weight, Role::Vector};
+  c.apply = [](Tape& tape, const std::vector<Var>& in) {
+    return ops::upcat_conv2d(tape, in[0], in[1], in[2], in[3]);
+  };
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("a convolution of many tiles equals the f64 oracle, by any number of threads", "[ops]") {
+  const auto run_with = [](int threads, const OpCase& c, DType storage, GradMode mode) {
+    Stream stream(poisoned(DeviceType::cpu, threads));
+    stream.state<cpu::OneDnn>().bf16_products = false;
+    if (storage != DType::f64)
+      REQUIRE(cpu::goes_by_winograd(stream, *c.conv, Tensor::empty(stream, {0}, storage)));
+    return run(stream, c, c.apply, storage, Numbers::Normal, mode, DType::bf16);
+  };
+  for (const OpCase& c :
+       {conv2d_case({3, 41, 37, 32}, 33, {1, 1, 1}), conv2d_case({2, 45, 51, 40}, 32, {1, 0, 0}),
+        upcat_case({3, 21, 19, 33}, 32, 32)})
+    for (const GradMode mode : {GradMode::Overwrite, GradMode::Accumulate}) {
+      INFO(c.op << ' ' << c.name << (mode == GradMode::Overwrite ? "" : " accumulating"));
+      const Result oracle = run_with(2, c, DType::f64, mode);
+      for (const int threads : {1, 2, 3})
+        CHECK(difference(run_with(threads, c, DType::f32, mode), oracle, 1e-5) == "");
+      CHECK(difference(run_with(2, c, DType::bf16, mode), oracle, 1e-2) == "");
+    }
+}
