@@ -95,7 +95,7 @@ def parse_arguments():
         parser.error(f"--only: no variant {sorted(unknown)[0]!r}, there are {', '.join(VARIANTS)}")
     if args.steps < 1:
         parser.error("--steps: expected 1 or more")
-    if not {"--preset", "--config"} & set(options):
+    if not {"--preset", "--config"} & {option.split("=")[0] for option in options}:
         options = ["--preset", "quick", *options]
     return args, options
 

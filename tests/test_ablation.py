@@ -21,7 +21,7 @@ def write_images(path, count, side):
 def run(program, folder, *arguments):
     return subprocess.run(
         [sys.executable, SCRIPT, "--train", program, "--out", folder / "out", "--steps", "2",
-         "--preset", "tiny", "--device", "cpu", "--data", folder / "images", *arguments],
+         "--preset=tiny", "--device", "cpu", "--data", folder / "images", *arguments],
         capture_output=True, text=True)
 
 
