@@ -145,6 +145,7 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
   const auto problem = ConvProblem::of(spec, dx.tensor.shape(), w.shape());
   expect("conv2d_bwd_data: dy", dy, problem.y(), w.dtype());
   expect("conv2d_bwd_data: dx", dx.tensor, problem.x(), w.dtype());
+  if (dx.tensor.numel() == 0) return;
   if (dy.numel() == 0) return start_sum(stream, dx);
   DISPATCH(stream, dy.dtype(), conv2d_bwd_data(stream, spec, dy, w, dx));
 }

@@ -43,7 +43,6 @@ void for_tiles(int64_t N, int64_t H, int64_t W, int64_t channels, Step step) {
   const int64_t all = N * tiles.rows,
                 bytes = tiles.columns * channels * kSlots * int64_t(sizeof(float)),
                 parts = std::min(all, all * bytes / kAtOnce + 1);
-  if (all == 0) return;
   for (const int64_t count = (all + parts - 1) / parts; tiles.first < all; tiles.first += count) {
     tiles.count = std::min(count, all - tiles.first);
     step(tiles);
