@@ -161,8 +161,8 @@ void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
 // [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
 // dskip are computed together, and db only with dw.
-// phases: bf16, what upcat_phases makes of a 3x3 filter; may be undefined. Kernels in bf16 use it;
-// without it they make their own, from a filter that is rounded already.
+// phases: bf16, what upcat_phases makes of a 3x3 filter; may be undefined. The sub-pixel form in
+// bf16 uses it; without it it makes its own, from a filter that is rounded already.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const Tensor& phases, const Tensor& b, Tensor& y,
                       MomentsOut* moments = nullptr);
