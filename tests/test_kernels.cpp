@@ -115,6 +115,60 @@ TEST_CASE("GELU and its derivative are finite far out", "[kernels][cuda]") {
 
 namespace {
 
+// In bf16, of all numbers that there are: the error of rounding and a thousandth of it, beside
+// `floor`.
+void check_every_bf16(Stream& stream, Activation act, double floor) {
+  INFO(name_of(stream.device().type()) << ' ' << name_of(act));
+  Values x{{}, {}};
+  for (uint32_t bits = 0; bits < 0x10000; ++bits)
+    if (const float value = to_float(bf16{uint16_t(bits)}); std::isfinite(value))
+      x.data.push_back(value);
+  const int64_t n = int64_t(x.data.size());
+  x.shape = {n};
+  Tensor y = Tensor::empty(stream, {n}, DType::bf16), dx = Tensor::empty(stream, {n}, DType::bf16);
+  const Tensor in = tensor_of(stream, x, DType::bf16),
+               dy = tensor_of(stream, {{n}, std::vector<double>(size_t(n), 1)}, DType::bf16);
+  activation_fwd(stream, act, in, y);
+  activation_bwd(stream, act, in, dy, {dx});
+  const Values values = values_of(stream, y), slopes = values_of(stream, dx);
+  constexpr double kShare = 0x1p-8 * 1.001;
+  int64_t wrong = 0, wrong_slopes = 0;
+  for (size_t i = 0; i < size_t(n); ++i) {
+    const double v = x.data[i];
+    double share, density;  // value = v share, slope = share + v density
+    if (act == Activation::Gelu) {
+      share = 0.5 * std::erfc(-v * M_SQRT1_2);
+      density = std::exp(-0.5 * v * v) * 0.5 * M_SQRT1_2 * M_2_SQRTPI;
+    } else {
+      const double inner = 2 * M_SQRT1_2 * M_2_SQRTPI * (v + 0.044715 * v * v * v);
+      share = 1 / (1 + std::exp(-inner));
+      density = share * (1 / (1 + std::exp(inner))) * 2 * M_SQRT1_2 * M_2_SQRTPI *
+                (1 + 3 * 0.044715 * v * v);
+    }
+    const double value = v * share, slope = share + v * density;
+    wrong += !(std::fabs(values.data[i] - value) <= kShare * std::fabs(value) + floor);
+    // Where its two terms cancel, their errors stay.
+    const double terms = kShare * std::fabs(slope) + 4e-6 * (share + std::fabs(v * density));
+    wrong_slopes += !(std::fabs(slopes.data[i] - slope) <= terms + floor);
+  }
+  CHECK(n == 2 * 0x7F80);
+  CHECK(wrong == 0);
+  CHECK(wrong_slopes == 0);
+}
+
+}  // namespace
+
+TEST_CASE("GELU of every number of bf16", "[kernels][cuda]") {
+  on_all_devices([&](Stream& stream) {
+    // The CPU's formulas have an absolute error.
+    const double floor = stream.device().type() == DeviceType::cpu ? 2e-6 : 1e-15;
+    for (const Activation act : {Activation::Gelu, Activation::GeluTanh})
+      check_every_bf16(stream, act, floor);
+  });
+}
+
+namespace {
+
 void check_relu(Stream& stream, DType dtype, int64_t repeats) {
   INFO(name_of(stream.device().type()) << ' ' << name_of(dtype) << ' ' << repeats);
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();

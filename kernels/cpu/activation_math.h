@@ -79,7 +79,8 @@ struct Act {
     } else {
       float cdf, pdf;
       normal_cdf_pdf(x, cdf, pdf);
-      return cdf + x * pdf;
+      // exp_negative() ends at 2^-125, of which a huge x would make something.
+      return cdf + std::min(std::max(x, -16.0f), 16.0f) * pdf;
     }
   }
 };

@@ -10,9 +10,10 @@ struct ActFwd {
   const T* x;
   T* y;
   __device__ void operator()(int64_t i) const {
-    Pack<T, N> in = Pack<T, N>::load(x + i * N), out;
-    for (int j = 0; j < N; ++j) out.set(j, Act<act>::value(in[j]));
-    out.store(y + i * N);
+    const Pack<T, N> in = Pack<T, N>::load(x + i * N);
+    float values[N];
+    for (int j = 0; j < N; ++j) values[j] = Act<act>::template value<T>(in[j]);
+    Pack<T, N>::of(values).store(y + i * N);
   }
 };
 
@@ -23,13 +24,14 @@ struct ActBwd {
   bool accumulate;
   __device__ void operator()(int64_t i) const {
     const Pack<T, N> in = Pack<T, N>::load(x + i * N), up = Pack<T, N>::load(dy + i * N);
-    Pack<T, N> out;
-    if (accumulate) out = Pack<T, N>::load(dx + i * N);
+    Pack<T, N> old;
+    if (accumulate) old = Pack<T, N>::load(dx + i * N);
+    float values[N];
     for (int j = 0; j < N; ++j) {
-      const float value = up[j] * Act<act>::derivative(in[j]);
-      out.set(j, accumulate ? out[j] + value : value);
+      const float value = up[j] * Act<act>::template derivative<T>(in[j]);
+      values[j] = accumulate ? old[j] + value : value;
     }
-    out.store(dx + i * N);
+    Pack<T, N>::of(values).store(dx + i * N);
   }
 };
 

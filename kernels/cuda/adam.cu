@@ -77,19 +77,19 @@ __global__ void adam_step_kernel(int64_t packs, int64_t step, AdamFactors<float>
   const auto grads = Pack<float, N>::load(a.grads + i * N);
   auto params = Pack<float, N>::load(a.params + i * N);
   auto m = Pack<float, N>::load(a.m + i * N), v = Pack<float, N>::load(a.v + i * N);
-  Pack<bf16, N> copies;
+  float copies[N];
   for (int j = 0; j < N; ++j) {
     const float g = clip * grads[j];
     m.set(j, f.beta1 * m[j] + f.one_minus_beta1 * g);
     v.set(j, f.beta2 * v[j] + f.one_minus_beta2 * g * g);
     const float denominator = sqrtf(v[j]) / f.root_correction2 + f.eps;
     params.set(j, f.decay * params[j] - f.step_size * m[j] / denominator);
-    copies.set(j, params[j]);
+    copies[j] = params[j];
   }
   params.store(a.params + i * N);
   m.store(a.m + i * N);
   v.store(a.v + i * N);
-  if (a.copies) copies.store(a.copies + i * N);
+  if (a.copies) Pack<bf16, N>::of(copies).store(a.copies + i * N);
 }
 
 template <int N>
@@ -107,9 +107,9 @@ struct CopyRounded {
   bf16* to;
   __device__ void operator()(int64_t i) const {
     const auto values = Pack<float, N>::load(from + i * N);
-    Pack<bf16, N> rounded;
-    for (int j = 0; j < N; ++j) rounded.set(j, values[j]);
-    rounded.store(to + i * N);
+    float numbers[N];
+    for (int j = 0; j < N; ++j) numbers[j] = values[j];
+    Pack<bf16, N>::of(numbers).store(to + i * N);
   }
 };
 

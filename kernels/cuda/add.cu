@@ -12,9 +12,9 @@ struct Add {
   T* y;
   __device__ void operator()(int64_t i) const {
     const Pack<T, N> left = Pack<T, N>::load(a + i * N), right = Pack<T, N>::load(b + i * N);
-    Pack<T, N> sum;
-    for (int j = 0; j < N; ++j) sum.set(j, left[j] + right[j]);
-    sum.store(y + i * N);
+    float sum[N];
+    for (int j = 0; j < N; ++j) sum[j] = left[j] + right[j];
+    Pack<T, N>::of(sum).store(y + i * N);
   }
 };
 
@@ -34,11 +34,12 @@ __global__ void add_broadcast_fwd_kernel(Tiling tiling, const T* x, const B* t, 
   Pack<B, N> term[V / N];
   for (int j = 0; j < V; j += N)
     term[j / N] = Pack<B, N>::load(t + tile.n * tiling.C + tile.channel + j);
-  Pack<T, V> in = tile.load(x, 0), out;
+  Pack<T, V> in = tile.load(x, 0);
   for (int k = 0; k < tile.count; ++k) {
     const auto next = tile.load(x, k + 1);  // on its way while this one is worked on
-    for (int j = 0; j < V; ++j) out.set(j, in[j] + term[j / N][j % N]);
-    out.store(y + tile.first + k * tile.step);
+    float sum[V];
+    for (int j = 0; j < V; ++j) sum[j] = in[j] + term[j / N][j % N];
+    Pack<T, V>::of(sum).store(y + tile.first + k * tile.step);
     in = next;
   }
 }

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/kernel.h"
+#include "kernels/cuda/index.h"
 
 namespace tessera::TESSERA_CUDA {
 
@@ -23,6 +23,7 @@ struct Tiling {
   int cols = 0, rows = 0;  // packs and pixels that a block has at a time
   int pixels = 0;          // of a tile
   int slices = 0;          // tiles of the pixels of an image
+  Divisor32 by_cols{1}, by_rows{1}, by_slices{1};
 
   dim3 grid() const { return {unsigned(N * slices), unsigned(ceil_div(packs, cols))}; }
   bool empty() const { return N * P * C == 0; }
@@ -40,6 +41,7 @@ inline Tiling tiling_of(Stream& stream, int64_t N, int64_t P, int64_t C, int V) 
     t.slices = int(ceil_div(P, t.pixels));
     if (N * t.slices * ceil_div(t.packs, t.cols) >= wanted) break;
   }
+  t.by_cols = Divisor32(t.cols), t.by_rows = Divisor32(t.rows), t.by_slices = Divisor32(t.slices);
   return t;
 }
 
@@ -65,16 +67,18 @@ struct Tile {
   int count;            // pixels
   int64_t first, step;  // elements to the thread's first pixel, and from there to its next one
 
-  __device__ __forceinline__ explicit Tile(const Tiling& t)
-      : n(blockIdx.x / unsigned(t.slices)),
-        slice(int(blockIdx.x % unsigned(t.slices))),
-        row(int(threadIdx.x) / t.cols),
-        col(int(threadIdx.x) % t.cols),
-        channel((int(blockIdx.y) * t.cols + col) * V),
-        has_channel(channel < t.C) {
+  __device__ __forceinline__ explicit Tile(const Tiling& t) {
+    int image = int(blockIdx.x);
+    slice = t.by_slices.divide(image);
+    n = image;
+    row = int(threadIdx.x);
+    col = t.by_cols.divide(row);
+    channel = (int(blockIdx.y) * t.cols + col) * V;
+    has_channel = channel < t.C;
     const int64_t begin = int64_t(slice) * t.pixels;
     length = int(t.P - begin < t.pixels ? t.P - begin : t.pixels);
-    count = has_channel && row < t.rows && row < length ? (length - row - 1) / t.rows + 1 : 0;
+    const bool has_pixels = has_channel && row < t.rows && row < length;
+    count = has_pixels ? t.by_rows.quotient(length - row - 1) + 1 : 0;
     first = (n * t.P + begin + row) * t.C + channel;
     step = int64_t(t.rows) * t.C;
   }

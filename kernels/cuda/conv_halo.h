@@ -248,11 +248,9 @@ __device__ __forceinline__ void put_sums(const WarpSums<Tile>& sums, const HaloS
     for (int j = 0; j < WarpSums<Tile>::kColumns; ++j) {
       const int x = at.warp_column + 8 * j + lane % 4 * 2;
       const float* pair = &sums.sums[i / 2][j][i % 2 * 2];
-      Pack<bf16, 2> two;
       const auto before = output.before(sizes, pixel_of<Tile>(at.first, m), at.column + x);
-      two.set(0, pair[0] + before[0]);
-      two.set(1, pair[1] + before[1]);
-      two.store(&results.out[m][x]);
+      const float two[2] = {pair[0] + before[0], pair[1] + before[1]};
+      Pack<bf16, 2>::of(two).store(&results.out[m][x]);
     }
   }
 }

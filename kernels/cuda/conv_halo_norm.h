@@ -123,30 +123,34 @@ struct HaloNormGrad {
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
                                         HaloResults<Tile>& results) const {
-    static_assert(Tile::TN == 1);
+    for (int n = 0; n < Tile::TN; ++n) store_image(sizes, first, n, column, results);
+  }
+  // Of the tile's n-th image.
+  template <class Tile>
+  __device__ __forceinline__ void store_image(const HaloSizes& sizes, const Place& first, int n,
+                                              int column, HaloResults<Tile>& results) const {
     const PackOfTile<Tile> mine;
     const int c = column + mine.x;
     float sum[8] = {}, product[8] = {};
-    if (c < to.K) {
-      const Affine<8> z(in, first.n, c, to.K);
-      mine.for_pixels(sizes, first, 0, [&](int m, const Place& at) {
+    if (c < to.K && first.n + n < to.N) {
+      const Affine<8> z(in, first.n + n, c, to.K);
+      mine.for_pixels(sizes, first, n, [&](int m, const Place& at) {
         const int64_t i = pixel_number(at, sizes.H, sizes.W) * to.K + c;
         const auto x = Pack<bf16, 8>::load(in.x + i);
         const auto up = Pack<bf16, 8>::load(&results.out[m][mine.x]);
         up.store(dy + i);
         for (int j = 0; j < 8; ++j) {
-          const float dz = up[j] * Act<act>::derivative(z(j, x[j]));
+          const float dz = up[j] * Act<act>::template derivative<bf16>(z(j, x[j]));
           sum[j] += dz;
           product[j] += dz * (x[j] - z.mean[j]);
         }
       });
-      const int64_t group = int64_t(first.n) * (to.K / in.per_group);
-      for (int j = 0; j < 8; ++j)
-        product[j] *= in.moments[2 * (group + (c + j) / in.per_group) + 1];
+      in.for_groups<8>(in.moments, first.n + n, c,
+                       [&](int j, const float* moments) { product[j] *= moments[1]; });
     }
     mine.add_up(sum, results.sums[0]);
     mine.add_up(product, results.sums[1]);
-    to.put<Tile>(first, c, sum, product);
+    to.put<Tile>({first.n + n, first.h, first.w}, c, sum, product);
   }
 };
 

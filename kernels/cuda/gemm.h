@@ -122,14 +122,15 @@ struct Epilogue {
     Out* const part = out + int64_t(blockIdx.z) * sizes.rows * layout.stride;
     if (packs) {
       Out* const to = part + layout.at(row, column);
-      Pack<Out, V> result;
-      if (accumulate) result = Pack<Out, V>::load(to);
+      Pack<Out, V> old;
+      if (accumulate) old = Pack<Out, V>::load(to);
+      float results[V];
       TESSERA_UNROLL
       for (int j = 0; j < V; ++j) {
         const float value = values[j] + (bias ? bias[column + j] : 0);
-        result.set(j, accumulate ? result[j] + value : value);
+        results[j] = accumulate ? old[j] + value : value;
       }
-      result.store(to);
+      Pack<Out, V>::of(results).store(to);
     } else {
       TESSERA_UNROLL
       for (int j = 0; j < V; ++j)

@@ -38,12 +38,7 @@ class StagedTile {
   __device__ __forceinline__ void load(const Loader& loader, int depth) {
     loader.each(depth, [&](int pass, int j, const T* from) {
       if constexpr (Loader::kPacked) {
-        if (from) {
-          packs_[pass] = Pack<T, V>::load(from);
-        } else {
-          TESSERA_UNROLL
-          for (int e = 0; e < V; ++e) packs_[pass].values[e] = T{};
-        }
+        packs_[pass] = from ? Pack<T, V>::load(from) : Pack<T, V>{};
       } else {
         packs_[pass].values[j] = from ? *from : T{};
       }

@@ -128,15 +128,15 @@ __global__ void norm_act_fwd_kernel(Tiling tiling, NormArgs<T> in, T* y) {
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
   const Affine<V> z(in, tile.n, tile.channel, tiling.C);
-  Pack<T, V> x = tile.load(in.x, 0), out, residual;
+  Pack<T, V> x = tile.load(in.x, 0), residual;
   for (int k = 0; k < tile.count; ++k) {
     const auto next = tile.load(in.x, k + 1);  // on its way while this one is worked on
     if (in.residual) residual = tile.load(in.residual, k);
-    for (int j = 0; j < V; ++j) {
-      const float value = Act::value(z(j, x[j]));
-      out.set(j, in.residual ? value + residual[j] : value);
-    }
-    out.store(y + tile.first + k * tile.step);
+    float values[V];
+    for (int j = 0; j < V; ++j) values[j] = Act::template value<T>(z(j, x[j]));
+    if (in.residual)
+      for (int j = 0; j < V; ++j) values[j] += residual[j];
+    Pack<T, V>::of(values).store(y + tile.first + k * tile.step);
     x = next;
   }
 }
@@ -155,7 +155,7 @@ __global__ void norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy,
     for (int k = 0; k < tile.count; ++k) {
       const auto next_x = tile.load(in.x, k + 1), next_up = tile.load(dy, k + 1);
       for (int j = 0; j < V; ++j) {
-        const float dz = up[j] * Act::derivative(z(j, x[j]));
+        const float dz = up[j] * Act::template derivative<T>(z(j, x[j]));
         sum[j] += dz;
         product[j] += dz * (x[j] - z.mean[j]);
       }
@@ -167,11 +167,10 @@ __global__ void norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy,
   column_sums(product, tiling.cols, tiling.rows, scratch);
   if (tile.row != 0 || !tile.has_channel) return;
   float* to = partial + (tile.n * tiling.slices + tile.slice) * tiling.C + tile.channel;
-  for (int j = 0; j < V; ++j) {
-    const int64_t group = tile.n * (tiling.C / in.per_group) + (tile.channel + j) / in.per_group;
+  in.template for_groups<V>(in.moments, tile.n, tile.channel, [&](int j, const float* moments) {
     to[j] = sum[j];
-    to[j + tiling.N * tiling.slices * tiling.C] = product[j] * in.moments[2 * group + 1];
-  }
+    to[j + tiling.N * tiling.slices * tiling.C] = product[j] * moments[1];
+  });
 }
 
 // Sums over the images: dbeta, then dgamma; null where not wanted.
@@ -238,22 +237,23 @@ __global__ void norm_act_bwd_kernel(Tiling tiling, NormArgs<T> in, const T* dy, 
   if (tile.count == 0) return;
   const Affine<V> z(in, tile.n, tile.channel, tiling.C);
   float p[V], q[V];
-  for (int j = 0; j < V; ++j) {
-    const int64_t group = tile.n * (tiling.C / in.per_group) + (tile.channel + j) / in.per_group;
-    p[j] = terms[2 * group];
-    q[j] = terms[2 * group + 1];
-  }
-  Pack<T, V> x = tile.load(in.x, 0), up = tile.load(dy, 0), out;
+  in.template for_groups<V>(terms, tile.n, tile.channel, [&](int j, const float* pair) {
+    p[j] = pair[0];
+    q[j] = pair[1];
+  });
+  Pack<T, V> x = tile.load(in.x, 0), up = tile.load(dy, 0), old;
   for (int k = 0; k < tile.count; ++k) {
     const auto next_x = tile.load(in.x, k + 1), next_up = tile.load(dy, k + 1);
     T* const to = dx + tile.first + k * tile.step;
-    if (accumulate) out = Pack<T, V>::load(to);
+    if (accumulate) old = Pack<T, V>::load(to);
+    float values[V];
     for (int j = 0; j < V; ++j) {
-      const float dz = up[j] * Act::derivative(z(j, x[j]));
-      const float value = z.a[j] * dz - p[j] - (x[j] - z.mean[j]) * q[j];
-      out.set(j, accumulate ? out[j] + value : value);
+      const float dz = up[j] * Act::template derivative<T>(z(j, x[j]));
+      values[j] = z.a[j] * dz - p[j] - (x[j] - z.mean[j]) * q[j];
     }
-    out.store(to);
+    if (accumulate)
+      for (int j = 0; j < V; ++j) values[j] += old[j];
+    Pack<T, V>::of(values).store(to);
     x = next_x;
     up = next_up;
   }
@@ -298,12 +298,13 @@ template <class Act, class T, int V>
 void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, const T* dy,
                 const Tensor& partial, Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
   const auto [N, P, C] = std::tuple(tiling.N, tiling.P, tiling.C);
-  const int64_t groups = N * (C / in.per_group);
+  const int64_t groups = N * in.groups;
+  const int per_group = C / in.groups;
   const cudaStream_t on = cuda_stream(stream);
   Tensor sums = Tensor::empty(stream, {2, N, C}), terms = Tensor::empty(stream, {groups, 2});
   launch<group_sums_kernel<T>>(
       {on, dim3(unsigned(groups)), dim3(kTileThreads), sizeof(ColumnScratch<2>)},
-      GroupSums<T>{N, P, partial.dim(2), C, in.per_group, std::min(in.per_group, kTileCols),
+      GroupSums<T>{N, P, partial.dim(2), C, per_group, std::min(per_group, kTileCols),
                    partial.data<float>(), in.gamma, in.moments, sums.data<float>(),
                    terms.data<float>(), data_or_null<T>(dt.tensor),
                    dt.mode == GradMode::Accumulate});

@@ -59,6 +59,7 @@ class Divisor32 {
     n = quotient(n);
     return whole - n * d_;
   }
+  __device__ __forceinline__ int divisor() const { return d_; }
 
  private:
   int d_, shift_;
@@ -89,7 +90,9 @@ template <class T, int N>
 __device__ __forceinline__ void put_pack(T* to, Pack<T, N> values, bool accumulate) {
   if (accumulate) {
     const Pack<T, N> old = Pack<T, N>::load(to);
-    for (int j = 0; j < N; ++j) values.set(j, old[j] + values[j]);
+    float sums[N];
+    for (int j = 0; j < N; ++j) sums[j] = old[j] + values[j];
+    values = Pack<T, N>::of(sums);
   }
   values.store(to);
 }
@@ -98,15 +101,16 @@ __device__ __forceinline__ void put_pack(T* to, Pack<T, N> values, bool accumula
 template <class T, int N>
 __device__ __forceinline__ void put_patch_sum(T* to, const T* patch, const Patches& patches,
                                               bool accumulate) {
-  Pack<T, N> in[4], sum;
+  Pack<T, N> in[4];
   for (int p = 0; p < 4; ++p) in[p] = Pack<T, N>::load(patch + patches.step(p));
   Pack<T, N> old;
   if (accumulate) old = Pack<T, N>::load(to);
+  float sums[N];
   for (int j = 0; j < N; ++j) {
     const float value = (in[0][j] + in[1][j]) + (in[2][j] + in[3][j]);
-    sum.set(j, accumulate ? old[j] + value : value);
+    sums[j] = accumulate ? old[j] + value : value;
   }
-  sum.store(to);
+  Pack<T, N>::of(sums).store(to);
 }
 
 }  // namespace tessera::TESSERA_CUDA

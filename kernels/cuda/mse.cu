@@ -55,13 +55,14 @@ struct MseBwd {
     const auto p = Pack<T, V>::load(prediction + i * V);
     const auto t = Pack<float, V>::load(target + i * V);
     const float scale = float(two_over_n * double(*dloss));
-    Pack<T, V> out;
-    if (accumulate) out = Pack<T, V>::load(dprediction + i * V);
+    Pack<T, V> old;
+    if (accumulate) old = Pack<T, V>::load(dprediction + i * V);
+    float values[V];
     for (int j = 0; j < V; ++j) {
       const float value = scale * (p[j] - t[j]);
-      out.set(j, accumulate ? out[j] + value : value);
+      values[j] = accumulate ? old[j] + value : value;
     }
-    out.store(dprediction + i * V);
+    Pack<T, V>::of(values).store(dprediction + i * V);
   }
 };
 

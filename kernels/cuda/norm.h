@@ -4,12 +4,19 @@
 #pragma once
 
 #include "kernels/cuda/activation_math.h"
+#include "kernels/cuda/index.h"
 
 namespace tessera::TESSERA_CUDA {
 
 struct None {
-  __device__ __forceinline__ static float value(float z) { return z; }
-  __device__ __forceinline__ static float derivative(float) { return 1.0f; }
+  template <class T>
+  __device__ __forceinline__ static float value(float z) {
+    return z;
+  }
+  template <class T>
+  __device__ __forceinline__ static float derivative(float) {
+    return 1.0f;
+  }
 };
 
 // x [N,P,C], moments [N,G,2], gamma and beta [C]; beta, t [N,C] and residual [N,P,C] may be null.
@@ -18,7 +25,20 @@ struct NormArgs {
   const T* x;
   const float *moments, *gamma, *beta;
   const T *t, *residual;
-  int per_group;
+  Divisor32 per_group;  // channels of a group
+  int groups;
+
+  // f(j, the two numbers of its group in `pairs` [N,G,2]) for V neighbouring channels of image n.
+  template <int V, class F>
+  __device__ __forceinline__ void for_groups(const float* pairs, int64_t n, int channel,
+                                             const F& f) const {
+    int group = channel, place = per_group.divide(group);
+    pairs += 2 * (n * groups + group);
+    for (int j = 0; j < V; ++j) {
+      if (j > 0 && ++place == per_group.divisor()) place = 0, pairs += 2;
+      f(j, pairs);
+    }
+  }
 };
 
 // z = (x - mean) a + b of V channels.
@@ -28,14 +48,13 @@ struct Affine {
 
   template <class T>
   __device__ __forceinline__ Affine(const NormArgs<T>& in, int64_t n, int channel, int C) {
-    for (int j = 0; j < V; ++j) {
-      const int c = channel + j;
-      const float* m = in.moments + (n * (C / in.per_group) + c / in.per_group) * 2;
-      mean[j] = m[0];
-      a[j] = m[1] * in.gamma[c];
-      b[j] = in.beta ? in.beta[c] : 0.0f;
-      if (in.t) b[j] += to_float(in.t[n * C + c]);
-    }
+    in.template for_groups<V>(in.moments, n, channel, [&](int j, const float* moments) {
+      mean[j] = moments[0];
+      a[j] = moments[1] * in.gamma[channel + j];
+      b[j] = in.beta ? in.beta[channel + j] : 0.0f;
+    });
+    if (!in.t) return;
+    for (int j = 0; j < V; ++j) b[j] += to_float(in.t[n * C + channel + j]);
   }
   __device__ __forceinline__ float operator()(int j, float x) const {
     return (x - mean[j]) * a[j] + b[j];
@@ -52,7 +71,8 @@ NormArgs<T> norm_args(const GroupNormSpec& spec, const Tensor& x, const Tensor& 
           data_or_null<float>(beta),
           data_or_null<T>(t),
           data_or_null<T>(residual),
-          int(x.dim(3) / spec.groups)};
+          Divisor32(int(x.dim(3) / spec.groups)),
+          int(spec.groups)};
 }
 
 // The tiles of TH x TW pixels, `apart` from each other, of an image, as parts: those of the same

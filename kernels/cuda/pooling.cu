@@ -28,18 +28,19 @@ struct PoolFwd {
   T* y;
   __device__ void operator()(int64_t i) const {
     const T* from = x + patch_of(i);
-    Pack<T, N> in[4], out;
+    Pack<T, N> in[4];
     for (int p = 0; p < 4; ++p) in[p] = Pack<T, N>::load(from + patch_of.patches.step(p));
+    float values[N];
     for (int j = 0; j < N; ++j) {
-      float value = in[0][j];
+      float& value = values[j];
+      value = in[0][j];
       if (pooling == Pooling::Average)
         value = 0.25f * ((value + in[1][j]) + (in[2][j] + in[3][j]));
       else
         for (int p = 1; p < 4; ++p)
           if (is_larger(in[p][j], value)) value = in[p][j];
-      out.set(j, value);
     }
-    out.store(y + i * N);
+    Pack<T, N>::of(values).store(y + i * N);
   }
 };
 
@@ -64,13 +65,14 @@ struct PoolBwd {
     }
     for (int p = 0; p < 4; ++p) {
       T* const to = dx + first + patch_of.patches.step(p);
-      Pack<T, N> out;
-      if (accumulate) out = Pack<T, N>::load(to);
+      Pack<T, N> old;
+      if (accumulate) old = Pack<T, N>::load(to);
+      float values[N];
       for (int j = 0; j < N; ++j) {
         const float share = pooling == Pooling::Average ? 0.25f * up[j] : at[j] == p ? up[j] : 0.0f;
-        out.set(j, accumulate ? out[j] + share : share);
+        values[j] = accumulate ? old[j] + share : share;
       }
-      out.store(to);
+      Pack<T, N>::of(values).store(to);
     }
   }
 };

@@ -81,6 +81,39 @@ std::vector<PrimitiveDefinition> conversions() {
           })};
 }
 
+double flushed(double x) { return std::fabs(x) <= 0x1p-126 ? 0 : x; }
+
+// Of 32 floats, to 4 units in the last place. f: in double, of what is left of them without
+// subnormal numbers.
+template <class Draw, class F>
+PrimitiveDefinition approximation(const std::string& name, Draw draw, F f) {
+  return {name,
+          75,
+          32,
+          32,
+          [=](Random& random, int, uint32_t* in) { draw(random, 32, in); },
+          [=](Words in, uint32_t* out, double* error) {
+            for (int i = 0; i < 32; ++i) {
+              const float x = std::bit_cast<float>(in[i]);
+              const float y = float(flushed(f(std::fabs(x) < 0x1p-126f ? std::copysign(0, x) : x)));
+              out[i] = std::bit_cast<uint32_t>(y);
+              error[i] = std::isfinite(y) ? std::ldexp(std::fabs(y), -21) : 0;
+            }
+          }};
+}
+
+void add_approximations(std::vector<PrimitiveDefinition>& all) {
+  const auto draw_exponents = [](Random& random, int count, uint32_t* in) {
+    draw_floats(random, count, in);
+    std::uniform_real_distribution<float> any(-140, 140);
+    for (int i = 0; i < count; ++i)
+      if (random() % 4) in[i] = std::bit_cast<uint32_t>(any(random));
+  };
+  all.push_back(
+      approximation("ex2.approx.ftz", draw_exponents, [](double x) { return std::exp2(x); }));
+  all.push_back(approximation("rcp.approx.ftz", draw_floats, [](double x) { return 1 / x; }));
+}
+
 // Element [row][column] of matrix i, whose rows are eight 16-bit elements each.
 uint32_t element(Words matrices, int i, int row, int column) {
   const uint32_t pair = matrices[(8 * i + row) * 4 + column / 2];
@@ -248,6 +281,7 @@ void atomics(Words in, uint32_t* out) {
 std::vector<PrimitiveDefinition> primitive_definitions() {
   std::vector<PrimitiveDefinition> all = mma_definitions();
   for (const PrimitiveDefinition& one : conversions()) all.push_back(one);
+  add_approximations(all);
   add_matrices(all);
   add_copies(all);
   add_barriers(all);

@@ -1,6 +1,7 @@
 // One tiny kernel per primitive: primitives.h.
 #include "tests/cuda/primitives.h"
 
+#include "kernels/cuda/ptx/approx.h"
 #include "kernels/cuda/ptx/convert.h"
 #include "kernels/cuda/ptx/cp_async.h"
 #include "kernels/cuda/ptx/fence.h"
@@ -74,6 +75,23 @@ struct ToBf16x2 {
     const uint32_t pair =
         ptx::convert_bf16x2(__uint_as_float(in[lane]), __uint_as_float(in[lane + 32]));
     out[lane] = one_nan(pair & 0xFFFF, 0x7F80, 0x7FFF) | one_nan(pair >> 16, 0x7F80, 0x7FFF) << 16;
+  }
+};
+
+// Subnormal results differ where hardware rounds before it flushes: these are 0 for all.
+__device__ inline uint32_t number(float x) {
+  return fabsf(x) <= 1.17549435e-38f ? 0u : one_nan(__float_as_uint(x), 0x7F800000, 0x7FFFFFFF);
+}
+struct Exp2 {
+  static constexpr int in = 32, out = 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    out[lane] = number(ptx::approx_exp2(__uint_as_float(in[lane])));
+  }
+};
+struct Reciprocal {
+  static constexpr int in = 32, out = 32, threads = 32;
+  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
+    out[lane] = number(ptx::approx_reciprocal(__uint_as_float(in[lane])));
   }
 };
 
@@ -416,6 +434,8 @@ const std::vector<PrimitiveKernel>& primitive_kernels() {
       kernel<ToTf32>("cvt.rna.tf32"),
       kernel<ToBf16>("cvt.rn.bf16"),
       kernel<ToBf16x2>("cvt.rn.bf16x2"),
+      kernel<Exp2>("ex2.approx.ftz"),
+      kernel<Reciprocal>("rcp.approx.ftz"),
       kernel<LoadMatrix<1, false>>("ldmatrix.x1"),
       kernel<LoadMatrix<2, false>>("ldmatrix.x2"),
       kernel<LoadMatrix<4, false>>("ldmatrix.x4"),
