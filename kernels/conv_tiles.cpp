@@ -52,12 +52,13 @@ std::string text_of(const ConvShape& s) {
 
 int64_t blocks_of(ConvTile tile, const ConvShape& s) {
   const ConvTileSize& size = size_of(tile);
-  return s.N * ceil_div(s.H, size.height) * ceil_div(s.W, size.width) *
+  return ceil_div(s.N, size.images) * ceil_div(s.H, size.height) * ceil_div(s.W, size.width) *
          ceil_div(s.columns, size.channels);
 }
 
 std::string misfit_of(ConvTile tile, const ConvShape& s) {
   const ConvTileSize& size = size_of(tile);
+  if (s.N < size.images) return concat("is of ", size.images, " images, and there is ", s.N);
   if (size.width > 8 && s.W <= 8) return concat("is ", size.width, " pixels wide, the image ", s.W);
   if (size.channels > 64 && s.columns % size.channels != 0)
     return concat("needs columns that ", size.channels, " divides, not ", s.columns);
@@ -65,8 +66,11 @@ std::string misfit_of(ConvTile tile, const ConvShape& s) {
 }
 
 ConvTile default_tile(const ConvShape& shape) {
-  for (const ConvTile tile : {ConvTile::k8x16x128, ConvTile::k16x16x64})
+  for (const ConvTile tile :
+       {ConvTile::k8x16x128, ConvTile::k16x16x64, ConvTile::k2x8x8x128, ConvTile::k2x8x8x64}) {
+    if (size_of(tile).images > 1 && shape.W > 8) continue;  // more border than a wide tile has
     if (misfit_of(tile, shape).empty() && blocks_of(tile, shape) >= kEnoughConvBlocks) return tile;
+  }
   return ConvTile::k8x8x64;
 }
 

@@ -13,17 +13,19 @@
 
 namespace tessera {
 
-enum class ConvTile { k16x16x64, k8x16x128, k8x8x64 };
+enum class ConvTile { k16x16x64, k8x16x128, k2x8x8x128, k2x8x8x64, k8x8x64 };
 
-// height x width pixels of one image, by channels of the output.
+// height x width pixels of some images, by channels of the output.
 struct ConvTileSize {
   ConvTile tile;
   const char* name;
-  int height, width, channels;
+  int images, height, width, channels;
 };
-inline constexpr ConvTileSize kConvTiles[] = {{ConvTile::k16x16x64, "16x16x64", 16, 16, 64},
-                                              {ConvTile::k8x16x128, "8x16x128", 8, 16, 128},
-                                              {ConvTile::k8x8x64, "8x8x64", 8, 8, 64}};
+inline constexpr ConvTileSize kConvTiles[] = {{ConvTile::k16x16x64, "16x16x64", 1, 16, 16, 64},
+                                              {ConvTile::k8x16x128, "8x16x128", 1, 8, 16, 128},
+                                              {ConvTile::k2x8x8x128, "2x8x8x128", 2, 8, 8, 128},
+                                              {ConvTile::k2x8x8x64, "2x8x8x64", 2, 8, 8, 64},
+                                              {ConvTile::k8x8x64, "8x8x64", 1, 8, 8, 64}};
 inline const ConvTileSize& size_of(ConvTile tile) { return kConvTiles[int(tile)]; }
 
 // A convolution, or the gradient of its data, which is one, too. columns: channels of what is

@@ -16,7 +16,7 @@ namespace {
 // The 3x3 convolutions of the preset lesson at both batch sizes, or tiny ones. An up block's first
 // one has tiles of its own (upcat_conv2d.cu).
 std::vector<ConvShape> network_convs(bool tiny) {
-  if (tiny) return {{false, 1, 9, 9, 128, 8}, {true, 1, 9, 9, 128, 8}, {false, 1, 8, 8, 64, 8}};
+  if (tiny) return {{false, 1, 9, 9, 128, 8}, {true, 1, 9, 9, 128, 8}, {false, 2, 8, 8, 64, 8}};
   std::vector<ConvShape> convs;
   for (const Stage& s : stages())
     if (s.model.starts_with("lesson"))
@@ -25,29 +25,31 @@ std::vector<ConvShape> network_convs(bool tiny) {
   return convs;
 }
 
-// What a block takes.
+// What a block takes, and the name of its tile.
 struct BlockNeeds {
   int threads;
   size_t shared;
+  std::string tile;
 };
 BlockNeeds needs_of(ConvTile tile, bool data_gradient) {
   BlockNeeds needs{};
   simt::conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
     using namespace simt::conv;
-    needs = {Tile::kThreads, data_gradient ? sizeof(HaloShared<Tile, HaloSource<TurnedFilters>>)
-                                           : sizeof(HaloShared<Tile, HaloSource<StraightFilters>>)};
+    needs = {Tile::kThreads,
+             data_gradient ? sizeof(HaloShared<Tile, HaloSource<TurnedFilters>>)
+                           : sizeof(HaloShared<Tile, HaloSource<StraightFilters>>),
+             fmt::format("HaloTile<{}, {}, {}, {}, {}, 1, {}>", Tile::TH, Tile::TW, Tile::BN,
+                         Tile::WM, Tile::WN, Tile::TN)};
   });
   return needs;
 }
 
-int registers_of(const KernelResources& resources, int architecture, ConvTile tile,
+int registers_of(const KernelResources& resources, int architecture, const std::string& tile,
                  bool data_gradient) {
-  const ConvTileSize& size = size_of(tile);
   const auto row = resources.find(
-      architecture,
-      {fmt::format("conv_halo_kernel<HaloTile<{}, {}, {},", size.height, size.width, size.channels),
-       data_gradient ? "HaloSource<TurnedFilters>" : "HaloSource<StraightFilters>",
-       data_gradient ? "HaloImage" : "HaloMoments"});
+      architecture, {"conv_halo_kernel<" + tile,
+                     data_gradient ? "HaloSource<TurnedFilters>" : "HaloSource<StraightFilters>",
+                     data_gradient ? "HaloImage" : "HaloMoments"});
   return row.registers;
 }
 
@@ -58,7 +60,7 @@ void print_card(const std::string& name, int architecture, int multiprocessors,
   for (const ConvShape& s : network_convs(false)) {
     const ConvTile tile = tiles.choose(architecture, s);
     const BlockNeeds needs = needs_of(tile, s.data_gradient);
-    const int registers = registers_of(resources, architecture, tile, s.data_gradient);
+    const int registers = registers_of(resources, architecture, needs.tile, s.data_gradient);
     std::string waves = "-";
     if (limits) {
       const int resident = resident_blocks(*limits, needs.threads, needs.shared, registers);

@@ -96,7 +96,12 @@ TEST_CASE("the rule for the convolutions' tiles", "[tiles]") {
   CHECK(default_tile({false, 32, 64, 64, 64, 192}) == ConvTile::k16x16x64);
   CHECK(default_tile({true, 32, 64, 64, 192, 64}) == ConvTile::k16x16x64);
   CHECK(default_tile({false, 32, 16, 16, 256, 256}) == ConvTile::k8x16x128);
-  CHECK(default_tile({false, 32, 8, 8, 512, 512}) == ConvTile::k8x8x64);
+  // Small ones share one.
+  CHECK(default_tile({false, 128, 8, 8, 512, 512}) == ConvTile::k2x8x8x128);
+  CHECK(default_tile({false, 32, 8, 8, 512, 512}) == ConvTile::k2x8x8x64);
+  CHECK(default_tile({true, 47, 8, 8, 256, 512}) == ConvTile::k2x8x8x64);
+  CHECK(default_tile({false, 16, 8, 8, 512, 512}) == ConvTile::k8x8x64);
+  CHECK(default_tile({false, 1, 800, 8, 64, 8}) == ConvTile::k8x8x64);
   // 96 blocks are enough.
   CHECK(default_tile({false, 96, 9, 9, 64, 8}) == ConvTile::k16x16x64);
   CHECK(default_tile({false, 95, 9, 9, 64, 8}) == ConvTile::k8x8x64);
@@ -139,9 +144,12 @@ TEST_CASE("what is wrong with a file of tiles is said with its line", "[tiles]")
         "1: columns is '65', expected a number from 8 that 8 divides");
   CHECK(error_of("90 fwd 1 64 64 64 1 8x8x64\n").starts_with("1: depth is '1'"));
   CHECK(error_of("90 fwd 1 64 64 64 8 8x8x65\n") ==
-        "1: there is no tile '8x8x65', expected one of 16x16x64, 8x16x128, 8x8x64");
+        "1: there is no tile '8x8x65', expected one of 16x16x64, 8x16x128, 2x8x8x128, "
+        "2x8x8x64, 8x8x64");
   CHECK(error_of("90 fwd 1 64 64 64 8 8x16x128\n") ==
         "1: tile 8x16x128 does not fit: it needs columns that 128 divides, not 64");
+  CHECK(error_of("90 fwd 1 8 8 64 8 2x8x8x64\n") ==
+        "1: tile 2x8x8x64 does not fit: it is of 2 images, and there is 1");
   CHECK(error_of("90 fwd 1 8 8 64 8 16x16x64\n") ==
         "1: tile 16x16x64 does not fit: it is 16 pixels wide, the image 8");
   CHECK(error_of("90 fwd 1 8 8 64 8 8x8x64\n\n90 fwd 1 8 8 64 8 8x8x64\n") ==
@@ -159,7 +167,8 @@ TEST_CASE("a convolution has the tile of the table, and the same bits with each"
     REQUIRE(made.kernels.size() == usual.kernels.size());
     for (const std::string& kernel : made.kernels)
       CHECK_THAT(kernel, Catch::Contains(concat("HaloTile<", size.height, ", ", size.width, ", ",
-                                                size.channels, ", ")));
+                                                size.channels, ", ")) &&
+                             Catch::Contains(concat(", 1, ", size.images, ">")));
     REQUIRE(made.exact.size() == usual.exact.size());
     for (size_t i = 0; i < usual.exact.size(); ++i) {
       INFO("result " << i);
@@ -214,7 +223,7 @@ TEST_CASE("bench --tune writes a table that is obeyed", "[tiles][bench]") {
       if (times++ == 0) CHECK(tile == chosen);
       CHECK(seconds >= before);
     }
-    CHECK(times == (line.find(" 8 8 ") != std::string::npos ? 1 : 3));
+    CHECK(times == (line.find(" 8 8 ") != std::string::npos ? 2 : 3));
   }
   const Finished shown = run_program("bench", {"--tiles"}, "TESSERA_TILES=" + file);
   CHECK(shown.status == 0);
@@ -249,7 +258,7 @@ TEST_CASE("bench --tiles shows the table in force", "[tiles][bench]") {
                              "3.88 | 168 | 66816 |"));
   CHECK_THAT(run.out,
              Catch::Contains("| 80 | A100 | fwd 32 64 64 64 64 | 16x16x64 | rule | 512 |"));
-  CHECK_THAT(run.out, Catch::Contains("| 89 | RTX4090 | fwd 128 8 8 512 512 | 8x8x64 |"));
+  CHECK_THAT(run.out, Catch::Contains("| 89 | RTX4090 | fwd 128 8 8 512 512 | 2x8x8x128 |"));
   write_text(resources, "nothing\n");
   CHECK(run_program("bench", {"--tiles", "--resources", resources}).status == 1);
 }
@@ -294,7 +303,7 @@ TEST_CASE("train obeys a file of tiles, and stops at a bad one before it begins"
   CHECK(bad.status == 1);
   CHECK(bad.err == concat("train: error: ", file,
                           ":1: there is no tile '8x8x63', expected one of 16x16x64, 8x16x128, "
-                          "8x8x64\n"));
+                          "2x8x8x128, 2x8x8x64, 8x8x64\n"));
   CHECK(!std::filesystem::exists(dir / "run"));
   write_text(file, "90 fwd 1 8 8 64 8 8x8x64\n");
   const Finished good = train("simt");

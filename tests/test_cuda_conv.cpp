@@ -9,6 +9,7 @@
 #include "core/simt/options.h"
 #include "core/simt/trace.h"
 #include "kernels/kernels.h"
+#include "tests/forced_tile.h"
 #include "tests/op_runner.h"
 
 using namespace tessera;
@@ -28,6 +29,7 @@ struct ConvCase {
   ConvSpec spec;
   Shape x, w;
   int64_t A = 0;  // channels of x that come from a map of half its size: upcat_conv2d
+  std::optional<ConvTile> tile = {};  // of halo tiles, else the rule's
 
   Shape y() const { return ConvProblem::of(spec, x, w).y(); }
 };
@@ -60,6 +62,7 @@ std::vector<Values> run(Stream& stream, const ConvCase& c, DType storage, Number
   Tensor y = Tensor::empty(stream, c.y(), storage), dw = Tensor::empty(stream, c.w, master),
          db = Tensor::empty(stream, {c.w[0]}, master);
   std::vector<Values> results;
+  force_tile(stream, c.tile, c.x, c.w[0]);
   if (c.A == 0) {
     const Tensor x = tensor_of(stream, all_x, storage);
     Tensor dx = Tensor::empty(stream, c.x, storage);
@@ -191,6 +194,8 @@ TEST_CASE("halo tiles at small sizes", "[cuda][small]") {
   // Two steps of depth, and two tiles.
   check_exact({{1, 1, 1}, {1, 5, 9, 40}, {8, 3, 3, 40}}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {1, 10, 10, 24}, {8, 3, 3, 24}, 16}, {80}, bf16_only);
+  // Two images a tile, of which the last one does not exist.
+  check_exact({{1, 1, 1}, {3, 5, 7, 8}, {8, 3, 3, 8}, 0, ConvTile::k2x8x8x64}, {80}, bf16_only);
 }
 
 TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") {
@@ -202,11 +207,11 @@ TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") 
                             {{1, 1, 1}, {1, 9, 33, 64}, {64, 3, 3, 64}},
                             {{1, 1, 1}, {1, 18, 10, 72}, {24, 3, 3, 72}, 40}})
     check_exact(c, {80, 90}, bf16_only);
-  // So many images that the large tiles are taken: 64 and 128 channels on either side.
-  check_exact({{1, 1, 1}, {97, 9, 9, 8}, {64, 3, 3, 8}}, {80}, bf16_only);
-  check_exact({{1, 1, 1}, {97, 9, 9, 64}, {8, 3, 3, 64}}, {80}, bf16_only);
-  check_exact({{1, 1, 1}, {49, 9, 9, 8}, {128, 3, 3, 8}}, {80}, bf16_only);
-  check_exact({{1, 1, 1}, {49, 9, 9, 128}, {8, 3, 3, 128}}, {80}, bf16_only);
+  for (const ConvTileSize& size : kConvTiles) {
+    const int64_t wide = odd_channels(size);
+    check_exact({{1, 1, 1}, {3, 9, 19, 24}, {wide, 3, 3, 24}, 0, size.tile}, {80}, bf16_only);
+    check_exact({{1, 1, 1}, {3, 9, 19, wide}, {24, 3, 3, wide}, 0, size.tile}, {80}, bf16_only);
+  }
 }
 
 TEST_CASE("the sub-pixel form: borders, tails of channels, every tile", "[cuda][slow]") {
@@ -220,9 +225,12 @@ TEST_CASE("the sub-pixel form: borders, tails of channels, every tile", "[cuda][
     check_exact(c, {80, 90}, bf16_only);
   // 96 blocks and more: forward with 64 and 128 channels, two images at once, of which the last one
   // does not exist.
-  check_exact({{1, 1, 1}, {23, 10, 12, 16}, {256, 3, 3, 16}, 8}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {25, 10, 12, 16}, {256, 3, 3, 16}, 8}, {80}, bf16_only);
+  check_exact({{1, 1, 1}, {49, 10, 12, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {12, 10, 34, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {6, 18, 34, 16}, {128, 3, 3, 16}, 8}, {80}, bf16_only);
+  // The same of low's gradient.
+  check_exact({{1, 1, 1}, {27, 10, 12, 456}, {8, 3, 3, 456}, 448}, {89}, bf16_only);
 }
 
 TEST_CASE("halo tiles read shared memory without bank conflicts", "[cuda]") {
@@ -233,13 +241,15 @@ TEST_CASE("halo tiles read shared memory without bank conflicts", "[cuda]") {
   // Every tile, forward and back, over one source and two: see "every tile" above.
   for (const ConvCase& c : {ConvCase{{1, 1, 1}, {1, 8, 8, 64}, {64, 3, 3, 64}},
                             {{1, 1, 1}, {1, 10, 10, 64}, {64, 3, 3, 64}, 32},
-                            {{1, 1, 1}, {96, 5, 9, 32}, {64, 3, 3, 32}},
-                            {{1, 1, 1}, {96, 5, 9, 64}, {8, 3, 3, 64}},
-                            {{1, 1, 1}, {96, 5, 9, 32}, {128, 3, 3, 32}},
-                            {{1, 1, 1}, {96, 5, 9, 128}, {8, 3, 3, 128}},
+                            {{1, 1, 1}, {2, 5, 9, 64}, {64, 3, 3, 64}, 0, ConvTile::k16x16x64},
+                            {{1, 1, 1}, {2, 5, 9, 128}, {128, 3, 3, 128}, 0, ConvTile::k8x16x128},
+                            {{1, 1, 1}, {2, 5, 9, 128}, {128, 3, 3, 128}, 0, ConvTile::k2x8x8x128},
+                            {{1, 1, 1}, {2, 5, 9, 64}, {64, 3, 3, 64}, 0, ConvTile::k2x8x8x64},
                             {{1, 1, 1}, {24, 10, 18, 16}, {64, 3, 3, 16}, 8},
                             {{1, 1, 1}, {24, 10, 18, 16}, {128, 3, 3, 16}, 8},
-                            {{1, 1, 1}, {23, 10, 12, 16}, {256, 3, 3, 16}, 8},
+                            {{1, 1, 1}, {25, 10, 12, 16}, {256, 3, 3, 16}, 8},
+                            {{1, 1, 1}, {49, 10, 12, 16}, {64, 3, 3, 16}, 8},
+                            {{1, 1, 1}, {27, 10, 12, 456}, {8, 3, 3, 456}, 448},
                             {{1, 1, 1}, {24, 10, 18, 520}, {8, 3, 3, 520}, 512}}) {
     INFO(c.x << " -> " << c.w[0]);
     const simt::LaunchTrace trace;

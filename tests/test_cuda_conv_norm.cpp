@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/simt/options.h"
+#include "tests/forced_tile.h"
 #include "tests/op_runner.h"
 
 using namespace tessera;
@@ -30,6 +31,7 @@ struct FusedCase {
   int64_t A = 0;     // channels of x that come from a map of half its size
   float bias = 0;    // of y: a large mean
   bool made = true;  // by halo tiles
+  std::optional<ConvTile> tile = {};
 };
 
 std::string text_of(const FusedCase& c) {
@@ -57,6 +59,7 @@ Forward forward(const FusedCase& c, bool with_moments, int capability, uint64_t 
   Tensor y = Tensor::empty(stream, {s[0], s[1], s[2], c.K}, DType::bf16);
   MomentsOut out{{c.groups}, Tensor::empty(stream, {s[0], c.groups, 2})};
   MomentsOut* const wanted = with_moments ? &out : nullptr;
+  force_tile(stream, c.tile, s, c.K);
   if (c.A)
     upcat_conv2d_fwd(stream, drawn(stream, "low", {s[0], s[1] / 2, s[2] / 2, c.A}),
                      drawn(stream, "skip", {s[0], s[1], s[2], s[3] - c.A}), w, {}, b, y, wanted);
@@ -114,6 +117,7 @@ struct BackwardCase {
   GradMode mode = GradMode::Overwrite;
   bool with_t = true;
   bool unaligned = false;  // dx lies between two packs
+  std::optional<ConvTile> tile = {};
 };
 
 std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype, bool composed) {
@@ -142,6 +146,7 @@ std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype,
          dt = c.with_t ? input("dt", {s[0], s[3]}) : Tensor{};
   const Grad grads[] = {{dx, c.mode}, {dgamma, c.mode}, {dbeta, c.mode}, {dt, c.mode}};
   const NormAct spec{{c.groups}, c.act};
+  force_tile(stream, c.tile, s, c.K);
   if (composed) {
     Tensor dh = Tensor::empty(stream, s, dtype);
     conv2d_bwd_data(stream, kSame, dy, w, {dh});
@@ -183,6 +188,13 @@ TEST_CASE("convolutions with a norm's sums at small sizes", "[cuda][small]") {
   check_forward({{1, 5, 9, 8}, 8, 2}, {80});
   check_forward({{1, 10, 10, 24}, 8, 1, 16}, {80});
   check_backward({{1, 5, 9, 8}, 8, 2}, {80});
+  // Two images a tile, of which the last one does not exist.
+  FusedCase two{{3, 5, 7, 8}, 8, 2};
+  two.tile = ConvTile::k2x8x8x64;
+  check_forward(two, {80});
+  BackwardCase back{{3, 5, 7, 8}, 8, 2};
+  back.tile = ConvTile::k2x8x8x64;
+  check_backward(back, {80});
 }
 
 TEST_CASE("a convolution leaves the moments of what it stores", "[cuda]") {
@@ -202,11 +214,12 @@ TEST_CASE("a convolution leaves the moments of what it stores", "[cuda]") {
 }
 
 TEST_CASE("a convolution leaves moments with every tile", "[cuda][slow]") {
-  check_forward({{97, 9, 9, 8}, 64, 8}, {80});
-  check_forward({{49, 9, 9, 8}, 128, 8}, {80});
+  for (const ConvTileSize& size : kConvTiles)
+    check_forward({{3, 9, 19, 24}, odd_channels(size), 4, 0, 0, true, size.tile}, {80});
   check_forward({{12, 10, 34, 16}, 64, 4, 8}, {80});
   check_forward({{6, 18, 34, 16}, 128, 16, 8}, {80});
-  check_forward({{23, 10, 12, 16}, 256, 16, 8}, {80});
+  check_forward({{25, 10, 12, 16}, 256, 16, 8}, {80});
+  check_forward({{49, 10, 12, 16}, 64, 4, 8}, {80});
 }
 
 TEST_CASE("the way back through norm, GELU and convolution in one", "[cuda]") {
@@ -253,10 +266,12 @@ TEST_CASE("moments that are known are not computed again", "[cuda]") {
 }
 
 TEST_CASE("the way back in one with every tile", "[cuda][slow]") {
-  for (Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu}) {
-    check_backward({{97, 9, 9, 64}, 8, 8, form}, {80});
-    check_backward({{49, 9, 9, 128}, 8, 8, form}, {80});
-  }
+  for (Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu})
+    for (const ConvTileSize& size : kConvTiles) {
+      BackwardCase c{{3, 9, 19, odd_channels(size)}, 24, 4, form};
+      c.tile = size.tile;
+      check_backward(c, {80});
+    }
 }
 
 TEST_CASE("the way back in one computes only the gradients that are wanted", "[cuda]") {

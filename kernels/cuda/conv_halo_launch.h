@@ -79,13 +79,17 @@ template <int apart = 1, class F>
 void with_halo_tile(ConvTile tile, const F& f) {
   const auto call = [&]<ConvTile T, int WM, int WN>() {
     constexpr ConvTileSize size = kConvTiles[int(T)];
-    f(HaloTile<size.height, size.width, size.channels, WM, WN, apart>{});
+    f(HaloTile<size.height, size.width, size.channels, WM, WN, apart, size.images>{});
   };
   switch (tile) {
     case ConvTile::k16x16x64:
       return call.template operator()<ConvTile::k16x16x64, 64, 32>();
     case ConvTile::k8x16x128:
       return call.template operator()<ConvTile::k8x16x128, 64, 32>();
+    case ConvTile::k2x8x8x128:
+      return call.template operator()<ConvTile::k2x8x8x128, 64, 32>();
+    case ConvTile::k2x8x8x64:
+      return call.template operator()<ConvTile::k2x8x8x64, 64, 32>();
     case ConvTile::k8x8x64:
       return call.template operator()<ConvTile::k8x8x64, 32, 32>();
   }
@@ -97,9 +101,14 @@ ConvTile tile_for(Stream& stream, int N, const Image<bf16>& x, const Filters& fi
       {!Filters::kAlongDepth, N, x.H, x.W, filters.columns, filters.depth});
 }
 
+// Whether a block finds its shared memory on every card from 8.0 on: 8.6 and 8.9 have 99 KB.
+template <class Tile, class Source>
+inline constexpr bool kFitsAllCards = sizeof(HaloShared<Tile, Source>) <= 99 * 1024;
+
 template <class Tile, class Source, class Output>
 void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source& source,
                  const Output& output) {
+  static_assert(kFitsAllCards<Tile, Source>);
   const int64_t blocks = pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN);
   ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
   launch<conv_halo_kernel<Tile, Source, Output>>(

@@ -99,27 +99,26 @@ struct FoldTaps {
 };
 
 // Calls f(tile), of pixels 2 apart, for images H x W: the phases are four images of half their
-// size. Two images a tile where low is at most 8 wide.
+// size.
 template <class F>
 void with_phase_tile(int N, int H, int W, int columns, int depth, const F& f) {
-  using Two = conv::HaloTile<8, 8, 128, 64, 32, 2, 2>;
-  if (W <= 16 && columns % 128 == 0 &&
-      conv::pixel_tiles<Two>(N, H, W) * (columns / 128) >= kEnoughConvBlocks)
-    return f(Two{});
-  conv::with_halo_tile<2>(default_tile({false, 4 * N, H / 2, W / 2, columns, depth}), f);
+  ConvTile tile = default_tile({false, 4 * N, H / 2, W / 2, columns, depth});
+  if (N < size_of(tile).images) tile = ConvTile::k8x8x64;  // four phases, but of one image
+  conv::with_halo_tile<2>(tile, f);
 }
 
 // dlow [N,H/2,W/2,A] = or += its share of dy [N,H,W,K].
 void run_phase_grad(Stream& stream, int N, const conv::PhaseGradSource& source,
                     const conv::HaloImage& dlow) {
   const int h = source.dy.H / 2, w = source.dy.W / 2, A = source.filters.columns;
-  const auto run = [&](auto tile) {
-    conv::launch_halo<decltype(tile)>(stream, N, h, w, A, source, dlow);
-  };
-  // 16 x 16 x 64 would take more shared memory than cards of 8.6 and 8.9 have.
-  default_tile({true, N, h, w, A, source.filters.depth}) == ConvTile::k8x16x128
-      ? run(conv::HaloTile<8, 16, 128, 64, 32>{})
-      : run(conv::HaloTile<8, 8, 64, 32, 32>{});
+  ConvTile tile = default_tile({true, N, h, w, A, source.filters.depth});
+  // A tile reads 4 times its pixels: these two would take more shared memory than some cards have.
+  if (tile == ConvTile::k16x16x64) tile = ConvTile::k8x8x64;
+  if (tile == ConvTile::k2x8x8x128) tile = ConvTile::k2x8x8x64;
+  conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
+    if constexpr (conv::kFitsAllCards<Tile, conv::PhaseGradSource>)
+      conv::launch_halo<Tile>(stream, N, h, w, A, source, dlow);
+  });
 }
 
 // sums [K,4,4,A]: the gradient of the phases' filters over low, for dy [N,H,W,K].
