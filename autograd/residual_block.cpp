@@ -58,7 +58,7 @@ Tensor activated(Stream& stream, Saved& k, bool known) {
   return h;
 }
 
-void backward(Stream& stream, Saved& k, const Tensor& dy) {
+void backward(Stream& stream, Saved& k, Tensor dy) {
   const auto& a = k.a;
   const auto like = [&](const Tensor& t) { return Tensor::empty(stream, t.shape(), t.dtype()); };
   const auto out = [&](const Var& v) { return v.slot->out(stream); };
@@ -76,9 +76,12 @@ void backward(Stream& stream, Saved& k, const Tensor& dy) {
   d2 = {}, k.y1 = {};
   linear_bwd_weight(stream, k.time.value, dt, out(a.time_w), out(a.time_b));
   linear_bwd_data(stream, dt, a.time_w.value, out(k.time));
+  // Without a shortcut convolution dx = dy + conv1's, in dy's memory if that is free.
+  const bool adds = !a.shortcut_w.slot, adopted = adds && k.x.slot->adopt(dy);
   conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
   d1 = {};
-  if (!a.shortcut_w.slot) return add_bwd(stream, dy, out(k.x));
+  if (adopted) return;
+  if (adds) return add_bwd(stream, dy, out(k.x));
   conv_in_bwd(stream, k1x1, k.x, k.skip, a.shortcut_w, a.shortcut_b, dy);
 }
 
@@ -126,7 +129,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
   group_norm_act_fwd(stream, a.spec, k->y2, a.norm2_gamma.value, a.norm2_beta.value, {}, shortcut,
                      y.value, k->moments2.moments, k->moments2.made);
   tape.record("residual_block", inputs, y,
-              [k](Stream& s, const Tensor& dy) { backward(s, *k, dy); });
+              [k](Stream& s, Tensor dy) { backward(s, *k, std::move(dy)); });
   return y;
 }
 

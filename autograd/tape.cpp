@@ -10,6 +10,15 @@ Grad GradSlot::out(Stream& stream) {
   return {grad, mode};
 }
 
+bool GradSlot::adopt(const Tensor& dy) {
+  if (!wanted || written || grad || !dy.alone()) return false;
+  ENSURE(dy.shape() == shape && dy.dtype() == dtype, "gradient ", dy.shape(), " of '", name, "' ",
+         shape);
+  grad = dy;
+  written = true;
+  return true;
+}
+
 Var Var::leaf(Tensor value, bool wanted, std::string name) {
   auto slot = std::make_shared<GradSlot>();
   slot->name = std::move(name);
@@ -59,7 +68,9 @@ void Tape::backward_from(const Var& y, const Tensor& dy) {
     Node node = std::move(nodes_.back());
     nodes_.pop_back();
     if (!node.output->written) continue;  // the value was never used
-    node.backward(stream_, node.output->grad);
+    Tensor gradient = node.output->grad;
+    if (node.output.use_count() == 1) node.output->grad = {};
+    node.backward(stream_, std::move(gradient));
     if (!watching_) continue;
     for (const auto& input : node.inputs)
       if (input->wanted && input->written) check(input->grad, "gradient of " + input->name);

@@ -25,6 +25,9 @@ struct GradSlot {
 
   // Where a kernel puts its share; allocates at the first call of a step. Undefined if not wanted.
   Grad out(Stream& stream);
+  // Makes dy, a share of the gradient, the first one, in its own memory: what comes is added to it.
+  // False if that cannot be: a gradient is there, or somebody else holds dy.
+  bool adopt(const Tensor& dy);
 };
 
 // A value that gradients flow through: a tensor and its slot. Copies share both.
@@ -52,8 +55,9 @@ class NonFiniteError : public Error {
 
 class Tape {
  public:
-  // Receives the gradient of the op's output.
-  using Backward = std::function<void(Stream&, const Tensor& dy)>;
+  // Receives the gradient of the op's output, whose memory it may reuse if nobody holds that output
+  // (GradSlot::adopt).
+  using Backward = std::function<void(Stream&, Tensor dy)>;
   enum class Mode { Train, Inference };  // Inference records nothing: values are freed when unused
 
   explicit Tape(Stream& stream, Mode mode = Mode::Train) : stream_(stream), mode_(mode) {}

@@ -34,6 +34,8 @@ class Tensor {
   int64_t numel() const { return shape_.numel(); }
   DType dtype() const { return dtype_; }
   size_t bytes() const { return size_t(numel()) * size_of(dtype_); }
+  // Whether no other tensor is in the same buffer.
+  bool alone() const { return buffer_.use_count() == 1; }
 
   // The elements, on the tensor's device. Throws when T is not the dtype.
   template <class T>

@@ -5,6 +5,9 @@
 
 #include "autograd/ops.h"
 #include "autograd/parameters.h"
+#include "autograd/residual_block.h"
+#include "core/simt/trace.h"
+#include "tests/cuda_devices.h"
 #include "tests/op_runner.h"
 
 using namespace tessera;
@@ -173,6 +176,87 @@ TEST_CASE("backward frees as it goes", "[tape]") {
   // three other ops go one by one; from the second probe on there is the gradient on its way.
   CHECK(in_use == std::vector<size_t>{7 * bytes, 7 * bytes, 6 * bytes, 5 * bytes});
   CHECK(pool.bytes_in_use() == 2 * bytes);  // x and its gradient
+}
+
+TEST_CASE("an op adopts the gradient of an output that nobody holds", "[tape]") {
+  Stream stream(poisoned_cpu());
+  const Floats up{1, 10, 100};
+  for (const bool held : {false, true})
+    for (const bool used_before : {false, true}) {
+      INFO("output held: " << held << ", input used before: " << used_before);
+      Tape tape(stream);
+      const Var x = leaf(stream, {3}, {1, 2, 3});
+      bool adopted = false;
+      // y = 2x, of which dx = dy + dy, as a block adds its input to what it makes of it.
+      Var y = tape.output({3}, DType::f32, {&x});
+      add_fwd(stream, x.value, x.value, y.value);
+      tape.record("twice", {&x}, y, [&, slot = x.slot](Stream& s, Tensor dy) {
+        const Tensor copy = Tensor::from<float>(s, {3}, dy.to_vector<float>(s));
+        adopted = slot->adopt(dy);
+        if (!adopted) add_bwd(s, dy, slot->out(s));
+        add_bwd(s, copy, slot->out(s));
+      });
+      Var z = ops::activation(tape, Activation::Relu, y);
+      if (used_before) z = ops::add(tape, z, x);
+      const Var kept = held ? y : Var{};
+      y = {};
+      tape.backward_from(z, Tensor::from<float>(stream, {3}, up));
+      CHECK(adopted == (!held && !used_before));
+      CHECK(grad_of(stream, x) == (used_before ? Floats{3, 30, 300} : Floats{2, 20, 200}));
+      if (held) CHECK(grad_of(stream, kept) == up);
+    }
+}
+
+TEST_CASE("a block's gradient is the same in the memory of another", "[tape][cuda]") {
+  size_t launches = 0;  // on the host model
+  const auto gradients = [&](Stream& stream, DType storage, bool held) {
+    const auto var = [&](const char* name, const Shape& shape, DType dtype, float scale) {
+      return Var::leaf(tensor_of(stream, draw(Numbers::Normal, name, 0, shape, scale), dtype),
+                       true);
+    };
+    const Shape image{2, 6, 6, 8}, filter{8, 3, 3, 8}, vector{8};
+    const auto numbers = [&](const char* name) { return var(name, vector, DType::f32, 1); };
+    const auto product = [&](const char* name, const Shape& shape) {
+      const Var w = var(name, shape, storage, 0.2f);
+      w.slot->dtype = DType::f32;
+      return w;
+    };
+    const Var x = var("x", image, storage, 1), time = var("time", {2, 4}, storage, 1);
+    const ops::ResidualBlockArgs args{{{2}},
+                                      product("w1", filter),
+                                      numbers("b1"),
+                                      numbers("g1"),
+                                      numbers("c1"),
+                                      product("w2", filter),
+                                      numbers("b2"),
+                                      numbers("g2"),
+                                      numbers("c2"),
+                                      product("w3", {8, 4}),
+                                      numbers("b3"),
+                                      {},
+                                      {}};
+    Tape tape(stream);
+    const simt::LaunchTrace trace;
+    Var y = ops::residual_block(tape, ops::Fusion::On, x, {}, time, args);
+    const Var z = ops::activation(tape, Activation::Gelu, y), kept = held ? y : Var{};
+    y = {};
+    tape.backward_from(z, tensor_of(stream, draw(Numbers::Normal, "dz", 0, image), storage));
+    stream.synchronize();
+    launches = trace.launches.size();
+    return values_of(stream, x.grad());
+  };
+  on_all_devices([&](Stream& stream) {
+    for (const DType storage : {DType::f32, DType::bf16}) {
+      INFO(name_of(stream.device().type()) << ' ' << name_of(storage));
+      const Values own = gradients(stream, storage, true);
+      const size_t before = launches;
+      const Values shared = gradients(stream, storage, false);
+      // An addition of its own is needed only where the output's gradient has to stay.
+      if (stream.device().type() == DeviceType::simt) CHECK(launches + 1 == before);
+      // Held, the sum of both is rounded twice in bf16.
+      CHECK(difference(shared, own, storage == DType::bf16 ? 1e-2 : 1e-6) == "");
+    }
+  });
 }
 
 TEST_CASE("a watching tape names the first value that is not finite", "[tape]") {
