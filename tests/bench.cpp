@@ -59,6 +59,10 @@ void for_each_kernel(const BenchOptions& options, const F& f) {
   }
 }
 
+std::string training_name(const Training& training, const Mode& mode) {
+  return without_spaces(concat("training step/", mode.name, '/', training.name));
+}
+
 // Prints the predictions for all benchmarks of a GPU whose names match.
 void print_predictions(const BenchOptions& given) {
   BenchOptions options = given;
@@ -73,6 +77,13 @@ void print_predictions(const BenchOptions& given) {
   for_each_kernel(options, [&](const std::string& name, const KernelCase& c) {
     if (std::regex_search(name, pattern)) report.add(name, c.cost, c.mode, count_launches(c));
   });
+  for (const Training& training : trainings(options.device, options.tiny))
+    for (const Mode& mode : modes_of(options.device)) {
+      const std::string name = training_name(training, mode);
+      if (!std::regex_search(name, pattern)) continue;
+      const auto launches = count_launches(training, mode);
+      report.add_step(name, cost_of(training, launches), mode, launches);
+    }
   if (report.empty()) throw UsageError("no benchmark has such a name");
   std::cout << report.text();
 }
@@ -98,7 +109,7 @@ void register_all(std::optional<Session>& session, BenchRun& results, const Benc
   });
   for (const Training& training : trainings(options.device, options.tiny))
     for (const Mode& mode : modes_of(options.device))
-      add(results, without_spaces(concat("training step/", mode.name, '/', training.name)),
+      add(results, training_name(training, mode),
           [=, &session](State& state) { return bench_training(state, *session, training, mode); });
 }
 

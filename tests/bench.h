@@ -48,7 +48,7 @@ class Session {
  public:
   // budget: seconds of measured work of each benchmark. libraries: compare with NVIDIA's.
   // resources_file: where KernelResources are, for predictions beside what is measured on a GPU or
-  // the host model; empty: none.
+  // the host model; empty: none, and no launches are counted for anything.
   Session(DeviceType type, int threads, double budget, bool libraries,
           const std::string& resources_file);
 
@@ -67,7 +67,8 @@ class Session {
   void report_rates(benchmark::State& state, const Cost& cost, const Mode& mode,
                     double seconds) const;
   // Whether the time that launches imply stands beside what is measured, and says so.
-  bool predicts() const { return resources_.has_value(); }
+  bool predicts() const { return resources_ && device_->type() != DeviceType::cpu; }
+  bool counts() const { return resources_.has_value(); }
   Counting counting() const;
   void report(benchmark::State& state, const std::vector<LaunchWork>& launches, const Mode& mode);
   // Measures steps of training one behind the other, by seconds_per_step(), and returns a step's.
@@ -104,9 +105,11 @@ struct Training {
   int64_t side, base, batch;
 };
 std::vector<Training> trainings(DeviceType type, bool tiny);
+// The flop of a step's products, and the bytes of its launches on a GPU, each one's tensors once.
+Cost cost_of(const Training& training, const std::vector<LaunchWork>& launches);
 // Forward, loss, backward and Adam on one batch, without reading data; returns the seconds of a
 // step. A device of its own like the session's for each: peak memory is the step's.
-double bench_training(benchmark::State& state, const Session& session, const Training& training,
+double bench_training(benchmark::State& state, Session& session, const Training& training,
                       const Mode& mode);
 // Prints a Markdown table of what recorded steps hold on a GPU (sm_90), in MB: the host model
 // records them without computing anything.

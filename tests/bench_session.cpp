@@ -14,7 +14,7 @@ Session::Session(DeviceType type, int threads, double budget, bool libraries,
       stream_(std::make_unique<Stream>(device_)),
       timer_(Timer::make(*stream_)),
       budget_(budget) {
-  if (type != DeviceType::cpu && !resources_file.empty()) resources_.emplace(resources_file);
+  if (!resources_file.empty()) resources_.emplace(resources_file);
   if (!libraries) return;
   cudnn_ = open_cudnn(*stream_, *timer_);
   cublas_ = open_cublas(*stream_);
@@ -66,7 +66,10 @@ void Session::report_rates(benchmark::State& state, const Cost& cost, const Mode
   if (bytes > 0 && peaks_.copy > 0) state.counters["of copy"] = bytes / peaks_.copy;
 }
 
-Counting Session::counting() const { return Counting::beside_times(device_->info().capability); }
+Counting Session::counting() const {
+  const bool is_cpu = device_->type() == DeviceType::cpu;
+  return Counting::beside_times(is_cpu ? 90 : device_->info().capability);
+}
 
 void Session::report(benchmark::State& state, const std::vector<LaunchWork>& launches,
                      const Mode& mode) {

@@ -5,7 +5,7 @@
 
 #include "core/recording.h"
 #include "core/simt/options.h"
-#include "tests/bench.h"
+#include "tests/prediction.h"
 #include "tests/training_step.h"
 
 namespace tessera {
@@ -51,18 +51,39 @@ std::vector<Training> trainings(DeviceType type, bool tiny) {
   return {{"lesson", 64, 64, 32}, {"lesson batch 128", 64, 64, 128}, {"quick", 32, 32, 32}};
 }
 
-double bench_training(benchmark::State& state, const Session& session, const Training& training,
+Cost cost_of(const Training& training, const std::vector<LaunchWork>& launches) {
+  Cost cost{product_flops(training), 0};
+  for (const LaunchWork& launch : launches) cost.bytes += launch.read + launch.written;
+  return cost;
+}
+
+double bench_training(benchmark::State& state, Session& session, const Training& training,
                       const Mode& mode) {
   const Device& device = *session.device();
   Session own(device.type(), device.threads(), session.budget(), false, "");
   TrainingStep step = step_of(own.stream(), training, mode);
   Recording recording(own.stream());
   const double seconds = own.measure_steps(state, [&] { recording.run([&] { step.work(); }); });
-  session.report_rates(state, {product_flops(training), 0}, mode, seconds);
+  std::vector<LaunchWork> launches;
+  if (session.counts()) launches = count_launches(training, mode, session.counting());
+  if (session.predicts()) session.report(state, launches, mode);
+  session.report_rates(state, cost_of(training, launches), mode, seconds);
   state.counters["images/s"] =
       benchmark::Counter(double(training.batch), benchmark::Counter::kIsIterationInvariantRate);
   state.counters["peak MB"] = double(own.device()->pool()->peak_bytes()) / 1e6;
   return seconds;
+}
+
+std::vector<LaunchWork> count_launches(const Training& training, const Mode& mode,
+                                       const Counting& counting) {
+  return count_launches(
+      [&](Stream& stream) {
+        stream.math = mode.arithmetic.math;
+        const std::shared_ptr<TrainingStep> step(new TrainingStep(step_of(stream, training, mode)));
+        // The update first: blocks that are left out leave gradients that may not be finite.
+        return CountedCall{{}, [=] { step->update({}), step->gradients(); }};
+      },
+      0, counting);
 }
 
 void print_plans() {

@@ -76,8 +76,12 @@ KernelResources::KernelResources(const std::string& path) {
   read(path, {"registers"},
        [](Row& row, const std::vector<int>& values) { row.registers = values[0]; });
   read((fs::path(path).parent_path() / "kernel-instructions.md").string(),
-       {"instructions", "loop", "mma"}, [](Row& row, const std::vector<int>& values) {
-         row.instructions = values[0], row.loop = values[1], row.products_in_loop = values[2];
+       {"instructions", "loop", "mma", "stores", "loads", "outside", "stores outside",
+        "loads outside"},
+       [](Row& row, const std::vector<int>& values) {
+         row.instructions = values[0], row.loop = values[1], row.products = values[2];
+         row.stores = values[3], row.loads = values[4];
+         row.outside = values[5], row.stores_outside = values[6], row.loads_outside = values[7];
        });
 }
 

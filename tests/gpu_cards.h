@@ -56,9 +56,12 @@ class KernelResources {
   struct Row {
     std::string kernel;  // bare_name()
     int architecture = 0;
-    int registers = 0;                   // of a thread
-    int instructions = 0;                // as they stand there
-    int loop = 0, products_in_loop = 0;  // those of the loop with the most mma.sync, and these
+    int registers = 0;     // of a thread
+    int instructions = 0;  // as they stand there
+    // Of the main loop: the one with the most mma.sync, else with the most accesses of memory by
+    // vectors. Its instructions, and among them mma.sync, vectors stored and loaded.
+    int loop = 0, products = 0, stores = 0, loads = 0;
+    int outside = 0, stores_outside = 0, loads_outside = 0;  // the same of all such loops' outside
   };
   // path: kernel-resources.md; kernel-instructions.md is looked for beside it. Nothing is known
   // when a file is missing. Throws InputError for one that is no such table.

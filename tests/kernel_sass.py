@@ -2,12 +2,13 @@
 """How many instructions the kernels of a build have, by the toolkit's disassembler.
 
 kernel_sass.py BUILD    writes BUILD/kernel-instructions.md: for every kernel and architecture the
-                        instructions, those of its main loop, and the mma.sync among these. Ends
-                        with 77 where there is no cuobjdump or nvcc has built no kernels.
+                        instructions, and what its main loop has of them. Ends with 77 where there is
+                        no cuobjdump or nvcc has built no kernels.
 
-The main loop is the one with the most mma.sync, the shortest of these; a kernel without mma.sync has
-none. Instructions are counted as they stand there, inner loops once. `bench --predict` reads the
-table.
+The main loop is the one with the most mma.sync, the shortest of these; only of a kernel without
+mma.sync the innermost one that stores, else loads the most vectors (8 or 16 bytes) of global memory:
+of the variants of a pass the one with the most accesses, the longest of these. Instructions are counted as they stand there, inner loops once. `bench --predict`
+reads the table.
 """
 import pathlib
 import re
@@ -24,8 +25,18 @@ SKIPPED = 77
 
 class Code(NamedTuple):
     instructions: int
-    loop: int  # of them, 0: no loop with mma.sync
-    mma: int  # in the loop
+    # Of the main loop: 0 where there is none.
+    loop: int = 0
+    mma: int = 0
+    stores: int = 0  # of vectors; like the loads, only of a kernel without mma.sync
+    loads: int = 0
+    outside: int = 0  # instructions outside of all loops with such accesses
+    stores_outside: int = 0
+    loads_outside: int = 0
+
+
+STORE = r"(@!?U?P\d+ )?STG\.E\.(\w+\.)*(64|128)\b"
+LOAD = r"(@!?U?P\d+ )?LDG\.E\.(\w+\.)*(64|128)\b"
 
 
 def code_of(lines):
@@ -35,15 +46,30 @@ def code_of(lines):
     while found and re.match(r"(NOP|BRA)\b", found[-1][1]):  # what fills up the end
         found.pop()
     starts = {address: i for i, (address, _) in enumerate(found)}
-    best = (0, 0)
-    for i, (_, text) in enumerate(found):
+    texts = [text for _, text in found]
+
+    def count(pattern, places):
+        return sum(bool(re.match(pattern, texts[i])) for i in places)
+
+    loops = []
+    for i, text in enumerate(texts):
         branch = re.search(r"\bBRA(?:\.\w+)*\s+(?:\S+,\s+)?0x([0-9a-f]+)", text)
         first = starts.get(int(branch[1], 16), i) if branch else i
         if first < i:
-            mma = sum("HMMA" in other for _, other in found[first:i + 1])
-            if mma:
-                best = max(best, (mma, -(i + 1 - first)))
-    return Code(len(found), -best[1], best[0])
+            loops.append(range(first, i + 1))
+    mma, size = max(((count(r".*HMMA", loop), -len(loop)) for loop in loops), default=(0, 0))
+    if mma:
+        return Code(len(found), -size, mma)
+    work = [loop for loop in loops if count(f"{STORE}|{LOAD}", loop)]
+    if not work:
+        return Code(len(found))
+    outside = sorted(set(range(len(texts))).difference(*work))
+    inner = [loop for loop in work
+             if not any(other != loop and other[0] >= loop[0] and other[-1] <= loop[-1]
+                        for other in work)]
+    stores, loads, size = max((count(STORE, loop), count(LOAD, loop), len(loop)) for loop in inner)
+    return Code(len(found), size, 0, stores, loads, len(outside), count(STORE, outside),
+                count(LOAD, outside))
 
 
 def parse(text):
@@ -68,9 +94,10 @@ def parse(text):
 
 def table(codes):
     names = {m: short_name(d) for m, d in demangle(name for name, _ in codes).items()}
-    lines = ["| kernel | arch | instructions | loop | mma |", "| --- | --- | ---: | ---: | ---: |"]
+    columns = ("kernel", "arch", *(field.replace("_", " ") for field in Code._fields))
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(Code._fields)]
     rows = {(names[name], architecture, code) for (name, architecture), code in codes.items()}
-    return lines + [f"| `{name}` | {architecture} | {code.instructions} | {code.loop} | {code.mma} |"
+    return lines + [f"| `{name}` | {architecture} | {' | '.join(map(str, code))} |"
                     for name, architecture, code in sorted(rows)]
 
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <map>
 #include <utility>
 
 #include "core/simt/options.h"
@@ -45,6 +47,7 @@ LaunchWork work_of(const simt::LaunchRecord& launch) {
   work.matrices = launch.total(simt::kMatrices), work.passes = launch.total(simt::kPasses);
   work.filled = launch.total(simt::kFilled);
   work.products = launch.total(simt::kProducts);
+  work.loads = launch.total(simt::kVectorLoads), work.stores = launch.total(simt::kVectorStores);
   return work;
 }
 
@@ -63,6 +66,18 @@ simt::Options counting_options(int architecture) {
 double peak_of(const Card& card, const Mode& mode) {
   if (mode.arithmetic.storage == DType::bf16) return card.bf16;
   return mode.arithmetic.math == Math::tf32 ? card.tf32 : card.f32;
+}
+
+// Instructions that the warps of a launch issue: by what is counted of it and lies in the main
+// loop.
+double instructions_of(const LaunchWork& work, const KernelResources::Row& row) {
+  if (row.products) return work.products * row.loop / row.products;
+  const double warps = double(work.blocks) * ((work.threads + 31) / 32);
+  if (row.stores + row.loads == 0) return warps * row.instructions;
+  const double accesses = row.stores ? work.stores / 32 - warps * row.stores_outside
+                                     : work.loads / 32 - warps * row.loads_outside;
+  const double passes = std::max(0.0, accesses) / (row.stores ? row.stores : row.loads);
+  return warps * row.outside + passes * row.loop;
 }
 
 std::string cell(double value, double unit, int digits) {
@@ -144,10 +159,8 @@ Prediction predict(const LaunchWork& work, const Card& card, const KernelResourc
   p.l2 = work.l2 / card.l2_bandwidth;
   p.math = work.flops / peak_of(card, mode);
   p.shared = (work.passes + work.filled / kSharedBytesPerClock) / clocks;
-  const double instructions =
-      row.products_in_loop ? work.products * row.loop / row.products_in_loop
-                           : double(work.blocks) * (work.threads + 31) / 32 * row.instructions;
-  p.issue = instructions / kIssuedPerClock / clocks;
+  p.instructions = instructions_of(work, row);
+  p.issue = p.instructions / kIssuedPerClock / clocks;
   if (work.blocks == 0) return p;  // not one of ours
   const double share = double(work.blocks) / card.multiprocessors;
   p.waves = std::max({p.math, p.shared, p.issue}) * std::ceil(share) / share;
@@ -159,27 +172,69 @@ Prediction predict(const LaunchWork& work, const Card& card, const KernelResourc
 
 void PredictionReport::add(const std::string& name, const Cost& cost, const Mode& mode,
                            const std::vector<LaunchWork>& launches) {
-  benchmarks_ += fmt::format("| {} | {:.1f} | {:.2f} |", name, cost.flops / 1e6, cost.bytes / 1e6);
   const int first = number_ + 1;
   for (const LaunchWork& work : launches) add_launch(work, mode);
+  add_sums(name, cost, mode, launches,
+           launches.empty() ? "none" : fmt::format("{} to {}", first, number_));
+}
+
+void PredictionReport::add_sums(const std::string& name, const Cost& cost, const Mode& mode,
+                                const std::vector<LaunchWork>& launches, const std::string& where) {
+  benchmarks_ += fmt::format("| {} | {:.1f} | {:.2f} |", name, cost.flops / 1e6, cost.bytes / 1e6);
   for (const Card& card : kCards) {
     double sum = 0;
     for (const LaunchWork& work : launches) sum += predict(work, card, resources_, mode).seconds();
     benchmarks_ +=
         fmt::format(" {:.1f} | {:.1f} |", least_seconds(card, cost, mode) * 1e6, sum * 1e6);
   }
-  benchmarks_ += launches.empty() ? " none |\n" : fmt::format(" {} to {} |\n", first, number_);
+  benchmarks_ += concat(' ', where, " |\n");
+}
+
+void PredictionReport::add_step(const std::string& name, const Cost& cost, const Mode& mode,
+                                const std::vector<LaunchWork>& launches) {
+  add_sums(name, cost, mode, launches, fmt::format("{}, below", launches.size()));
+  struct Kernel {
+    int launches = 0;
+    double flops = 0, bytes = 0, seconds[std::size(kCards)] = {};
+    std::map<std::string, double> limits;  // on the first card, with their shares
+  };
+  std::map<std::string, Kernel> kernels;
+  for (const LaunchWork& work : launches) {
+    Kernel& kernel = kernels[work.kernel];
+    ++kernel.launches;
+    kernel.flops += work.flops, kernel.bytes += work.read + work.written;
+    for (size_t i = 0; i < std::size(kCards); ++i) {
+      const Prediction p = predict(work, kCards[i], resources_, mode);
+      kernel.seconds[i] += p.seconds();
+      if (i == 0) kernel.limits[p.limit()] += p.seconds();
+    }
+  }
+  std::vector<std::pair<std::string, Kernel>> rows(kernels.begin(), kernels.end());
+  std::ranges::stable_sort(rows, std::greater{},
+                           [](const auto& row) { return row.second.seconds[0]; });
+  steps_ +=
+      fmt::format("\nKernels of {}, microseconds:\n\n| kernel | launches | Mflop | MB |", name);
+  std::string rule = "| --- | ---: | ---: | ---: |";
+  for (const Card& card : kCards) steps_ += concat(' ', card.name, " |"), rule += " ---: |";
+  steps_ += concat(" limit on ", kCards[0].name, " |\n", rule, " --- |\n");
+  for (const auto& [kernel, of] : rows) {
+    steps_ += fmt::format("| `{}` | {} | {} | {} |", kernel, of.launches, cell(of.flops, 1e6, 0),
+                          cell(of.bytes, 1e6, 1));
+    for (const double seconds : of.seconds) steps_ += fmt::format(" {:.1f} |", seconds * 1e6);
+    const auto limit =
+        std::ranges::max_element(of.limits, {}, [](const auto& l) { return l.second; });
+    steps_ += concat(' ', limit->first, " |\n");
+  }
 }
 
 void PredictionReport::add_launch(const LaunchWork& work, const Mode& mode) {
   const KernelResources::Row row = resources_.find(90, {work.kernel});
   const double elements = work.written / double(size_of(mode.arithmetic.storage));
   std::string instructions = "-";
-  if (row.products_in_loop)
-    instructions = fmt::format("{:.1f}/mma", double(row.loop) / row.products_in_loop);
+  if (row.products)
+    instructions = fmt::format("{:.1f}/mma", double(row.loop) / row.products);
   else if (row.instructions && elements > 0)
-    instructions = fmt::format("{:.1f}/element",
-                               double(work.blocks) * work.threads * row.instructions / elements);
+    instructions = fmt::format("{:.1f}/element", 32 * instructions_of(work, row) / elements);
   launches_ +=
       fmt::format("| {} | `{}` | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", ++number_,
                   work.kernel, work.blocks, work.counted_blocks, cell(work.flops, 1e6, 1),
@@ -207,7 +262,9 @@ std::string PredictionReport::text() const {
   std::string head = "| benchmark | Mflop | MB |", rule = "| --- | ---: | ---: |";
   for (const Card& card : kCards)
     head += fmt::format(" {} least, us | predicted |", card.name), rule += " ---: | ---: |";
-  return head + " launches |\n" + rule + " --- |\n" + benchmarks_ +
+  const std::string benchmarks = head + " launches |\n" + rule + " --- |\n" + benchmarks_;
+  if (launches_.empty()) return benchmarks + steps_;
+  return benchmarks +
          "\n| # | launch | blocks | counted | Mflop | memory, MB | L2, MB | ldmatrix, MB | "
          "conflicts | mma, thousands | instructions |\n"
          "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n" +
@@ -226,7 +283,7 @@ std::string PredictionReport::text() const {
          "issue | whole waves | predicted | limit |\n"
          "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- "
          "|\n" +
-         times_;
+         times_ + steps_;
 }
 
 }  // namespace tessera

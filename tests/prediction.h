@@ -18,6 +18,7 @@ struct LaunchWork {
   double l2;                        // bytes that blocks load and store altogether
   double matrices, passes, filled;  // of ldmatrix: 8x8 matrices, passes of 128 bytes; by cp.async
   double products;                  // mma.sync
+  double loads, stores;             // of vectors, by threads
 };
 
 // How launches are counted.
@@ -38,11 +39,15 @@ std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>
 std::vector<LaunchWork> count_launches(const OpCase& c, Direction direction, const Mode& mode,
                                        const Counting& counting = {});
 std::vector<LaunchWork> count_launches(const KernelCase& c, const Counting& counting = {});
+// Of a whole step, issued one by one.
+std::vector<LaunchWork> count_launches(const Training& training, const Mode& mode,
+                                       const Counting& counting = {});
 
 // Seconds that each limit implies; 0: not known, or none of it.
 struct Prediction {
   double memory, l2, math, shared, issue;
-  double waves;  // the longest of math, shared and issue, with the blocks in whole waves
+  double waves;         // the longest of math, shared and issue, with the blocks in whole waves
+  double instructions;  // that warps issue
   int registers, resident_blocks;  // the latter: at most, where registers are 0
   double seconds() const;          // the longest
   std::string limit() const;       // its name
@@ -50,21 +55,27 @@ struct Prediction {
 Prediction predict(const LaunchWork& work, const Card& card, const KernelResources& resources,
                    const Mode& mode);
 
-// Collects what is predicted and prints it as three tables: of benchmarks, launches and times.
+// Collects what is predicted and prints it as tables: of benchmarks, launches and times, and of the
+// kernels of steps.
 class PredictionReport {
  public:
   explicit PredictionReport(const std::string& resources_file) : resources_(resources_file) {}
   void add(const std::string& name, const Cost& cost, const Mode& mode,
            const std::vector<LaunchWork>& launches);
+  // A whole step, whose launches are shown by kernels.
+  void add_step(const std::string& name, const Cost& cost, const Mode& mode,
+                const std::vector<LaunchWork>& launches);
   bool empty() const { return benchmarks_.empty(); }
   std::string text() const;
 
  private:
+  void add_sums(const std::string& name, const Cost& cost, const Mode& mode,
+                const std::vector<LaunchWork>& launches, const std::string& where);
   void add_launch(const LaunchWork& work, const Mode& mode);
   void add_time(const Card& card, const LaunchWork& work, const Prediction& p);
 
   KernelResources resources_;
-  std::string benchmarks_, launches_, times_;
+  std::string benchmarks_, launches_, times_, steps_;
   int number_ = 0;
 };
 

@@ -285,6 +285,15 @@ TEST_CASE("bench plans the memory of training steps without a GPU", "[bench]") {
   CHECK(rows.at(" lesson batch 128, bf16 ")[2] > 3 * bf16);
 }
 
+namespace {
+
+constexpr const char* kInstructionsHead =
+    "| kernel | arch | instructions | loop | mma | stores | loads | outside | stores outside | "
+    "loads "
+    "outside |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+
+}  // namespace
+
 TEST_CASE("bench predicts what launches need on cards that are not there", "[bench]") {
   const TempDir dir;
   const std::string kernel =
@@ -293,11 +302,9 @@ TEST_CASE("bench predicts what launches need on cards that are not there", "[ben
   write_text(dir / "resources.md",
              concat("| kernel | arch | registers |\n| --- | --- | ---: |\n| ", kernel,
                     " | sm_90a | 120 |\n| ", kernel, " | sm_80 | 130 |\n"));
-  write_text(
-      dir / "kernel-instructions.md",
-      concat("| kernel | arch | instructions | loop | mma |\n| --- | --- | ---: | ---: | ---: "
-             "|\n| ",
-             kernel, " | sm_90a | 2500 | 600 | 96 |\n"));
+  write_text(dir / "kernel-instructions.md",
+             concat(kInstructionsHead, "| ", kernel,
+                    " | sm_90a | 2500 | 600 | 96 | 0 | 0 | 0 | 0 | 0 |\n"));
   const Finished run = run_program(
       "bench", {"--predict", "^conv2d/(forward|wgrad)/bf16/lesson_64x64x64_3x3_.32,64,64,64._",
                 "--resources", (dir / "resources.md").string()});
@@ -345,6 +352,79 @@ TEST_CASE("bench predicts what launches need on cards that are not there", "[ben
   REQUIRE(sums.size() == 11);
   CHECK(sums[5] == "18.91");
   CHECK(run_program("bench", {"--predict", "nothing"}).status != 0);
+}
+
+TEST_CASE("bench predicts instructions by the vectors that a loop moves", "[bench]") {
+  const TempDir dir;
+  write_text(dir / "resources.md", "| kernel | arch | registers |\n| --- | --- | ---: |\n");
+  write_text(
+      dir / "kernel-instructions.md",
+      concat(kInstructionsHead,
+             "| `norm_act_fwd_kernel<bf16, 8, Act<(Activation)0>>` | sm_90a | 500 | 160 | 0 | "
+             "1 | 2 | 300 | 0 | 1 |\n"
+             "| `norm_act_sums_kernel<bf16, 8, Act<(Activation)0>>` | sm_90a | 900 | 200 | 0 "
+             "| 0 | 2 | 700 | 0 | 2 |\n"));
+  const Finished run = run_program(
+      "bench", {"--predict",
+                "^group_norm_act/[a-z]+/bf16/gelu_lesson_64x64x64_.32,64,64,64._in_8_groups_._t$",
+                "--resources", (dir / "resources.md").string()});
+  INFO(run.err);
+  INFO(run.out);
+  REQUIRE(run.status == 0);
+  // 512 blocks of 8 warps, 8 packs of 8 channels a thread: a store each, and two loads, of which
+  // one pair goes before the loop and one is left out at its end.
+  const double elements = 32 * 64 * 64 * 64, warps = 512 * 8;
+  const auto forward = row_of(run.out, "3 | `norm_act_fwd_kernel");
+  REQUIRE(forward.size() == 11);
+  const auto per_element = [](const std::vector<std::string>& row) { return std::stod(row[10]); };
+  CHECK(per_element(forward) ==
+        Approx(32 * (warps * 300 + elements / 8 / 32 * 160) / elements).margin(0.05));
+  const auto times = row_of(run.out, concat(forward[0], " | H200"));
+  REQUIRE(times.size() == 13);
+  CHECK(std::stod(times[9]) ==
+        Approx((warps * 300 + elements / 8 / 32 * 160) / 4 / 132 / 1830).margin(0.05));
+  const auto sums = row_of(run.out, "4 | `norm_act_sums_kernel");
+  REQUIRE(sums.size() == 11);
+  const auto sum_times = row_of(run.out, concat(sums[0], " | H200"));
+  REQUIRE(sum_times.size() == 13);
+  CHECK(std::stod(sum_times[9]) ==
+        Approx((warps * 700 + (elements / 8 / 32 - warps) * 200) / 4 / 132 / 1830).margin(0.05));
+}
+
+TEST_CASE("bench predicts whole steps, by kernels", "[bench]") {
+  const Finished run =
+      run_program("bench", {"--cases", "tests", "--predict", "^training_step/(f32|bf16)/"});
+  INFO(run.err);
+  INFO(run.out);
+  REQUIRE(run.status == 0);
+  for (const std::string mode : {"f32", "bf16"}) {
+    const std::string name = "training_step/" + mode + "/8x8_base_8_batch_2";
+    const auto step = row_of(run.out, name);
+    REQUIRE(step.size() == 10);
+    CHECK(std::stod(step[1]) > 0);
+    CHECK(std::stod(step[2]) > 0);
+    CHECK(std::stod(step[4]) > 0);
+    // The kernels' launches and times are those of the step.
+    const size_t table = run.out.find("Kernels of " + name);
+    REQUIRE(table != std::string::npos);
+    std::istringstream lines(run.out.substr(table, run.out.find("Kernels of", table + 1) - table));
+    int launches = 0, updates = 0;
+    double microseconds = 0;
+    for (std::string line; std::getline(lines, line);) {
+      if (!line.starts_with("| `")) continue;
+      const auto cells = row_of(line, "`");
+      REQUIRE(cells.size() == 8);
+      launches += std::stoi(cells[1]);
+      microseconds += std::stod(cells[4]);
+      if (cells[0].find("adam_step_kernel") != std::string::npos) {
+        updates += std::stoi(cells[1]);
+        CHECK(std::stod(cells[3]) > 0);
+      }
+    }
+    CHECK(step[9] == concat(launches, ", below"));
+    CHECK(updates == 1);
+    CHECK(microseconds == Approx(std::stod(step[4])).margin(0.05 * 60));
+  }
 }
 
 TEST_CASE("bench predicts every op and kernel at small sizes", "[bench]") {

@@ -133,10 +133,27 @@ class Instructions(unittest.TestCase):
         text = (f"\tcode for sm_80\n\t\tFunction : {ADD}\n{body}"
                 f"\tcode for sm_90a\n\t\tFunction : {ADD}\n{line(0, 'EXIT')}")
         codes = kernel_sass.parse(text)
-        self.assertEqual(codes, {(ADD, "sm_80"): (11, 7, 3), (ADD, "sm_90a"): (1, 0, 0)})
-        self.assertEqual(kernel_sass.table(codes)[2:],
-                         ["| `add_kernel<4>` | sm_80 | 11 | 7 | 3 |",
-                          "| `add_kernel<4>` | sm_90a | 1 | 0 | 0 |"])
+        self.assertEqual(codes, {(ADD, "sm_80"): (11, 7, 3, 0, 0, 0, 0, 0),
+                                 (ADD, "sm_90a"): (1, 0, 0, 0, 0, 0, 0, 0)})
+        self.assertEqual(kernel_sass.table(codes),
+                         ["| kernel | arch | instructions | loop | mma | stores | loads | outside |"
+                          " stores outside | loads outside |",
+                          "| --- | --- |" + 8 * " ---: |",
+                          "| `add_kernel<4>` | sm_80 | 11 | 7 | 3 | 0 | 0 | 0 | 0 | 0 |",
+                          "| `add_kernel<4>` | sm_90a | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |"])
+
+    def test_loops_of_vectors(self):
+        load, store = "LDG.E.128.CONSTANT R4, desc[UR4][R2.64]", "STG.E.64 desc[UR4][R2.64], R4"
+        # Two variants of a pass, of which the second one loads more; a loop of scalars.
+        lines = (load, "LDG.E R4, [R2]", load, "@P0 " + store, "@P0 BRA 0x20", "EXIT",
+                 load, "@!P1 " + load, "FADD R4, R4, R5", store, "@P0 BRA 0x60",
+                 "LDG.E R4, [R2]", "STG.E [R2], R4", "@P0 BRA 0xb0", "EXIT")
+        text = "".join(f"        /*{16 * i:04x}*/  {line} ;\n" for i, line in enumerate(lines))
+        self.assertEqual(kernel_sass.code_of(text.splitlines()), (15, 5, 0, 1, 2, 7, 0, 1))
+        # Without stores the loads count, and an outer loop's are not the main loop's.
+        lines = (load, load, load, "@P0 BRA 0x20", load, "@P0 BRA 0x10", "EXIT")
+        text = "".join(f"        /*{16 * i:04x}*/  {line} ;\n" for i, line in enumerate(lines))
+        self.assertEqual(kernel_sass.code_of(text.splitlines()), (7, 2, 0, 0, 1, 2, 0, 1))
 
 
 class Launches(unittest.TestCase):

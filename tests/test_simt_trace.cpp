@@ -46,6 +46,8 @@ TEST_CASE("what a launch moves is counted", "[simt]") {
     // Global memory alone, each once.
     CHECK(launch.counted[kLoaded] == 4 * kFloats);
     CHECK(launch.counted[kStored] == 4 * kFloats);
+    CHECK(launch.counted[kVectorLoads] == kFloats / 4);
+    CHECK(launch.counted[kVectorStores] == kFloats / 4);
     CHECK(launch.read == 4 * kFloats);
     CHECK(launch.written == 4 * kFloats);
     CHECK(launch.counted[kProducts] == 0);

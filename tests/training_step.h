@@ -24,14 +24,18 @@ class TrainingStep {
                                      adam_factors(adam_.spec(), 1))) {}
 
   // Issues it. To be recorded (core/recording.h), or not.
-  void work() {
+  void work() { update(gradients()); }
+
+  // Its parts. Returns the loss; without one it has no say in the update.
+  Tensor gradients() {
     net_.parameters().clear_gradients();
     Tape tape(stream_);
     const Var loss = ops::mse(tape, net_.forward(tape, noisy_, t_), clean_);
     tape.backward(loss);
     net_.parameters().finish_gradients(stream_);
-    adam_.issue(loss.value, now_, factors_);
+    return loss.value;
   }
+  void update(const Tensor& loss) { adam_.issue(loss, now_, factors_); }
 
  private:
   Parameters& prepared() {

@@ -8,6 +8,7 @@ namespace tessera::simt {
 void LaunchTrace::add_access(Counter counter, const void* pointer, size_t bytes) {
   add(counter, bytes);
   const bool written = counter == kStored;
+  if (bytes >= 8 && counter != kCopied) add(written ? kVectorStores : kVectorLoads, 1);
   const auto at = reinterpret_cast<uintptr_t>(pointer);
   std::lock_guard lock(mutex_);
   for (Extent& extent : extents_)

@@ -24,6 +24,8 @@ enum Counter {
   kFilled,        // and that it writes to shared memory
   kLoaded,        // bytes of global memory: vectors and __ldg; plain C++ accesses are not seen
   kStored,        // the same
+  kVectorLoads,   // loads of these with 8 bytes or more
+  kVectorStores,  // and stores
   kProducts,      // mma instructions
   kMultiplyAdds,  // of these
   kCounters
