@@ -207,6 +207,8 @@ TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") 
                             {{1, 1, 1}, {1, 9, 33, 64}, {64, 3, 3, 64}},
                             {{1, 1, 1}, {1, 18, 10, 72}, {24, 3, 3, 72}, 40}})
     check_exact(c, {80, 90}, bf16_only);
+  // A filter so large that the parts of its gradient are added by packs.
+  check_exact({{1, 1, 1}, {2, 8, 18, 176}, {176, 3, 3, 176}}, {80}, bf16_only);
   for (const ConvTileSize& size : kConvTiles) {
     const int64_t wide = odd_channels(size);
     check_exact({{1, 1, 1}, {3, 9, 19, 24}, {wide, 3, 3, 24}, 0, size.tile}, {80}, bf16_only);
