@@ -159,8 +159,7 @@ Prediction predict(const LaunchWork& work, const Card& card, const KernelResourc
   p.l2 = work.l2 / card.l2_bandwidth;
   p.math = work.flops / peak_of(card, mode);
   p.shared = (work.passes + work.filled / kSharedBytesPerClock) / clocks;
-  p.instructions = instructions_of(work, row);
-  p.issue = p.instructions / kIssuedPerClock / clocks;
+  p.issue = instructions_of(work, row) / kIssuedPerClock / clocks;
   if (work.blocks == 0) return p;  // not one of ours
   const double share = double(work.blocks) / card.multiprocessors;
   p.waves = std::max({p.math, p.shared, p.issue}) * std::ceil(share) / share;

@@ -46,8 +46,7 @@ std::vector<LaunchWork> count_launches(const Training& training, const Mode& mod
 // Seconds that each limit implies; 0: not known, or none of it.
 struct Prediction {
   double memory, l2, math, shared, issue;
-  double waves;         // the longest of math, shared and issue, with the blocks in whole waves
-  double instructions;  // that warps issue
+  double waves;  // the longest of math, shared and issue, with the blocks in whole waves
   int registers, resident_blocks;  // the latter: at most, where registers are 0
   double seconds() const;          // the longest
   std::string limit() const;       // its name

@@ -289,8 +289,7 @@ namespace {
 
 constexpr const char* kInstructionsHead =
     "| kernel | arch | instructions | loop | mma | stores | loads | outside | stores outside | "
-    "loads "
-    "outside |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+    "loads outside |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
 
 }  // namespace
 
