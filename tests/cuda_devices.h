@@ -1,16 +1,27 @@
 // Runs a check on every device that has CUDA kernels.
 #pragma once
 
+#include <cstdlib>
+
 #include "core/simt/options.h"
 #include "tests/op_runner.h"
 
 namespace tessera {
 
+// The host model, and a GPU when there is one. TESSERA_GPU_ONLY leaves the host model out: what it
+// takes minutes for, a GPU does in seconds.
+inline std::vector<DeviceType> cuda_device_types() {
+  const bool alone = std::getenv("TESSERA_GPU_ONLY") != nullptr;
+  std::vector<DeviceType> types;
+  if (!alone) types.push_back(DeviceType::simt);
+  if (alone || has_gpu()) types.push_back(DeviceType::cuda);
+  return types;
+}
+
 // Calls check(stream) on the host model, in several orders of execution and with every landing of
-// asynchronous operations, and on a GPU when there is one. Memory that nothing has written is a
-// trap.
+// asynchronous operations. Memory that nothing has written is a trap.
 template <class Check>
-void on_cuda_devices(Check check) {
+void on_host_model(Check check) {
   const simt::ScopedOptions restore(simt::options());
   simt::options().trap_uninitialised = true;
   using enum simt::Order;
@@ -23,9 +34,19 @@ void on_cuda_devices(Check check) {
     Stream stream(poisoned(DeviceType::simt));
     check(stream);
   }
-  if (!has_gpu()) return;
-  Stream stream(poisoned(DeviceType::cuda));
-  check(stream);
+}
+
+// Calls check(stream) on each of cuda_device_types().
+template <class Check>
+void on_cuda_devices(Check check) {
+  for (const DeviceType type : cuda_device_types()) {
+    if (type == DeviceType::simt) {
+      on_host_model(check);
+    } else {
+      Stream stream(poisoned(type));
+      check(stream);
+    }
+  }
 }
 
 // The same, and the CPU first.

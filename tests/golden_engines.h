@@ -24,6 +24,7 @@
 #include <catch2/catch.hpp>
 #include <cstdlib>
 
+#include "tests/cuda_devices.h"
 #include "tests/golden_file.h"
 #include "tests/paths.h"
 
@@ -67,15 +68,12 @@ inline std::vector<Engine> cpu_engines() {
           {DeviceType::cpu, Precision::f64(), "cpu f64"}};
 }
 inline std::vector<Engine> cuda_engines() {
-  std::vector<Engine> engines{{DeviceType::simt, Precision::f32(), "simt f32"},
-                              {DeviceType::simt, Precision::tf32(), "simt tf32"},
-                              {DeviceType::simt, Precision::bf16(), "simt bf16"}};
-  if (has_gpu())
-    for (Engine engine : std::vector(engines)) {
-      engine.device = DeviceType::cuda;
-      engine.name.replace(0, 4, "cuda");
-      engines.push_back(engine);
-    }
+  std::vector<Engine> engines;
+  for (const DeviceType type : cuda_device_types())
+    for (const auto& [precision, name] : {std::pair(Precision::f32(), "f32"),
+                                          {Precision::tf32(), "tf32"},
+                                          {Precision::bf16(), "bf16"}})
+      engines.push_back({type, precision, concat(name_of(type), ' ', name)});
   return engines;
 }
 

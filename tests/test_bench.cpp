@@ -34,7 +34,7 @@ TEST_CASE("bench times a kernel on the host model in every direction and precisi
     CHECK(benchmark["real_time"].get<double>() > 0);
     CHECK(benchmark["GFLOP/s"].get<double>() > 0);
     CHECK(benchmark["GB/s"].get<double>() > 0);
-    for (const char* card : {"H200", "A100", "RTX4090"})
+    for (const char* card : {"H200", "H100", "A100", "RTX4090"})
       CHECK(benchmark[concat(card, " predicted us")].get<double>() > 0);
     CHECK(benchmark["label"].get<std::string>().find("RTX4090: ") != std::string::npos);
   }
@@ -313,12 +313,13 @@ TEST_CASE("bench predicts what launches need on cards that are not there", "[ben
   // 2 * 32 * 64^2 * 64 * 576 flop; x and y of 2 bytes, 64 * 576 filters of 2 or, as gradients, 4.
   const auto forward = row_of(run.out, "conv2d/forward/bf16/"),
              back = row_of(run.out, "conv2d/wgr");
-  REQUIRE(forward.size() == 10);
+  REQUIRE(forward.size() == 12);
   CHECK(forward[1] + ' ' + forward[2] == "9663.7 33.63");
   CHECK(back[1] + ' ' + back[2] == "9663.7 33.70");
-  CHECK(forward[3] + ' ' + forward[5] + ' ' + forward[7] == "9.8 31.0 58.5");
-  CHECK(forward[9] == "1 to 1");
-  CHECK(back[9] == "2 to 3");
+  CHECK(forward[3] + ' ' + forward[5] + ' ' + forward[7] == "9.8 10.0 31.0");
+  CHECK(forward[9] == "58.5");
+  CHECK(forward[11] == "1 to 1");
+  CHECK(back[11] == "2 to 3");
 
   // 512 blocks of 4,608 products of 16x8x16, with 1.5 matrices of 128 bytes each.
   const auto launch = row_of(run.out, "1 | `conv_halo_kernel");
@@ -399,7 +400,7 @@ TEST_CASE("bench predicts whole steps, by kernels", "[bench]") {
   for (const std::string mode : {"f32", "bf16"}) {
     const std::string name = "training_step/" + mode + "/8x8_base_8_batch_2";
     const auto step = row_of(run.out, name);
-    REQUIRE(step.size() == 10);
+    REQUIRE(step.size() == 12);
     CHECK(std::stod(step[1]) > 0);
     CHECK(std::stod(step[2]) > 0);
     CHECK(std::stod(step[4]) > 0);
@@ -412,7 +413,7 @@ TEST_CASE("bench predicts whole steps, by kernels", "[bench]") {
     for (std::string line; std::getline(lines, line);) {
       if (!line.starts_with("| `")) continue;
       const auto cells = row_of(line, "`");
-      REQUIRE(cells.size() == 8);
+      REQUIRE(cells.size() == 9);
       launches += std::stoi(cells[1]);
       microseconds += std::stod(cells[4]);
       if (cells[0].find("adam_step_kernel") != std::string::npos) {
@@ -420,7 +421,7 @@ TEST_CASE("bench predicts whole steps, by kernels", "[bench]") {
         CHECK(std::stod(cells[3]) > 0);
       }
     }
-    CHECK(step[9] == concat(launches, ", below"));
+    CHECK(step[11] == concat(launches, ", below"));
     CHECK(updates == 1);
     CHECK(microseconds == Approx(std::stod(step[4])).margin(0.05 * 60));
   }
@@ -433,5 +434,5 @@ TEST_CASE("bench predicts every op and kernel at small sizes", "[bench]") {
   REQUIRE(run.status == 0);
   for (const char* row :
        {"kernel/adam_step/", "linear/wgrad/tf32/[3,7]", "residual_block/backward/"})
-    CHECK(row_of(run.out, row).size() == 10);
+    CHECK(row_of(run.out, row).size() == 12);
 }

@@ -5,17 +5,11 @@
 #include <cmath>
 
 #include "core/simt/options.h"
-#include "tests/op_runner.h"
+#include "tests/cuda_devices.h"
 
 using namespace tessera;
 
 namespace {
-
-std::vector<DeviceType> devices() {
-  std::vector<DeviceType> result{DeviceType::simt};
-  if (has_gpu()) result.push_back(DeviceType::cuda);
-  return result;
-}
 
 simt::Options host_model(int capability, simt::Order order = simt::Order::Random,
                          uint64_t seed = 1) {
@@ -125,7 +119,7 @@ void check_moments(const Values& got, const Values& expected, double of_mean, do
 void equals_oracle(const NormCase& c, DType storage, double tolerance) {
   Stream oracle(poisoned_cpu());
   const Results expected = run_norm(oracle, c, DType::f64, storage);
-  for (DeviceType type : devices()) {
+  for (DeviceType type : cuda_device_types()) {
     INFO(name_of(type) << ' ' << name_of(storage) << ' ' << text_of(c));
     Stream stream(poisoned(type));
     const Results got = run_norm(stream, c, storage, storage);
@@ -201,7 +195,7 @@ TEST_CASE("Group norm on CUDA gives the same bits in whatever order blocks run",
 TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cuda]") {
   const simt::ScopedOptions scope(host_model(90));
   const NormCase c{{2, 5, 4, 12}, 3};
-  for (DeviceType type : devices()) {
+  for (DeviceType type : cuda_device_types()) {
     Stream stream(poisoned(type));
     const Results all = run_norm(stream, c, DType::f32, DType::f32);
     NormInputs in(stream, c, DType::f32, DType::f32);
@@ -219,7 +213,7 @@ TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cu
 }
 
 TEST_CASE("Sums without elements are zero on CUDA", "[cuda]") {
-  for (DeviceType type : devices()) {
+  for (DeviceType type : cuda_device_types()) {
     Stream stream(poisoned(type));
     const Tensor none = Tensor::empty(stream, {0, 4, 4, 8}), gamma = Tensor::zeros(stream, {8});
     const Tensor moments = Tensor::empty(stream, {0, 2, 2});
@@ -240,7 +234,7 @@ TEST_CASE("The mean squared error on CUDA adds many elements without losing digi
   const simt::ScopedOptions scope(host_model(80));
   for (int64_t n : {int64_t{1} << 20, int64_t{70001}})
     for (DType storage : {DType::f32, DType::bf16})
-      for (DeviceType type : devices()) {
+      for (DeviceType type : cuda_device_types()) {
         INFO(name_of(type) << ' ' << name_of(storage) << ' ' << n);
         Stream stream(poisoned(type));
         const std::vector<double> zeros(size_t(n), 0.0);
@@ -262,7 +256,7 @@ TEST_CASE("The timestep embedding on CUDA equals the f64 oracle", "[cuda]") {
   const int64_t N = int64_t(steps.size());
   for (int64_t dim : {0, 2, 6, 128})
     for (DType storage : {DType::f32, DType::bf16})
-      for (DeviceType type : devices()) {
+      for (DeviceType type : cuda_device_types()) {
         INFO(name_of(type) << ' ' << name_of(storage) << ' ' << dim);
         Stream stream(poisoned(type)), oracle(poisoned_cpu());
         Tensor y = Tensor::empty(stream, {N, dim}, storage),

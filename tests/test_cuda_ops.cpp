@@ -4,7 +4,7 @@
 #include <set>
 
 #include "core/simt/options.h"
-#include "tests/op_runner.h"
+#include "tests/cuda_devices.h"
 
 using namespace tessera;
 
@@ -29,11 +29,9 @@ constexpr Mode kF32{"f32", DType::f32, Math::f32, 1e-5, 0},
 template <class Check>
 void for_each_case(const std::string& op, const Mode& mode, Check check) {
   const simt::ScopedOptions restore(simt::options());
-  std::vector<DeviceType> devices{DeviceType::simt};
-  if (has_gpu()) devices.push_back(DeviceType::cuda);
   constexpr int kProfiles[] = {75, 80, 89, 90};
   Stream oracle(poisoned_cpu());
-  for (DeviceType type : devices) {
+  for (const DeviceType type : cuda_device_types()) {
     uint64_t number = 0;
     for (const OpCase& c : all_cases().tests) {
       if (c.op != op) continue;

@@ -10,6 +10,7 @@
 #include "core/safetensors.h"
 #include "core/simt/options.h"
 #include "core/simt/runtime.h"
+#include "tests/cuda_devices.h"
 #include "tests/golden_file.h"
 #include "tests/run_program.h"
 #include "tests/train_case.h"
@@ -51,12 +52,6 @@ std::vector<double> train(Trainer& trainer, int64_t last, int64_t every = 1) {
   return losses;
 }
 
-std::vector<DeviceType> cuda_devices() {
-  std::vector<DeviceType> types{DeviceType::simt};
-  if (has_gpu()) types.push_back(DeviceType::cuda);
-  return types;
-}
-
 // Tensors by name, the output first and then gradients.
 using Named = std::vector<std::pair<std::string, Values>>;
 
@@ -81,7 +76,7 @@ TEST_CASE("training in f32 on CUDA follows the CPU's losses", "[trainer][cuda]")
   Stream cpu(Device::open(DeviceType::cpu, 2));
   Trainer reference(cpu, options_in("f32"));
   const std::vector<double> expected = train(reference, 20);
-  for (DeviceType type : cuda_devices()) {
+  for (DeviceType type : cuda_device_types()) {
     Stream stream(poisoned(type));
     Trainer trainer(stream, options_in("f32"), images_on(stream));
     const std::vector<double> losses = train(trainer, 20, 7);
@@ -94,7 +89,7 @@ TEST_CASE("training in f32 on CUDA follows the CPU's losses", "[trainer][cuda]")
 }
 
 TEST_CASE("training without fusion gives the same losses up to rounding", "[trainer][cuda]") {
-  std::vector<DeviceType> types = cuda_devices();
+  std::vector<DeviceType> types = cuda_device_types();
   types.push_back(DeviceType::cpu);
   for (DeviceType type : types) {
     const auto losses = [&](const char* fusion) {
@@ -118,7 +113,7 @@ TEST_CASE("training in bf16 and tf32 on CUDA stays near the CPU's losses", "[tra
   Stream cpu(Device::open(DeviceType::cpu, 2));
   Trainer reference(cpu, options_in("f32"));
   const std::vector<double> expected = train(reference, 20);
-  for (DeviceType type : cuda_devices())
+  for (DeviceType type : cuda_device_types())
     for (const char* precision : {"tf32", "bf16"}) {
       Stream stream(poisoned(type));
       Trainer trainer(stream, options_in(precision), images_on(stream));
@@ -142,7 +137,7 @@ TEST_CASE("a hundred steps in bf16 end near the CPU's loss in f32", "[trainer][c
     return std::accumulate(losses.end() - 12, losses.end(), 0.0) / 12;  // two epochs
   };
   const double expected = last_epochs(DeviceType::cpu, "f32");
-  std::vector<DeviceType> types = cuda_devices();
+  std::vector<DeviceType> types = cuda_device_types();
   types.push_back(DeviceType::cpu);
   for (DeviceType type : types) {
     INFO(name_of(type));
@@ -189,7 +184,7 @@ TEST_CASE("a CUDA run resumed after any step has the bits of the uninterrupted o
 }
 
 TEST_CASE("recorded steps have the bits of steps that are not", "[trainer][cuda]") {
-  for (DeviceType type : cuda_devices())
+  for (DeviceType type : cuda_device_types())
     for (const char* precision : {"f32", "bf16"}) {
       Stream stream(poisoned(type)), plain(poisoned(type));
       Trainer recorded(stream, options_in(precision)), issued(plain, options_in(precision));
@@ -204,7 +199,7 @@ TEST_CASE("recorded steps have the bits of steps that are not", "[trainer][cuda]
 }
 
 TEST_CASE("after the second step a CUDA step takes no memory", "[trainer][cuda]") {
-  for (DeviceType type : cuda_devices()) {
+  for (DeviceType type : cuda_device_types()) {
     const auto device = Device::open(type, 2);
     Stream stream(device);
     Trainer trainer(stream, options_in("bf16"));
@@ -234,7 +229,7 @@ TEST_CASE("a step of another size gets the memory of a recorded one when there i
 
 TEST_CASE("a NaN on a CUDA device stops before its update, however late it is seen",
           "[trainer][cuda]") {
-  for (DeviceType type : cuda_devices())
+  for (DeviceType type : cuda_device_types())
     for (const char* precision : {"f32", "bf16"}) {
       INFO(name_of(type) << ' ' << precision);
       const simt::ScopedOptions restore(simt::options());
@@ -283,7 +278,7 @@ TEST_CASE("the CUDA kernels at the shapes of the preset quick", "[trainer][cuda]
     return result;
   };
   const Named expected = run(DeviceType::cpu, Precision::f32());
-  for (DeviceType type : cuda_devices()) {
+  for (DeviceType type : cuda_device_types()) {
     check_each("f32", run(type, Precision::f32()), expected, 1e-4, 1e-4);
     check_each("bf16", run(type, Precision::bf16()), expected, 4e-2, 8e-2);
   }
