@@ -348,7 +348,7 @@ TEST_CASE("bench predicts what launches need on cards that are not there", "[ben
   CHECK(rtx4090[9] == "-");
   CHECK(rtx4090[12] == "math");
   // Parts are summed by a second launch: 128 of them, of filters and bias, and the sums.
-  const auto sums = row_of(run.out, "3 | `elementwise_kernel<SumsOfParts<1>>`");
+  const auto sums = row_of(run.out, "3 | `sum_parts_kernel<4>`");
   REQUIRE(sums.size() == 11);
   CHECK(sums[5] == "19.05");
   CHECK(run_program("bench", {"--predict", "nothing"}).status != 0);

@@ -2,9 +2,10 @@
 // tile of dx and gathers what reached it, so nothing is scattered; with a stride, the taps that do
 // not meet a pixel are zeros that are multiplied all the same. But where windows tile the image
 // (2x2, stride 2), each pixel of dy gives one patch of dx: a plain product, whose results are
-// written as patches.
+// written as patches. To one channel: conv_thin.h.
 #include "kernels/composed.h"
 #include "kernels/cuda/conv_launch.h"
+#include "kernels/cuda/conv_thin.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace conv {
@@ -58,6 +59,7 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
         stream, int(dy.dim(0)), conv::Image<bf16>{dy.data<bf16>(), s.P, s.Q, s.K},
         conv::TurnedFilters{w.data<bf16>(), s.K, s.C, s.C},
         conv::HaloImage{dx.tensor.data<bf16>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
+  if (conv::is_to_one(s)) return conv::thin_bwd_data(stream, s, dy, w, dx);
   with_storage(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
     conv::windows_tile(s) ? conv::run_patches<T>(stream, s, dy, w, dx)

@@ -1,8 +1,10 @@
 // dw of conv2d as an implicit matrix product: rows k, columns r s c, depth n p q. The result is
 // small and the depth is long: blocks take parts of it and leave partial sums, which a second
-// kernel adds in order. db is the sum of dy over its pixels, in the same two steps.
+// kernel adds in order. db is the sum of dy over its pixels, in the same two steps. One channel on
+// one side: conv_thin.h.
 #include "kernels/cuda/columns.h"
 #include "kernels/cuda/conv_launch.h"
+#include "kernels/cuda/conv_thin.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace conv {
@@ -37,8 +39,7 @@ void run_halo_wgrad(Stream& stream, int N, const Image<bf16>& x, const Tensor& d
     launch_wgrad<Tile>(stream, N, x, s,
                        {dy.data<bf16>(), K, x.C, 0, 0, sums.data<float>(), x.C,
                         data_or_null<float>(bias_sums), false, false});
-    const SumParts all = parts_of(sums, to, x.C, row, dw.mode);
-    db ? sum_parts(stream, all, parts_of(bias_sums, db)) : sum_parts(stream, all);
+    sum_parts(stream, parts_of(sums, to, x.C, row, dw.mode), parts_of(bias_sums, db));
   });
 }
 
@@ -50,6 +51,8 @@ void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, co
   if (conv::halo_wgrad_fits(stream, s, dy, dw) && packs_fit<bf16, 8>(s.C, x.data<bf16>()))
     return conv::run_halo_wgrad(stream, int(dy.dim(0)), {x.data<bf16>(), s.H, s.W, s.C}, dy, dw, 0,
                                 db);
+  if (conv::is_from_one(s) || conv::is_to_one(s))
+    return conv::thin_bwd_weight(stream, s, x, dy, dw, db);
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();

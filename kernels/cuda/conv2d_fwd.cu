@@ -1,6 +1,8 @@
 // y = conv2d(x, w) + b as an implicit matrix product: rows n p q, columns k, depth r s c. A block
-// has a tile of y; bound by arithmetic from some 64 channels on, by memory below.
+// has a tile of y; bound by arithmetic from some 64 channels on, by memory below. One channel on
+// one side: conv_thin.h.
 #include "kernels/cuda/conv_launch.h"
+#include "kernels/cuda/conv_thin.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
@@ -26,6 +28,7 @@ void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Ten
       packs_fit<bf16, 8>(s.C, x.data<bf16>(), w.data<bf16>()) &&
       packs_fit<bf16, 8>(s.K, y.data<bf16>()))
     return halo_fwd(stream, x, w, b, y, moments);
+  if (conv::is_from_one(s) || conv::is_to_one(s)) return conv::thin_fwd(stream, s, x, w, b, y);
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.data<T>();

@@ -140,7 +140,7 @@ void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
   });
 }
 
-// db[k] = or += the sum of dy [N,P,Q,K] over n, p, q.
+// db[k] = or += the sum of dy [N,P,Q,K] over n, p, q. In conv2d_bwd_weight.cu.
 void bias_grad(Stream& stream, const Tensor& dy, Grad db);
 
 // ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.

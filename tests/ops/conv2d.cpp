@@ -43,6 +43,26 @@ void add_all(CaseTable& table, const std::string& name, const ConvSpec& spec, in
     table.tests.push_back(conv2d_case(name, spec, {s.N, s.H, s.W, s.C}, {s.K, R, S, s.C}));
 }
 
+// One channel on one side, which the CUDA kernels of conv_thin.h take, and what just misses them.
+void add_thin(CaseTable& table) {
+  // Several tiles, and slices of channels.
+  add_all(table, "3x3", {1, 1, 1}, 3, 3, {{2, 9, 35, 1, 72}, {0, 8, 8, 1, 8}, {1, 6, 7, 16, 1}});
+  add_all(table, "3x3 unpadded", {1, 0, 0}, 3, 3, {{2, 11, 9, 1, 16}, {1, 3, 3, 1, 8}});
+  add_all(table, "3x3 padded by 2", {1, 2, 2}, 3, 3, {{1, 1, 2, 1, 8}, {1, 0, 5, 1, 8}});
+  add_all(table, "3x3 padded in width", {1, 0, 1}, 3, 3, {{1, 4, 3, 1, 8}});
+  add_all(table, "3x3 stride 2", {2, 1, 1}, 3, 3, {{1, 7, 6, 1, 8}});
+  add_all(table, "1x3", {1, 0, 1}, 1, 3, {{1, 4, 5, 1, 8}});
+  add_all(table, "1x1", {}, 1, 1,
+          {{1, 9, 34, 1, 16},
+           {2, 9, 35, 72, 1},
+           {1, 3, 3, 264, 1},  // more packs than lanes
+           {3, 1, 1, 64, 1},
+           {2, 5, 4, 1, 1},
+           {0, 4, 4, 8, 1}});
+  add_all(table, "1x1 padded", {1, 1, 2}, 1, 1, {{1, 4, 3, 1, 8}, {1, 4, 3, 8, 1}});
+  add_all(table, "1x1 stride 2", {2, 0, 0}, 1, 1, {{1, 7, 5, 1, 8}, {1, 7, 5, 8, 1}});
+}
+
 void add_tests(CaseTable& table) {
   add_all(table, "3x3", {1, 1, 1}, 3, 3,
           {{1, 1, 1, 1, 1},
@@ -95,9 +115,11 @@ void add_tests(CaseTable& table) {
   add_all(table, "5x3", {1, 2, 1}, 5, 3, {{1, 11, 7, 3, 20}, {2, 5, 5, 20, 7}, {1, 1, 1, 7, 3}});
   add_all(table, "5x3 padded in height", {1, 2, 0}, 5, 3, {{1, 7, 6, 3, 7}});
   add_all(table, "7x7", {1, 3, 3}, 7, 7, {{1, 9, 8, 3, 7}});
-  for (const Sizes& s : {Sizes{2, 6, 5, 7, 20}, {1, 5, 6, 32, 40}})
+  add_thin(table);
+  for (const Sizes& s : {Sizes{2, 6, 5, 7, 20}, {1, 5, 6, 32, 40}, {1, 5, 6, 1, 8}})
     table.tests.push_back(
         conv2d_case("3x3", {1, 1, 1}, {s.N, s.H, s.W, s.C}, {s.K, 3, 3, s.C}, false));
+  table.tests.push_back(conv2d_case("1x1", {}, {1, 5, 6, 8}, {1, 1, 1, 8}, false));
 }
 
 }  // namespace
