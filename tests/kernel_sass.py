@@ -57,7 +57,7 @@ def code_of(lines):
         first = starts.get(int(branch[1], 16), i) if branch else i
         if first < i:
             loops.append(range(first, i + 1))
-    mma, size = max(((count(r".*HMMA", loop), -len(loop)) for loop in loops), default=(0, 0))
+    mma, size = max(((count(r".*H(?:G)?MMA", loop), -len(loop)) for loop in loops), default=(0, 0))
     if mma:
         return Code(len(found), -size, mma)
     work = [loop for loop in loops if count(f"{STORE}|{LOAD}", loop)]

@@ -44,9 +44,9 @@ LaunchWork work_of(const simt::LaunchRecord& launch) {
   work.flops = 2 * launch.total(simt::kMultiplyAdds);
   work.read = double(launch.read), work.written = double(launch.written);
   work.l2 = launch.total(simt::kCopied) + launch.total(simt::kLoaded) + launch.total(simt::kStored);
-  work.matrices = launch.total(simt::kMatrices), work.passes = launch.total(simt::kPasses);
   work.filled = launch.total(simt::kFilled);
-  work.products = launch.total(simt::kProducts);
+  work.products = work.mma = {launch.total(simt::kMatrices), launch.total(simt::kPasses),
+                              launch.total(simt::kProducts)};
   work.loads = launch.total(simt::kVectorLoads), work.stores = launch.total(simt::kVectorStores);
   return work;
 }
@@ -70,8 +70,9 @@ double peak_of(const Card& card, const Mode& mode) {
 
 // Instructions that the warps of a launch issue: by what is counted of it and lies in the main
 // loop.
-double instructions_of(const LaunchWork& work, const KernelResources::Row& row) {
-  if (row.products) return work.products * row.loop / row.products;
+double instructions_of(const LaunchWork& work, const LaunchWork::Products& products,
+                       const KernelResources::Row& row) {
+  if (row.products) return products.instructions * row.loop / row.products;
   const double warps = double(work.blocks) * ((work.threads + 31) / 32);
   if (row.stores + row.loads == 0) return warps * row.instructions;
   const double accesses = row.stores ? work.stores / 32 - warps * row.stores_outside
@@ -84,10 +85,8 @@ std::string cell(double value, double unit, int digits) {
   return value > 0 ? fmt::format("{:.{}f}", value / unit, digits) : "-";
 }
 
-}  // namespace
-
-std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>& prepare,
-                                       double flops, const Counting& counting) {
+std::vector<LaunchWork> count_once(const std::function<CountedCall(Stream&)>& prepare,
+                                   const Counting& counting) {
   const simt::ScopedOptions scope(counting_options(counting.architecture));
   Stream stream(Device::open(DeviceType::simt));
   const CountedCall counted = prepare(stream);
@@ -99,7 +98,20 @@ std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>
   stream.synchronize();
   std::vector<LaunchWork> work;
   for (const simt::LaunchRecord& launch : trace.launches) work.push_back(work_of(launch));
-  const auto has_products = [](const LaunchWork& one) { return one.products > 0; };
+  return work;
+}
+
+}  // namespace
+
+std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>& prepare,
+                                       double flops, const Counting& counting) {
+  std::vector<LaunchWork> work = count_once(prepare, counting);
+  const auto has_products = [](const LaunchWork& one) { return one.products.instructions > 0; };
+  if (counting.others && counting.architecture == 90 && std::ranges::any_of(work, has_products)) {
+    const std::vector<LaunchWork> others = count_once(prepare, {counting.blocks, 80});
+    ENSURE(others.size() == work.size(), others.size(), " launches, ", work.size());
+    for (size_t i = 0; i < work.size(); ++i) work[i].mma = others[i].products;
+  }
   if (!work.empty() && std::ranges::none_of(work, has_products)) work[0].flops = flops;
   return work;
 }
@@ -158,8 +170,8 @@ Prediction predict(const LaunchWork& work, const Card& card, const KernelResourc
   p.memory = (work.read + work.written) / card.bandwidth;
   p.l2 = work.l2 / card.l2_bandwidth;
   p.math = work.flops / peak_of(card, mode);
-  p.shared = (work.passes + work.filled / kSharedBytesPerClock) / clocks;
-  p.issue = instructions_of(work, row) / kIssuedPerClock / clocks;
+  p.shared = (work.on(card).passes + work.filled / kSharedBytesPerClock) / clocks;
+  p.issue = instructions_of(work, work.on(card), row) / kIssuedPerClock / clocks;
   if (work.blocks == 0) return p;  // not one of ours
   const double share = double(work.blocks) / card.multiprocessors;
   p.waves = std::max({p.math, p.shared, p.issue}) * std::ceil(share) / share;
@@ -233,14 +245,17 @@ void PredictionReport::add_launch(const LaunchWork& work, const Mode& mode) {
   if (row.products)
     instructions = fmt::format("{:.1f}/mma", double(row.loop) / row.products);
   else if (row.instructions && elements > 0)
-    instructions = fmt::format("{:.1f}/element", 32 * instructions_of(work, row) / elements);
+    instructions =
+        fmt::format("{:.1f}/element", 32 * instructions_of(work, work.products, row) / elements);
   launches_ +=
       fmt::format("| {} | `{}` | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", ++number_,
                   work.kernel, work.blocks, work.counted_blocks, cell(work.flops, 1e6, 1),
                   cell(work.read + work.written, 1e6, 2), cell(work.l2, 1e6, 1),
-                  cell(128 * work.matrices, 1e6, 1),
-                  work.matrices > 0 ? fmt::format("{:.0f}", work.passes - work.matrices) : "-",
-                  cell(work.products, 1e3, 0), instructions);
+                  cell(128 * work.products.matrices, 1e6, 1),
+                  work.products.matrices > 0
+                      ? fmt::format("{:.0f}", work.products.passes - work.products.matrices)
+                      : "-",
+                  cell(work.products.instructions, 1e3, 0), instructions);
   for (const Card& card : kCards) add_time(card, work, predict(work, card, resources_, mode));
 }
 

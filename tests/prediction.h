@@ -12,20 +12,29 @@ struct LaunchWork {
   std::string kernel;  // as in the tables of kernels
   int64_t blocks, counted_blocks;
   int threads;
-  size_t shared;                    // bytes of a block
-  double flops;                     // of mma.sync; of an op without any: what its case says
-  double read, written;             // bytes of memory: each once
-  double l2;                        // bytes that blocks load and store altogether
-  double matrices, passes, filled;  // of ldmatrix: 8x8 matrices, passes of 128 bytes; by cp.async
-  double products;                  // mma.sync
-  double loads, stores;             // of vectors, by threads
+  size_t shared;         // bytes of a block
+  double flops;          // of tensor cores; of an op without any: what its case says
+  double read, written;  // bytes of memory: each once
+  double l2;             // bytes that blocks load and store altogether
+  double filled;         // bytes of shared memory, by cp.async
+  double loads, stores;  // of vectors, by threads
+  // What tensor cores are given: 8x8 matrices of shared memory, passes of 128 bytes that these
+  // take, and instructions of a warp, mma.sync or wgmma.
+  struct Products {
+    double matrices, passes, instructions;
+  };
+  Products products, mma;  // where it was counted, and by mma.sync
+  const Products& on(const Card& card) const { return card.architecture == 90 ? products : mma; }
 };
 
 // How launches are counted.
 struct Counting {
   int blocks = 24;        // of each launch, at most
-  int architecture = 90;  // whose tiles are chosen
-  static Counting beside_times(int architecture) { return {4, architecture}; }  // there are many
+  int architecture = 90;  // whose tiles and instructions are chosen
+  bool others = true;     // what other cards do in place of wgmma is counted, too
+  static Counting beside_times(int architecture) {
+    return {4, architecture, false};
+  }  // there are many
 };
 
 // What goes before, and what is counted.

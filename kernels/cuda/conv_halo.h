@@ -28,8 +28,9 @@
 
 namespace tessera::TESSERA_CUDA::conv {
 
+using gemm::GroupProducts;
 using gemm::MmaOperandTile;
-using gemm::WarpSums;
+using gemm::WarpProducts;
 
 // A block's pixels TH x TW of TN images and channels BN, and the part of a warp: WM x WN of these.
 // Neighbours in a tile are `apart` pixels from each other in the image.
@@ -40,7 +41,12 @@ struct HaloTile {
   static constexpr int kThreads = 32 * (BM / WM) * (BN / WN);
   template <class T>
   static constexpr int BK = 32;
-  static_assert(TW % 8 == 0 && TH % 2 == 0 && BM % WM == 0 && BN % WN == 0 && BN % 64 == 0);
+  static_assert(TW % 8 == 0 && TH % 8 == 0 && BM % WM == 0 && BN % WN == 0 && BN % 64 == 0);
+
+  // The first of the i-th 8 pixels of the n-th square of 8 x 8.
+  static __device__ __forceinline__ int row(int n, int i) {
+    return (n / (TW / 8) * TW + n % (TW / 8)) * 8 + i * TW;
+  }
 };
 
 // Pixels of the input in planes.
@@ -51,15 +57,31 @@ struct PixelPlanes {
   static constexpr int kPlane = kPixels + ((kChunks == 4 ? 2 : 1) - kPixels % 8 + 8) % 8;
 
   alignas(128) bf16 elements[kChunks][kPlane][8];
+};
 
-  // Starts to load channels c and on of one chunk of a pixel; zeros outside of the images.
-  __device__ __forceinline__ void load(int pixel, int chunk, const Image<bf16>& image, int N,
-                                       const Place& at, int c) {
-    const bool has_pixel = at.n < N && unsigned(at.h) < unsigned(image.H) &&
-                           unsigned(at.w) < unsigned(image.W) && c + 8 * chunk < image.C;
-    ptx::cp_async16(elements[chunk][pixel],
-                    has_pixel ? image.at(at.n, at.h, at.w, c + 8 * chunk) : image.x,
-                    has_pixel ? 16 : 0);
+// A rectangle of an image that a block loads: its corner, which may be outside.
+struct ImageCorner {
+  const Image<bf16>& image;
+  int N;
+  Place at;
+  int packs;           // of a pixel
+  const bf16* corner;  // of the channels that are loaded
+
+  __device__ __forceinline__ ImageCorner(const Image<bf16>& image, int N, const Place& at, int c)
+      : image(image),
+        N(N),
+        at(at),
+        packs(image.C / 8),
+        corner(image.x + ((int64_t(at.n) * image.H + at.h) * image.W + at.w) * image.C + c) {}
+
+  // Starts to load the pack `chunk` of the pixel n images, h rows and w columns further.
+  __device__ __forceinline__ void load(bf16* to, int n, int h, int w, int chunk,
+                                       bool has_channels) const {
+    const bool inside = has_channels && at.n + n < N && unsigned(at.h + h) < unsigned(image.H) &&
+                        unsigned(at.w + w) < unsigned(image.W);
+    // Rows and images are less than 2^31 packs apart.
+    const int offset = ((n * image.H + h) * image.W + w) * packs + chunk;
+    ptx::cp_async16(to, inside ? corner + int64_t(offset) * 8 : image.x, inside ? 16 : 0);
   }
 };
 
@@ -80,36 +102,51 @@ struct HaloPlanes : PixelPlanes<TN*(TH + border) * (TW + border), channels> {
   template <int Threads>
   __device__ __forceinline__ void fill(const Image<bf16>& image, int N, const Place& corner,
                                        int c) {
-    for (int i = int(threadIdx.x); i < Base::kPixels * Base::kChunks; i += Threads) {
-      const int pixel = i / Base::kChunks;
-      const Place at{corner.n + pixel / (kHeight * kWidth), corner.h + pixel / kWidth % kHeight,
-                     corner.w + pixel % kWidth};
-      this->load(pixel, i % Base::kChunks, image, N, at, c);
+    constexpr int kAtOnce = Threads / Base::kChunks;
+    const int chunk = int(threadIdx.x) % Base::kChunks, first = int(threadIdx.x) / Base::kChunks;
+    const ImageCorner from(image, N, corner, c);
+    const bool has_channels = c + 8 * chunk < image.C;
+    bf16* const to = this->elements[chunk][first];
+    TESSERA_UNROLL
+    for (int i = 0; i < Base::kPixels; i += kAtOnce) {
+      const int pixel = i + first;
+      if (i + kAtOnce > Base::kPixels && pixel >= Base::kPixels) break;
+      from.load(to + i * 8, pixel / (kHeight * kWidth), pixel / kWidth % kHeight, pixel % kWidth,
+                chunk, has_channels);
     }
   }
 };
 
-// What a tap of a step's products reads of planes: the operand A of WarpSums.
+// What a tap of a step's products reads of planes: an operand A (products.h).
 template <class Planes>
 struct HaloWindows {
+  static constexpr bool kAlongDepth = true;
   const Planes& planes;
   int tap;  // from the first tap's pixel to this one's
 
   __device__ __forceinline__ void load_a(uint32_t (&r)[4], int m, int k, int lane) const {
     ptx::ldmatrix_x4(r, planes.elements[k / 8 + lane / 16][Planes::pixel(m + lane % 16) + tap]);
   }
+  // The same for wgmma: 8 x 8 pixels from m on.
+  __device__ __forceinline__ ptx::SharedMatrix matrix(int m, int k) const {
+    return ptx::SharedMatrix(planes.elements, int(sizeof planes.elements[0]), Planes::kWidth * 16,
+                             ptx::Layout::Plain)
+        .further((Planes::pixel(m) + tap) * 16 + k / 8 * int(sizeof planes.elements[0]));
+  }
 };
 
-// ---- The filters: at(column, depth, r, s) is the address of 8 neighbours.
+// ---- The filters: that of column x, depth k and tap (r,s) is at
+//   w + x column_stride + k depth_stride + tap(r,s) tap_stride.
 
 // w [K,3,3,C] of a forward convolution: columns k, depth c, in which memory runs.
 struct StraightFilters {
   static constexpr bool kAlongDepth = true;
   const bf16* w;
   int depth, columns;  // C, K
-  __device__ __forceinline__ const bf16* at(int k, int c, int r, int s) const {
-    return w + (int64_t(k) * 9 + 3 * r + s) * depth + c;
-  }
+  __device__ __forceinline__ int column_stride() const { return 9 * depth; }
+  __device__ __forceinline__ int depth_stride() const { return 1; }
+  __device__ __forceinline__ int tap_stride() const { return depth; }
+  static __device__ __forceinline__ int tap(int r, int s) { return 3 * r + s; }
 };
 // Of the data's gradient, a convolution of dy by the filter turned around: columns c, `columns` of
 // its C from w on, in which memory runs, depth k.
@@ -117,51 +154,64 @@ struct TurnedFilters {
   static constexpr bool kAlongDepth = false;
   const bf16* w;
   int depth, columns, C;  // depth: K
-  __device__ __forceinline__ const bf16* at(int c, int k, int r, int s) const {
-    return w + (int64_t(k) * 9 + 8 - (3 * r + s)) * C + c;
-  }
+  __device__ __forceinline__ int column_stride() const { return 1; }
+  __device__ __forceinline__ int depth_stride() const { return 9 * C; }
+  __device__ __forceinline__ int tap_stride() const { return C; }
+  static __device__ __forceinline__ int tap(int r, int s) { return 8 - (3 * r + s); }
 };
 
 // The taps of a step.
 template <class Tile, bool along_depth, int count>
 struct FilterRow {
-  MmaOperandTile<bf16, Tile::BN, 32, along_depth> taps[count];
+  using Operand = MmaOperandTile<bf16, Tile::BN, 32, along_depth>;
+  Operand taps[count];
 
   // Starts to load taps (r, 0 ..), depth `depth` and on.
   template <class Filters>
   __device__ __forceinline__ void fill(const Filters& filters, int column, int depth, int r) {
     constexpr int kPacks = (along_depth ? 32 : Tile::BN) / 8;  // of a line
-    constexpr int kLines = along_depth ? Tile::BN : 32;
-    for (int i = int(threadIdx.x); i < count * kLines * kPacks; i += Tile::kThreads) {
-      const int point = i % kPacks * 8, line = i / kPacks % kLines, s = i / (kPacks * kLines);
-      const int x = column + (along_depth ? line : point), k = depth + (along_depth ? point : line);
-      const bool has_filter = x < filters.columns && k < filters.depth;
-      ptx::cp_async16(taps[s].pack(line, point), has_filter ? filters.at(x, k, r, s) : filters.w,
-                      has_filter ? 16 : 0);
+    constexpr int kLines = along_depth ? Tile::BN : 32, kAtOnce = Tile::kThreads / kPacks;
+    static_assert(kLines % kAtOnce == 0 && kAtOnce % 8 == 0);
+    const int point = int(threadIdx.x) % kPacks * 8, first = int(threadIdx.x) / kPacks;
+    const int x = column + (along_depth ? first : point), k = depth + (along_depth ? point : first);
+    const bf16* const from =
+        filters.w + int64_t(x) * filters.column_stride() + int64_t(k) * filters.depth_stride();
+    const int stride = along_depth ? filters.column_stride() : filters.depth_stride();
+    TESSERA_UNROLL
+    for (int line = 0; line < kLines; line += kAtOnce) {
+      const bool has_filter = (along_depth ? x + line : x) < filters.columns &&
+                              (along_depth ? k : k + line) < filters.depth;
+      TESSERA_UNROLL
+      for (int s = 0; s < count; ++s)
+        ptx::cp_async16(
+            taps[s].pack(first, point) + line * Operand::kPiece,
+            has_filter ? from + int64_t(line) * stride + filters.tap(r, s) * filters.tap_stride()
+                       : filters.w,
+            has_filter ? 16 : 0);
     }
   }
 };
 
-// ---- Sources: what the steps of a block load and multiply. Two steps are in shared memory.
+// ---- Sources: what the steps of a block load and multiply. kSteps are in shared memory.
 
-// Where a block works, and the part of it that its warp has.
+// Where a block works.
 struct BlockPlace {
   int N;
   Place first;  // pixel
-  int column, row, warp_column;
+  int column;
 };
 
 // 3x3 windows of an image.
 template <class Filters>
 struct HaloSource {
-  static constexpr int kBlocks = 0;
+  static constexpr int kBlocks = 0, kSteps = 3;
   Image<bf16> image;
   Filters filters;
 
   template <class Tile>
   struct Shared {
     HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32> input[2];
-    FilterRow<Tile, Filters::kAlongDepth, 3> filters[2];
+    FilterRow<Tile, Filters::kAlongDepth, 3> filters[kSteps];
   };
   __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 3; }
 
@@ -169,20 +219,18 @@ struct HaloSource {
   __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
                                         int step) const {
     const int part = step / 3, r = step % 3;
-    shared.filters[step % 2].fill(filters, at.column, part * 32, r);
+    shared.filters[step % kSteps].fill(filters, at.column, part * 32, r);
     if (r == 0)
       shared.input[part % 2].template fill<Tile::kThreads>(
           image, at.N, {at.first.n, at.first.h - 1, at.first.w - 1}, part * 32);
   }
-  template <class Tile>
-  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, const BlockPlace& at,
-                                           int step, WarpSums<Tile>& sums) const {
+  template <class Tile, class Sums>
+  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, int step, Sums& sums) const {
     using Planes = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32>;
     TESSERA_UNROLL
     for (int s = 0; s < 3; ++s)
-      sums.template multiply<bf16>(
-          HaloWindows<Planes>{shared.input[step / 3 % 2], step % 3 * Planes::kWidth + s},
-          shared.filters[step % 2].taps[s], at.row, at.warp_column);
+      sums.multiply(HaloWindows<Planes>{shared.input[step / 3 % 2], step % 3 * Planes::kWidth + s},
+                    shared.filters[step % kSteps].taps[s]);
   }
 };
 
@@ -236,23 +284,19 @@ __device__ __forceinline__ Place pixel_of(const Place& first, int m) {
 
 // A block's sums -> shared memory, rounded, with the bias, and with what the output holds where it
 // is added to.
-template <class Tile, class Output>
-__device__ __forceinline__ void put_sums(const WarpSums<Tile>& sums, const HaloSizes& sizes,
+template <class Tile, class Sums, class Output>
+__device__ __forceinline__ void put_sums(const Sums& sums, const HaloSizes& sizes,
                                          const BlockPlace& at, const Output& output,
                                          HaloResults<Tile>& results) {
-  const int lane = int(threadIdx.x) % 32;
-  TESSERA_UNROLL
-  for (int i = 0; i < WarpSums<Tile>::kRows * 2; ++i) {
-    const int m = at.row + 8 * i + lane / 4;
+  sums.each_row([&](int m, int x, auto pairs, const auto& pair) {
+    const auto before =
+        output.template before<pairs>(sizes, pixel_of<Tile>(at.first, m), at.column + x);
     TESSERA_UNROLL
-    for (int j = 0; j < WarpSums<Tile>::kColumns; ++j) {
-      const int x = at.warp_column + 8 * j + lane % 4 * 2;
-      const float* pair = &sums.sums[i / 2][j][i % 2 * 2];
-      const auto before = output.before(sizes, pixel_of<Tile>(at.first, m), at.column + x);
-      const float two[2] = {pair[0] + before[0], pair[1] + before[1]};
-      Pack<bf16, 2>::of(two).store(&results.out[m][x]);
+    for (int j = 0; j < pairs; ++j) {
+      const float two[2] = {pair(j)[0] + before.at(j, 0), pair(j)[1] + before.at(j, 1)};
+      Pack<bf16, 2>::of(two).store(&results.out[m][x + 8 * j]);
     }
-  }
+  });
 }
 
 // Blocks of 256 threads that registers must leave room for on a multiprocessor; 0: as the compiler
@@ -263,33 +307,49 @@ struct BlocksWanted {
   static constexpr int value = Tile::kThreads == 256 ? most : 0;
 };
 
+// While a step is multiplied the next ones are on their way.
+template <class Tile, class Sums, class Source, class Output>
+__device__ __forceinline__ void halo_block(HaloShared<Tile, Source>& shared, const Source& source,
+                                           const HaloSizes& sizes, const BlockPlace& at,
+                                           const Output& output) {
+  constexpr int kAhead = Source::kSteps - 1;
+  const int steps = source.steps();
+  // Each step commits one group, an empty one past the end, so that the waits can count them.
+  const auto start = [&](int step) {
+    if (step < steps) source.template start<Tile>(shared.steps, at, step);
+    ptx::cp_async_commit();
+  };
+  for (int step = 0; step < kAhead; ++step) start(step);
+  Sums sums;
+  for (int step = 0; step < steps; ++step) {
+    ptx::cp_async_wait<kAhead - 1>();
+    Sums::see_writes();
+    __syncthreads();  // all have this step, and nobody reads the previous one any more
+    if constexpr (!Sums::kAsync) start(step + kAhead);
+    sums.start();
+    source.template multiply<Tile>(shared.steps, step, sums);
+    sums.commit();
+    if constexpr (Sums::kAsync) start(step + kAhead);
+    sums.finish();
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();  // the results take the place of what was multiplied
+  put_sums<Tile>(sums, sizes, at, output, shared.results);
+  __syncthreads();
+  output.store(sizes, at.first, at.column, shared.results);
+}
+
 template <class Tile, class Source, class Output>
 __global__ void __launch_bounds__(Tile::kThreads, BlocksWanted<Tile, Source, Output>::value)
     conv_halo_kernel(Source source, HaloSizes sizes, Output output) {
   auto& shared = shared_memory<HaloShared<Tile, Source>>();
   int block = int(blockIdx.x);
   const int column = sizes.column_tiles.divide(block) * Tile::BN;
-  const int warp = int(threadIdx.x) / 32, kAcross = Tile::BN / Tile::WN;
-  const BlockPlace at{sizes.N, sizes.tile<Tile>(block), column, warp / kAcross * Tile::WM,
-                      warp % kAcross * Tile::WN};
-
-  const int steps = source.steps();
-  source.template start<Tile>(shared.steps, at, 0);
-  ptx::cp_async_commit();
-  WarpSums<Tile> sums;
-  for (int step = 0; step < steps; ++step) {
-    ptx::cp_async_wait<0>();
-    __syncthreads();  // all have this step, and nobody reads the previous one any more
-    if (step + 1 < steps) {
-      source.template start<Tile>(shared.steps, at, step + 1);
-      ptx::cp_async_commit();
-    }
-    source.template multiply<Tile>(shared.steps, at, step, sums);
-  }
-  __syncthreads();  // the results take the place of what was multiplied
-  put_sums<Tile>(sums, sizes, at, output, shared.results);
-  __syncthreads();
-  output.store(sizes, at.first, at.column, shared.results);
+  const BlockPlace at{sizes.N, sizes.tile<Tile>(block), column};
+  if (ptx::has_wgmma())
+    halo_block<Tile, GroupProducts<Tile>>(shared, source, sizes, at, output);
+  else
+    halo_block<Tile, WarpProducts<Tile, bf16>>(shared, source, sizes, at, output);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

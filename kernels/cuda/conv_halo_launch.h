@@ -20,24 +20,71 @@ inline bool has_halo_kernels(Stream& stream, const Sizes& s) {
 // to the implicit product.
 inline bool is_tiny(int H, int W) { return H < 5 || W < 5; }
 
-// ---- Outputs: before(...) is what is added to a pixel's sums in two neighbouring channels,
-// store() takes a block's results from shared memory to where they belong. kBlocks: see
-// BlocksWanted.
+// ---- Outputs: before<n>(...) is what is added to a pixel's sums in n pairs of neighbouring
+// channels, 8 apart, store() takes a block's results from shared memory to where they belong.
+// kBlocks: see BlocksWanted.
 
-struct Two {
-  float values[2];
-  __device__ __forceinline__ float operator[](int i) const { return values[i]; }
-};
 __device__ __forceinline__ bool is_inside(const HaloSizes& s, const Place& at) {
   return at.n < s.N && at.h < s.H && at.w < s.W;
 }
 __device__ __forceinline__ int64_t pixel_number(const Place& at, int H, int W) {
   return int64_t(at.n * H + at.h) * W + at.w;
 }
-__device__ __forceinline__ Two load_two(const bf16* from) {
-  const auto two = Pack<bf16, 2>::load(from);
-  return {two[0], two[1]};
-}
+// Nothing, a bias, or what is there.
+struct NoPairs {
+  __device__ __forceinline__ float at(int, int) const { return 0; }
+};
+template <int n>
+struct Pairs {
+  float values[n][2] = {};
+  __device__ __forceinline__ float at(int j, int i) const { return values[j][i]; }
+};
+
+// The part of a thread: a pack of 8 channels of every kRows-th pixel of the tile.
+template <class Tile>
+struct PackOfTile {
+  static constexpr int kPacks = Tile::BN / 8, kRows = Tile::kThreads / kPacks;
+  static_assert(kPacks <= 32 && 32 % kPacks == 0);
+  int x = int(threadIdx.x) % kPacks * 8, row = int(threadIdx.x) / kPacks;
+
+  // f(m, how many pixels of the image behind the thread's first one) for every pixel of the thread
+  // that is in the tile's image n.
+  template <class F>
+  __device__ __forceinline__ void for_pixels(const HaloSizes& sizes, const Place& first, int n,
+                                             const F& f) const {
+    constexpr int kImage = Tile::TH * Tile::TW;
+    static_assert(kRows % Tile::TW == 0);
+    if (first.n + n >= sizes.N || first.w + row % Tile::TW * Tile::kApart >= sizes.W) return;
+    TESSERA_UNROLL
+    for (int i = 0; i < kImage; i += kRows) {
+      if (i + kRows > kImage && row + i >= kImage) break;
+      if (first.h + (row + i) / Tile::TW * Tile::kApart < sizes.H)
+        f(n * kImage + row + i, i / Tile::TW * Tile::kApart * sizes.W);
+    }
+  }
+  // The number of the thread's first pixel in the tile's image n.
+  __device__ __forceinline__ int64_t first_pixel(const HaloSizes& sizes, const Place& first,
+                                                 int n) const {
+    return pixel_number({first.n + n, first.h + row / Tile::TW * Tile::kApart,
+                         first.w + row % Tile::TW * Tile::kApart},
+                        sizes.H, sizes.W);
+  }
+  // Every thread gets the sums of its channels over all threads. All must come, and twice with
+  // other scratch before they come with the same again.
+  __device__ __forceinline__ void add_up(float (&values)[8], float (*scratch)[Tile::BN]) const {
+    const int warp = int(threadIdx.x) / 32;
+    for (int j = 0; j < 8; ++j)
+      for (int lanes = kPacks; lanes < 32; lanes *= 2)
+        values[j] += __shfl_xor_sync(0xFFFFFFFF, values[j], lanes);
+    if (threadIdx.x % 32 < kPacks)
+      for (int j = 0; j < 8; ++j) scratch[warp][x + j] = values[j];
+    __syncthreads();
+    for (int j = 0; j < 8; ++j) {
+      values[j] = scratch[0][x + j];
+      for (int w = 1; w < Tile::kThreads / 32; ++w) values[j] += scratch[w][x + j];
+    }
+  }
+};
 
 // y [N,H,W,K] = sums + bias, or += sums, rounded once.
 struct HaloImage {
@@ -47,22 +94,34 @@ struct HaloImage {
   int K;
   bool accumulate;
 
-  __device__ __forceinline__ Two before(const HaloSizes& sizes, const Place& at, int k) const {
-    if (k >= K) return {};
-    if (bias) return {bias[k], bias[k + 1]};
-    if (!accumulate || !is_inside(sizes, at)) return {};
-    return load_two(y + pixel_number(at, sizes.H, sizes.W) * K + k);
+  template <int n>
+  __device__ __forceinline__ Pairs<n> before(const HaloSizes& sizes, const Place& at, int k) const {
+    Pairs<n> result;
+    const bool adds = !bias && accumulate && is_inside(sizes, at);
+    const bf16* const from = adds ? y + pixel_number(at, sizes.H, sizes.W) * K + k : y;
+    TESSERA_UNROLL
+    for (int j = 0; j < n; ++j) {
+      if (k + 8 * j >= K) continue;
+      if (bias) {
+        const auto two = Pack<float, 2>::load(bias + k + 8 * j);
+        result.values[j][0] = two[0], result.values[j][1] = two[1];
+      } else if (adds) {
+        const auto two = Pack<bf16, 2>::load(from + 8 * j);
+        result.values[j][0] = two[0], result.values[j][1] = two[1];
+      }
+    }
+    return result;
   }
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
                                         const HaloResults<Tile>& results) const {
-    constexpr int kPacks = Tile::BN / 8;
-    for (int i = int(threadIdx.x); i < Tile::BM * kPacks; i += Tile::kThreads) {
-      const int m = i / kPacks, x = i % kPacks * 8;
-      const Place at = pixel_of<Tile>(first, m);
-      if (!is_inside(sizes, at) || column + x >= K) continue;
-      Pack<bf16, 8>::load(&results.out[m][x])
-          .store(y + pixel_number(at, sizes.H, sizes.W) * K + column + x);
+    const PackOfTile<Tile> mine;
+    if (column + mine.x >= K) return;
+    for (int n = 0; n < Tile::TN; ++n) {
+      bf16* const to = y + mine.first_pixel(sizes, first, n) * K + column + mine.x;
+      mine.for_pixels(sizes, first, n, [&](int m, int further) {
+        Pack<bf16, 8>::load(&results.out[m][mine.x]).store(to + int64_t(further) * K);
+      });
     }
   }
 };

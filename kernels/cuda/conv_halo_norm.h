@@ -1,7 +1,7 @@
 // Halo tiles whose results a GroupNorm reads next: while a block has them in shared memory, it
 // takes the sums over pixels for which a pass of its own would read them again.
 //
-// A thread has one pack of 8 channels and every kRows-th pixel of the tile. Sums are added up by
+// A thread has the pixels of PackOfTile. Sums are added up by
 // lanes, then by warps, in a fixed order, and written for each tile; norm.h has what follows.
 #pragma once
 
@@ -9,40 +9,6 @@
 #include "kernels/cuda/norm.h"
 
 namespace tessera::TESSERA_CUDA::conv {
-
-// The part of a thread.
-template <class Tile>
-struct PackOfTile {
-  static constexpr int kPacks = Tile::BN / 8, kRows = Tile::kThreads / kPacks;
-  static_assert(kPacks <= 32 && 32 % kPacks == 0);
-  int x = int(threadIdx.x) % kPacks * 8, row = int(threadIdx.x) / kPacks;
-
-  // f(its m, its place) for every pixel of the thread that is in the tile's image n.
-  template <class F>
-  __device__ __forceinline__ void for_pixels(const HaloSizes& sizes, const Place& first, int n,
-                                             const F& f) const {
-    constexpr int kImage = Tile::TH * Tile::TW;
-    for (int m = n * kImage + row; m < (n + 1) * kImage; m += kRows) {
-      const Place at = pixel_of<Tile>(first, m);
-      if (is_inside(sizes, at)) f(m, at);
-    }
-  }
-  // Every thread gets the sums of its channels over all threads. All must come, and twice with
-  // other scratch before they come with the same again.
-  __device__ __forceinline__ void add_up(float (&values)[8], float (*scratch)[Tile::BN]) const {
-    const int warp = int(threadIdx.x) / 32;
-    for (int j = 0; j < 8; ++j)
-      for (int lanes = kPacks; lanes < 32; lanes *= 2)
-        values[j] += __shfl_xor_sync(0xFFFFFFFF, values[j], lanes);
-    if (threadIdx.x % 32 < kPacks)
-      for (int j = 0; j < 8; ++j) scratch[warp][x + j] = values[j];
-    __syncthreads();
-    for (int j = 0; j < 8; ++j) {
-      values[j] = scratch[0][x + j];
-      for (int w = 1; w < Tile::kThreads / 32; ++w) values[j] += scratch[w][x + j];
-    }
-  }
-};
 
 // Where a tile's partial sums go: partial [2,N,parts,K].
 struct TileSums {
@@ -90,13 +56,13 @@ struct HaloMoments : HaloImage {
     for (int n = 0; n < Tile::TN; ++n) {
       const auto pivot = Pack<bf16, 8>::load(&results.out[n * Tile::TH * Tile::TW][mine.x]);
       float mean[8] = {}, m2[8] = {};
-      mine.for_pixels(sizes, first, n, [&](int m, const Place&) {
+      mine.for_pixels(sizes, first, n, [&](int m, int) {
         const auto y = Pack<bf16, 8>::load(&results.out[m][mine.x]);
         for (int j = 0; j < 8; ++j) mean[j] += y[j] - pivot[j];
       });
       mine.add_up(mean, results.sums[0]);
       for (int j = 0; j < 8; ++j) mean[j] /= pixels;
-      mine.for_pixels(sizes, first, n, [&](int m, const Place&) {
+      mine.for_pixels(sizes, first, n, [&](int m, int) {
         const auto y = Pack<bf16, 8>::load(&results.out[m][mine.x]);
         for (int j = 0; j < 8; ++j) {
           const float deviation = (y[j] - pivot[j]) - mean[j];
@@ -119,7 +85,10 @@ struct HaloNormGrad {
   bf16* dy;
   TileSums to;
 
-  __device__ __forceinline__ Two before(const HaloSizes&, const Place&, int) const { return {}; }
+  template <int n>
+  __device__ __forceinline__ NoPairs before(const HaloSizes&, const Place&, int) const {
+    return {};
+  }
   template <class Tile>
   __device__ __forceinline__ void store(const HaloSizes& sizes, const Place& first, int column,
                                         HaloResults<Tile>& results) const {
@@ -134,11 +103,14 @@ struct HaloNormGrad {
     float sum[8] = {}, product[8] = {};
     if (c < to.K && first.n + n < to.N) {
       const Affine<8> z(in, first.n + n, c, to.K);
-      mine.for_pixels(sizes, first, n, [&](int m, const Place& at) {
-        const int64_t i = pixel_number(at, sizes.H, sizes.W) * to.K + c;
-        const auto x = Pack<bf16, 8>::load(in.x + i);
+      const int64_t begin = mine.first_pixel(sizes, first, n) * to.K + c;
+      const bf16* const from = in.x + begin;
+      bf16* const up_to = dy + begin;
+      mine.for_pixels(sizes, first, n, [&](int m, int further) {
+        const int64_t i = int64_t(further) * to.K;
+        const auto x = Pack<bf16, 8>::load(from + i);
         const auto up = Pack<bf16, 8>::load(&results.out[m][mine.x]);
-        up.store(dy + i);
+        up.store(up_to + i);
         for (int j = 0; j < 8; ++j) {
           const float dz = up[j] * Act<act>::template derivative<bf16>(z(j, x[j]));
           sum[j] += dz;

@@ -56,25 +56,35 @@ template <class Tile, class Lines>
 __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const HaloSizes& sizes,
                                         const Place& first, int k, int phase) {
   constexpr int kPacks = Tile::BM / 8, kApart = Tile::kPhases == 4 ? 2 : 1;
-  for (int i = int(threadIdx.x); i < Tile::kPixels * kPacks; i += Tile::kThreads) {
-    const int point = i % kPacks * 8, line = i / kPacks, j = line % 16;
-    const int n = first.n + j / Tile::TW, h = first.h + line / 16, w = first.w + j % Tile::TW;
-    const bool inside = n < sizes.N && h < sizes.H && w < sizes.W && k + point < a.K;
-    const int64_t row = int64_t(n * sizes.H + h) * kApart + phase / 2;
-    const int64_t pixel = (row * sizes.W + w) * kApart + phase % 2;
-    ptx::cp_async16(lines.pack(line, point), inside ? a.dy + pixel * a.K + k + point : a.dy,
+  constexpr int kAtOnce = Tile::kThreads / kPacks;
+  static_assert(Tile::kPixels % kAtOnce == 0 && kAtOnce % 16 == 0);
+  const int point = int(threadIdx.x) % kPacks * 8, line = int(threadIdx.x) / kPacks;
+  const int n = line % 16 / Tile::TW, h = line / 16, w = first.w + line % Tile::TW;
+  const bool has_column = first.n + n < sizes.N && w < sizes.W && k + point < a.K;
+  const int64_t row = (int64_t(first.n + n) * sizes.H + first.h + h) * kApart + phase / 2;
+  const bf16* const from = a.dy + ((row * sizes.W + w) * kApart + phase % 2) * a.K + k + point;
+  TESSERA_UNROLL
+  for (int i = 0; i < Tile::kPixels; i += kAtOnce) {
+    const bool inside = has_column && first.h + h + i / 16 < sizes.H;
+    // Lines i further are rows i / 16 further.
+    ptx::cp_async16(lines.pack(line, point) + i * Lines::kPiece,
+                    inside ? from + int64_t(i / 16 * kApart * kApart * sizes.W) * a.K : a.dy,
                     inside ? 16 : 0);
   }
 }
 
-// The sums of one warp: all taps of WM k by WN c.
-template <class Tile>
-struct WgradSums {
-  static constexpr int R = Tile::R, kPacks = Tile::WN / 16;  // of 16 c
-  float sums[Tile::kTaps][2][2 * kPacks][4] = {};
+// ---- Products of a tile. each(f): f(k, c, tap, pair) for each pair of neighbours of the block's.
 
-  __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage, int row,
-                                           int column) {
+// By mma.sync: a warp has all taps of WM k by WN c.
+template <class Tile>
+class WarpWgrad {
+ public:
+  static constexpr bool kAsync = false;
+  __device__ __forceinline__ WarpWgrad() {
+    const int warp = int(threadIdx.x) / 32;
+    row_ = warp / 4 * Tile::WM, column_ = warp % 4 * Tile::WN;
+  }
+  __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage) {
     using Input = typename WgradShared<Tile>::Input;
     const int lane = int(threadIdx.x) % 32, j = lane % 16;
     const int pixel = j / Tile::TW * Input::kHeight * Input::kWidth + j % Tile::TW;
@@ -83,7 +93,7 @@ struct WgradSums {
     for (int y = 0; y < Tile::TH; ++y) {
       uint32_t dy[2][4];
       TESSERA_UNROLL
-      for (int i = 0; i < 2; ++i) stage.dy.load_a(dy[i], row + 16 * i, 16 * y, lane);
+      for (int i = 0; i < 2; ++i) stage.dy.load_a(dy[i], row_ + 16 * i, 16 * y, lane);
       TESSERA_UNROLL
       for (int tap = 0; tap < Tile::kTaps; ++tap) {
         const int r = tap / R, s = tap % R;
@@ -91,14 +101,14 @@ struct WgradSums {
         for (int pack = 0; pack < kPacks; ++pack) {
           uint32_t(&b)[4] = x[(y + r) % R][s][pack];
           if (y == 0 || r == R - 1)
-            ptx::ldmatrix_x4_trans(b, stage.x.elements[column / 8 + 2 * pack + lane / 16]
+            ptx::ldmatrix_x4_trans(b, stage.x.elements[column_ / 8 + 2 * pack + lane / 16]
                                                       [pixel + (y + r) * Input::kWidth + s]);
           TESSERA_UNROLL
           for (int i = 0; i < 2; ++i) {
             TESSERA_UNROLL
             for (int half = 0; half < 2; ++half) {
               const uint32_t pair[2] = {b[2 * half], b[2 * half + 1]};
-              ptx::mma_m16n8k16<bf16>(sums[tap][i][2 * pack + half], dy[i], pair);
+              ptx::mma_m16n8k16<bf16>(sums_[tap][i][2 * pack + half], dy[i], pair);
             }
           }
         }
@@ -106,41 +116,107 @@ struct WgradSums {
     }
   }
 
-  // dw: of this part and phase.
-  __device__ __forceinline__ void put(const WgradArgs& a, float* dw, int row, int column) const {
+  static __device__ __forceinline__ void see_writes() {}
+  __device__ __forceinline__ void finish() {}
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) const {
     const int lane = int(threadIdx.x) % 32;
     TESSERA_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int k = row + 8 * i + lane / 4;
       TESSERA_UNROLL
       for (int half = 0; half < 2 * kPacks; ++half) {
-        const int c = column + 8 * half + lane % 4 * 2;
-        if (k >= a.K || c >= a.C) continue;
         TESSERA_UNROLL
-        for (int tap = 0; tap < Tile::kTaps; ++tap) {
-          const float* pair = &sums[tap][i / 2][half][i % 2 * 2];
-          float* const to = dw + (int64_t(k) * (Tile::kPhases * Tile::kTaps) + tap) * a.row + c;
-          Pack<float, 2> two{};
-          if (a.add_dw) two = Pack<float, 2>::load(to);
-          two.values[0] += pair[0], two.values[1] += pair[1];
-          two.store(to);
-        }
+        for (int tap = 0; tap < Tile::kTaps; ++tap)
+          f(row_ + 8 * i + lane / 4, column_ + 8 * half + lane % 4 * 2, tap,
+            &sums_[tap][i / 2][half][i % 2 * 2]);
       }
     }
   }
+
+ private:
+  static constexpr int R = Tile::R, kPacks = Tile::WN / 16;  // of 16 c
+  float sums_[Tile::kTaps][2][2 * kPacks][4] = {};
+  int row_, column_;
 };
 
-// Blocks: (tiles of k by phases by tiles of c, 1, parts of the pixels).
+// By wgmma: a warpgroup has some of the taps of all k and c.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
-    conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
-  auto& shared = shared_memory<WgradShared<Tile>>();
+class GroupWgrad {
+ public:
+  static constexpr bool kAsync = true;
+  __device__ __forceinline__ GroupWgrad() {
+    group_ = __shfl_sync(0xFFFFFFFF, int(threadIdx.x) / 128, 0);
+  }
+  __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage) {
+    using Input = typename WgradShared<Tile>::Input;
+    constexpr int kImage = Input::kHeight * Input::kWidth;
+    ptx::wgmma_fence();
+    TESSERA_UNROLL
+    for (int i = 0; i < kMost; ++i) {
+      const int tap = first_tap() + i;
+      if (tap == Tile::kTaps) break;
+      const int shift = tap / Tile::R * Input::kWidth + tap % Tile::R;
+      TESSERA_UNROLL
+      for (int y = 0; y < Tile::TH; ++y)
+        ptx::wgmma<Tile::BN, true, true>(
+            sums_[i], stage.dy.matrix(0, 16 * y),
+            ptx::SharedMatrix(stage.x.elements, (Tile::TN == 1 ? 8 : kImage) * 16,
+                              int(sizeof stage.x.elements[0]), ptx::Layout::Plain)
+                .further((y * Input::kWidth + shift) * 16));
+    }
+    ptx::wgmma_commit();
+  }
+  static __device__ __forceinline__ void see_writes() { ptx::fence_proxy_async(); }
+  __device__ __forceinline__ void finish() { ptx::wgmma_wait<0>(); }
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) const {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
+    TESSERA_UNROLL
+    for (int i = 0; i < kMost; ++i) {
+      const int tap = first_tap() + i;
+      if (tap == Tile::kTaps) break;
+      TESSERA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        TESSERA_UNROLL
+        for (int j = 0; j < Tile::BN / 8; ++j)
+          f(16 * warp + 8 * half + lane / 4, 8 * j + lane % 4 * 2, tap, &sums_[i][j][2 * half]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kMost = (Tile::kTaps + 1) / 2;
+  static_assert(Tile::BM == 64 && Tile::kThreads == 256);
+
+  __device__ __forceinline__ int first_tap() const { return group_ * kMost; }
+
+  float sums_[kMost][Tile::BN / 8][4] = {};
+  int group_;
+};
+
+// Sums -> dw of a part and phase, from k and c on.
+template <class Sums>
+__device__ __forceinline__ void put_wgrad(const Sums& sums, const WgradArgs& a, int taps, float* dw,
+                                          int k, int c) {
+  sums.each([&](int row, int column, int tap, const float* pair) {
+    if (k + row >= a.K || c + column >= a.C) return;
+    float* const to = dw + (int64_t(k + row) * taps + tap) * a.row + c + column;
+    Pack<float, 2> two{};
+    if (a.add_dw) two = Pack<float, 2>::load(to);
+    two.values[0] += pair[0], two.values[1] += pair[1];
+    two.store(to);
+  });
+}
+
+// Blocks: (tiles of k by phases by tiles of c, 1, parts of the pixels).
+template <class Tile, class Sums>
+__device__ __forceinline__ void wgrad_block(WgradShared<Tile>& shared, const Image<bf16>& image,
+                                            const HaloSizes& sizes, const WgradArgs& a) {
   int block = int(blockIdx.x);
   const int c = sizes.column_tiles.divide(block) * Tile::BN;
   const int phase = block % Tile::kPhases, k = block / Tile::kPhases * Tile::BM;
   const int first = int(blockIdx.z) * a.tiles_per_part;
   const int end = min(first + a.tiles_per_part, a.tiles);
-  const int warp = int(threadIdx.x) / 32, row = warp / 4 * Tile::WM, column = warp % 4 * Tile::WN;
   const bool has_bias = a.db && c + Tile::BN >= a.C;  // one of the blocks that read the same dy
   const int bias_k = int(threadIdx.x) % Tile::BM, bias_part = int(threadIdx.x) / Tile::BM;
   constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Tile::kStages;
@@ -159,22 +235,24 @@ __global__ void __launch_bounds__(Tile::kThreads)
   TESSERA_UNROLL
   for (int i = 0; i < kStages - 1; ++i) start(first + i);
 
-  WgradSums<Tile> sums;
+  Sums sums;
   float bias = 0;
   for (int tile = first; tile < end; ++tile) {
     ptx::cp_async_wait<kStages - 2>();
+    Sums::see_writes();
     __syncthreads();  // all have this stage, and nobody reads the previous one any more
-    start(tile + kStages - 1);
     const auto& stage = shared.stages[(tile - first) % kStages];
-    sums.multiply(stage, row, column);
+    if constexpr (!Sums::kAsync) start(tile + kStages - 1);
+    sums.multiply(stage);
+    if constexpr (Sums::kAsync) start(tile + kStages - 1);
     if (has_bias)
       for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
         bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
+    sums.finish();
   }
   const int part = int(blockIdx.z);
   constexpr int kAll = Tile::kPhases * Tile::kTaps;
-  sums.put(a, a.dw + (int64_t(part) * a.K * kAll + phase * Tile::kTaps) * a.row, k + row,
-           c + column);
+  put_wgrad(sums, a, kAll, a.dw + (int64_t(part) * a.K * kAll + phase * Tile::kTaps) * a.row, k, c);
   if (!has_bias) return;
   __syncthreads();  // the sums take the place of the last stages
   shared.bias[bias_part][bias_k] = bias;
@@ -182,6 +260,16 @@ __global__ void __launch_bounds__(Tile::kThreads)
   if (bias_part > 0 || k + bias_k >= a.K) return;
   for (int i = 1; i < kBiasParts; ++i) bias += shared.bias[i][bias_k];
   put_at(a.db + int64_t(part) * a.K + k + bias_k, bias, a.add_db);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads)
+    conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
+  auto& shared = shared_memory<WgradShared<Tile>>();
+  if (ptx::has_wgmma())
+    wgrad_block<Tile, GroupWgrad<Tile>>(shared, image, sizes, a);
+  else
+    wgrad_block<Tile, WarpWgrad<Tile>>(shared, image, sizes, a);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

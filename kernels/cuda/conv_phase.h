@@ -36,12 +36,18 @@ struct SplitRows : PixelPlanes<TN * TH*(2 * TW + taps - 2), 32> {
   template <int Threads>
   __device__ __forceinline__ void fill(const Image<bf16>& image, int N, const Place& corner,
                                        int c) {
-    constexpr int kEven = (kWidth + 1) / 2 * 2;
-    for (int i = int(threadIdx.x); i < TN * TH * kEven * 4; i += Threads) {
-      const int row = i / 4 / kEven, column = i / 4 % kEven;
+    constexpr int kEven = (kWidth + 1) / 2 * 2, kPixels = TN * TH * kEven, kAtOnce = Threads / 4;
+    const int chunk = int(threadIdx.x) % 4, first = int(threadIdx.x) / 4;
+    const ImageCorner from(image, N, corner, c);
+    const bool has_channels = c + 8 * chunk < image.C;
+    // Not unrolled: that would take more registers than two blocks on a multiprocessor leave.
+    TESSERA_NO_UNROLL
+    for (int i = 0; i < kPixels; i += kAtOnce) {
+      const int row = (i + first) / kEven, column = (i + first) % kEven;
+      if (i + kAtOnce > kPixels && i + first >= kPixels) break;
       if (column < kWidth)
-        this->load(row * kWidth + place(column), i % 4, image, N,
-                   {corner.n + row / TH, corner.h + 2 * (row % TH), corner.w + column}, c);
+        from.load(this->elements[chunk][row * kWidth + place(column)], row / TH, 2 * (row % TH),
+                  column, chunk, has_channels);
     }
   }
 };
@@ -52,23 +58,25 @@ struct PhaseFilters {
   static constexpr bool kAlongDepth = true;
   const bf16* w;
   int depth, columns;  // A, K
-  __device__ __forceinline__ const bf16* at(int k, int a, int, int s) const {
-    return w + (int64_t(k) * 16 + s) * depth + a;
-  }
+  __device__ __forceinline__ int column_stride() const { return 16 * depth; }
+  __device__ __forceinline__ int depth_stride() const { return 1; }
+  __device__ __forceinline__ int tap_stride() const { return depth; }
+  static __device__ __forceinline__ int tap(int, int s) { return s; }
 };
 // `depth` of the channels of w [K,3,3,..], from w on; `row` of them are there.
 struct SkipFilters {
   static constexpr bool kAlongDepth = true;
   const bf16* w;
   int depth, columns, row;
-  __device__ __forceinline__ const bf16* at(int k, int c, int r, int s) const {
-    return w + (int64_t(k) * 9 + 3 * r + s) * row + c;
-  }
+  __device__ __forceinline__ int column_stride() const { return 9 * row; }
+  __device__ __forceinline__ int depth_stride() const { return 1; }
+  __device__ __forceinline__ int tap_stride() const { return row; }
+  static __device__ __forceinline__ int tap(int r, int s) { return 3 * r + s; }
 };
 
 // Forward: windows of both parts. Tiles are 2 apart.
 struct PhaseSource {
-  static constexpr int kBlocks = 2;
+  static constexpr int kBlocks = 2, kSteps = 2;
   Image<bf16> low, skip;
   const bf16 *phases, *w;
   int K;
@@ -114,23 +122,21 @@ struct PhaseSource {
           skip, at.N, {at.first.n, at.first.h - 1 + r, at.first.w - 1}, part * 32);
     }
   }
-  template <class Tile>
-  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, const BlockPlace& at,
-                                           int step, WarpSums<Tile>& sums) const {
+  template <class Tile, class Sums>
+  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, int step, Sums& sums) const {
     const auto& stage = shared.stages[step % 2];
     if (step < low_steps()) {
       using Planes = decltype(stage.low.input);
       TESSERA_UNROLL
       for (int s = 0; s < 4; ++s)
-        sums.template multiply<bf16>(
-            HaloWindows<Planes>{stage.low.input, s / 2 * Planes::kWidth + s % 2},
-            stage.low.filters.taps[s], at.row, at.warp_column);
+        sums.multiply(HaloWindows<Planes>{stage.low.input, s / 2 * Planes::kWidth + s % 2},
+                      stage.low.filters.taps[s]);
     } else {
       using Planes = decltype(stage.skip.input);
       TESSERA_UNROLL
       for (int s = 0; s < 3; ++s)
-        sums.template multiply<bf16>(HaloWindows<Planes>{stage.skip.input, Planes::place(s)},
-                                     stage.skip.filters.taps[s], at.row, at.warp_column);
+        sums.multiply(HaloWindows<Planes>{stage.skip.input, Planes::place(s)},
+                      stage.skip.filters.taps[s]);
     }
   }
 };
@@ -140,45 +146,43 @@ struct TurnedPhases {
   static constexpr bool kAlongDepth = false;
   const bf16* w;
   int depth, columns;  // K, A
-  __device__ __forceinline__ const bf16* at(int a, int k, int r, int s) const {
-    const int phase = 2 * (1 - r % 2) + (1 - s % 2), tap = 2 * (1 - r / 2) + (1 - s / 2);
-    return w + (int64_t(k) * 16 + 4 * phase + tap) * columns + a;
+  __device__ __forceinline__ int column_stride() const { return 1; }
+  __device__ __forceinline__ int depth_stride() const { return 16 * columns; }
+  __device__ __forceinline__ int tap_stride() const { return columns; }
+  static __device__ __forceinline__ int tap(int r, int s) {
+    const int phase = 2 * (1 - r % 2) + (1 - s % 2);
+    return 4 * phase + 2 * (1 - r / 2) + (1 - s / 2);
   }
 };
 
 // The gradient of low: tiles of its pixels.
 struct PhaseGradSource {
-  static constexpr int kBlocks = 2;
+  static constexpr int kBlocks = 2, kSteps = 2;
   Image<bf16> dy;
   TurnedPhases filters;
 
   template <class Tile>
   struct Shared {
-    struct {
-      SplitRows<Tile::TN, Tile::TH, Tile::TW, 4> input;
-      FilterRow<Tile, false, 4> filters;
-    } stages[2];
+    FilterRow<Tile, false, 4> filters[2];  // first: their alignment costs nothing here
+    SplitRows<Tile::TN, Tile::TH, Tile::TW, 4> input[2];
   };
 
   __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 4; }
   template <class Tile>
   __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
                                         int step) const {
-    auto& stage = shared.stages[step % 2];
     const int part = step / 4, r = step % 4;
-    stage.filters.fill(filters, at.column, part * 32, r);
-    stage.input.template fill<Tile::kThreads>(
+    shared.filters[step % 2].fill(filters, at.column, part * 32, r);
+    shared.input[step % 2].template fill<Tile::kThreads>(
         dy, at.N, {at.first.n, 2 * at.first.h - 1 + r, 2 * at.first.w - 1}, part * 32);
   }
-  template <class Tile>
-  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, const BlockPlace& at,
-                                           int step, WarpSums<Tile>& sums) const {
-    const auto& stage = shared.stages[step % 2];
+  template <class Tile, class Sums>
+  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, int step, Sums& sums) const {
     using Planes = SplitRows<Tile::TN, Tile::TH, Tile::TW, 4>;
     TESSERA_UNROLL
     for (int s = 0; s < 4; ++s)
-      sums.template multiply<bf16>(HaloWindows<Planes>{stage.input, Planes::place(s)},
-                                   stage.filters.taps[s], at.row, at.warp_column);
+      sums.multiply(HaloWindows<Planes>{shared.input[step % 2], Planes::place(s)},
+                    shared.filters[step % 2].taps[s]);
   }
 };
 

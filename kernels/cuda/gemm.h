@@ -6,8 +6,10 @@
 
 #ifdef __CUDACC__
 #define TESSERA_UNROLL _Pragma("unroll")
+#define TESSERA_NO_UNROLL _Pragma("unroll 1")
 #else
 #define TESSERA_UNROLL
+#define TESSERA_NO_UNROLL
 #endif
 
 namespace tessera::TESSERA_CUDA::gemm {
@@ -118,25 +120,45 @@ struct Epilogue {
   template <int V>
   __device__ __forceinline__ void put(const GemmSizes& sizes, int row, int column,
                                       const float (&values)[V]) const {
-    if (row >= sizes.rows || column >= sizes.columns) return;
+    put_some<1, V>(sizes, row, column, [&](int, int i) { return values[i]; });
+  }
+  // n pairs of neighbouring columns, 8 apart: pair(j)[0], pair(j)[1].
+  template <int n, class Pair>
+  __device__ __forceinline__ void put_row(const GemmSizes& sizes, int row, int column,
+                                          const Pair& pair) const {
+    put_some<n, 2>(sizes, row, column, [&](int j, int i) { return pair(j)[i]; });
+  }
+
+ private:
+  // n times V neighbouring columns, 8 apart. What is there is read before anything is written: the
+  // reads are on their way together.
+  template <int n, int V, class Value>
+  __device__ __forceinline__ void put_some(const GemmSizes& sizes, int row, int column,
+                                           const Value& value) const {
+    if (row >= sizes.rows) return;
     Out* const part = out + int64_t(blockIdx.z) * sizes.rows * layout.stride;
-    if (packs) {
-      Out* const to = part + layout.at(row, column);
-      Pack<Out, V> old;
-      if (accumulate) old = Pack<Out, V>::load(to);
+    if (!packs) {
+      for (int j = 0; j < n; ++j)
+        for (int i = 0; i < V; ++i)
+          if (const int x = column + 8 * j + i; x < sizes.columns)
+            put_at(part + layout.at(row, x), value(j, i) + (bias ? bias[x] : 0), accumulate);
+      return;
+    }
+    Pack<Out, V> old[n];
+    TESSERA_UNROLL
+    for (int j = 0; j < n; ++j)
+      if (accumulate && column + 8 * j < sizes.columns)
+        old[j] = Pack<Out, V>::load(part + layout.at(row, column + 8 * j));
+    TESSERA_UNROLL
+    for (int j = 0; j < n; ++j) {
+      if (column + 8 * j >= sizes.columns) continue;
       float results[V];
       TESSERA_UNROLL
-      for (int j = 0; j < V; ++j) {
-        const float value = values[j] + (bias ? bias[column + j] : 0);
-        results[j] = accumulate ? old[j] + value : value;
+      for (int i = 0; i < V; ++i) {
+        const float sum = value(j, i) + (bias ? bias[column + 8 * j + i] : 0);
+        results[i] = accumulate ? old[j][i] + sum : sum;
       }
-      Pack<Out, V>::of(results).store(to);
-    } else {
-      TESSERA_UNROLL
-      for (int j = 0; j < V; ++j)
-        if (column + j < sizes.columns)
-          put_at(part + layout.at(row, column + j), values[j] + (bias ? bias[column + j] : 0),
-                 accumulate);
+      Pack<Out, V>::of(results).store(part + layout.at(row, column + 8 * j));
     }
   }
 };

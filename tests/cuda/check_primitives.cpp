@@ -42,8 +42,8 @@ std::string check(const PrimitiveDefinition& definition) {
 int check_all(int capability) {
   int failed = 0;
   for (const PrimitiveDefinition& definition : primitive_definitions()) {
-    if (definition.capability > capability) {
-      std::printf("%-20s not checked: needs sm_%d, this is sm_%d\n", definition.name.c_str(),
+    if (capability < definition.capability || capability > definition.last) {
+      std::printf("%-20s not checked: of sm_%d, and this is sm_%d\n", definition.name.c_str(),
                   definition.capability, capability);
       continue;
     }

@@ -51,9 +51,11 @@ PrimitiveDefinition conversion(const std::string& name, int in, Expected expecte
 }
 
 // The nearest number with `bits` bits of mantissa, written as float: ties to even or away from 0. A
-// NaN has all of them set and no sign.
+// NaN has all of them set and no sign; but cvt.rna.tf32 makes an infinity of one whose upper bits
+// are none (as an H100 does, 2026-11-26).
 uint32_t rounded(uint32_t x, int bits, bool ties_to_even) {
   const float value = std::bit_cast<float>(x);
+  if (std::isnan(value) && !ties_to_even && (x & 0x007FE000) == 0) return x & 0xFF800000;
   if (std::isnan(value)) return 0x7FFFFFFF >> (23 - bits) << (23 - bits);
   if (!std::isfinite(value) || value == 0) return x;
   const int exponent = std::max(std::ilogb(value), -126);

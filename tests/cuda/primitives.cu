@@ -9,16 +9,10 @@
 #include "kernels/cuda/ptx/mbarrier.h"
 #include "kernels/cuda/ptx/mma.h"
 #include "kernels/cuda/ptx/named_barrier.h"
+#include "tests/cuda/primitive_run.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
-
-// A primitive is a struct with the words that a block reads and writes, its threads, and what one
-// thread does.
-template <class P>
-__global__ void primitive_kernel(const uint32_t* in, uint32_t* out) {
-  P::apply(in + blockIdx.x * P::in, out + blockIdx.x * P::out, int(threadIdx.x));
-}
 
 // in: A [16,8] pairs by rows, B [8,8] pairs by columns, D [16,8]; out: D.
 template <class T>
@@ -93,10 +87,6 @@ struct Reciprocal {
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
     out[lane] = number(ptx::approx_reciprocal(__uint_as_float(in[lane])));
   }
-};
-
-struct Rows {
-  alignas(16) uint32_t words[32][4];
 };
 
 // in: row r of matrix i, given by lane 8 i + r, at in[4 (8 i + r)]; the last row lies first in
@@ -247,16 +237,11 @@ struct NamedBarriers {
   }
 };
 
-// What outputs hold before, and how many CUDA blocks work on one block of a primitive.
-constexpr uint32_t kFill = 0xA5A5A5A5;
-template <class P>
-constexpr unsigned kParts = 1;
-
 // Four blocks write a part each, and the last of them to come adds up what all have written. out:
 // the parts, the sums, and the ticket, which is given back.
 template <bool async_proxy>
 struct Fences {
-  static constexpr int in = 128, out = 161, threads = 32;
+  static constexpr int in = 128, out = 161, threads = 32, parts = 4;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
     const unsigned part = blockIdx.y;
     out[part * 32 + lane] = in[part * 32 + lane];
@@ -272,9 +257,6 @@ struct Fences {
     if (lane == 0) atomicExch(&out[160], 0);
   }
 };
-template <bool async_proxy>
-constexpr unsigned kParts<Fences<async_proxy>> = 4;
-
 // out: for widths 32, 8 and 1, what the four shuffles give with a source or distance from `in`.
 struct Shuffles {
   static constexpr int in = 64, out = 12 * 32, threads = 32;
@@ -391,43 +373,10 @@ struct BlockVotes {
   }
 };
 
-// Freed also when a fault is thrown.
-struct OwnStream {
-  cudaStream_t it;
-  OwnStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&it, cudaStreamNonBlocking)); }
-  ~OwnStream() { cudaStreamDestroy(it); }
-  OwnStream(const OwnStream&) = delete;
-};
-struct OwnMemory {
-  void* it = nullptr;
-  explicit OwnMemory(size_t bytes) { CUDA_CHECK(cudaMalloc(&it, bytes)); }
-  ~OwnMemory() { cudaFree(it); }
-  OwnMemory(const OwnMemory&) = delete;
-};
-
-template <class P>
-void run_primitive(int blocks, const uint32_t* in, uint32_t* out) {
-  const size_t in_bytes = size_t(blocks) * P::in * 4, out_bytes = size_t(blocks) * P::out * 4;
-  const OwnStream stream;
-  const OwnMemory from(in_bytes), to(out_bytes);
-  CUDA_CHECK(cudaMemcpyAsync(from.it, in, in_bytes, cudaMemcpyHostToDevice, stream.it));
-  CUDA_CHECK(cudaMemsetAsync(to.it, kFill & 0xFF, out_bytes, stream.it));
-  launch<primitive_kernel<P>>(
-      {stream.it, dim3(unsigned(blocks), kParts<P>), dim3(unsigned(P::threads)), sizeof(Rows)},
-      static_cast<const uint32_t*>(from.it), static_cast<uint32_t*>(to.it));
-  CUDA_CHECK(cudaMemcpyAsync(out, to.it, out_bytes, cudaMemcpyDeviceToHost, stream.it));
-  CUDA_CHECK(cudaStreamSynchronize(stream.it));
-}
-
-template <class P>
-PrimitiveKernel kernel(const char* name) {
-  return {name, P::in, P::out, run_primitive<P>};
-}
-
 }  // namespace
 
 const std::vector<PrimitiveKernel>& primitive_kernels() {
-  static const std::vector<PrimitiveKernel> all = {
+  static std::vector<PrimitiveKernel> all = {
       kernel<Mma16bit<bf16>>("mma.m16n8k16.bf16"),
       kernel<Mma16bit<ptx::f16>>("mma.m16n8k16.f16"),
       kernel<MmaTf32>("mma.m16n8k8.tf32"),
@@ -464,6 +413,8 @@ const std::vector<PrimitiveKernel>& primitive_kernels() {
       kernel<BlockVotes>("barrier.red"),
       kernel<NamedBarriers>("bar.sync"),
   };
+  static const bool added = (add_wgmma_kernels(all), true);
+  (void)added;
   return all;
 }
 

@@ -38,6 +38,7 @@ struct PrimitiveDefinition {
   // Outputs of one block. Where error[i] >= 0, out[i] is a float that may be off by as much;
   // elsewhere it is bits.
   std::function<void(const uint32_t* in, uint32_t* out, double* error)> expected;
+  int last = 1000;  // the last capability that has it
 };
 std::vector<PrimitiveDefinition> primitive_definitions();
 std::vector<PrimitiveDefinition> mma_definitions();  // part of them

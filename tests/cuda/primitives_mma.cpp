@@ -129,6 +129,39 @@ void multiply_tile(const Elements& elements, const uint32_t* in, uint32_t* out, 
     }
 }
 
+// wgmma: A [64,16] by rows, B [16,N] by columns, both in pairs of bf16, D [64,N].
+void draw_group(int N, Random& random, int round, uint32_t* in) {
+  const bool integers = round % 2 == 0;
+  const auto integer = [&] { return int(random() % 9) - 4; };
+  const auto bits = [&] { return integers ? kBf16.of_integer(integer()) : kBf16.random(random); };
+  const int pairs = (64 + N) * 8;
+  for (int i = 0; i < pairs; ++i) {
+    const uint32_t low = bits();
+    in[i] = low | bits() << 16;
+  }
+  for (int i = 0; i < 64 * N; ++i)
+    in[pairs + i] = std::bit_cast<uint32_t>(integers ? float(integer()) : normal(random));
+}
+void multiply_group(int N, const uint32_t* in, uint32_t* out, double* error) {
+  const auto value = [&](int line, int k) {
+    return double(kBf16.value(in[line * 8 + k / 2] >> k % 2 * 16 & 0xFFFF));
+  };
+  for (int row = 0; row < 64; ++row)
+    for (int column = 0; column < N; ++column) {
+      const int at = row * N + column;
+      double sum = std::bit_cast<float>(in[(64 + N) * 8 + at]), largest = std::fabs(sum);
+      bool integers = sum == std::rint(sum);
+      for (int k = 0; k < 16; ++k) {
+        const double a = value(row, k), b = value(64 + column, k);
+        sum += a * b;
+        largest = std::max(largest, std::fabs(a * b));
+        integers &= a == std::rint(a) && b == std::rint(b);
+      }
+      out[at] = std::bit_cast<uint32_t>(float(sum));
+      error[at] = integers ? 0 : std::ldexp(32 * largest, -23);
+    }
+}
+
 }  // namespace
 
 std::vector<PrimitiveDefinition> mma_definitions() {
@@ -140,6 +173,18 @@ std::vector<PrimitiveDefinition> mma_definitions() {
          [one](const uint32_t* in, uint32_t* out, double* error) {
            multiply_tile(*one, in, out, error);
          }});
+  for (const char* name : {"wgmma.n64 plain, 64", "wgmma.n128 plain, 64", "wgmma.n64 plain, 128",
+                           "wgmma.n128 plain, 128", "wgmma.n64 64, 64", "wgmma.n64 128, plain",
+                           "wgmma.n128 128, plain", "wgmma.n128 128, 128"}) {
+    const int N = std::string(name).starts_with("wgmma.n128") ? 128 : 64;
+    all.push_back(
+        {name, 90, (64 + N) * 8 + 64 * N, 64 * N,
+         [N](Random& random, int round, uint32_t* in) { draw_group(N, random, round, in); },
+         [N](const uint32_t* in, uint32_t* out, double* error) {
+           multiply_group(N, in, out, error);
+         },
+         90});
+  }
   return all;
 }
 

@@ -12,7 +12,7 @@ namespace tessera::TESSERA_CUDA::ptx {
 
 __device__ __forceinline__ void fence_proxy_async() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #else
   __trap();
 #endif

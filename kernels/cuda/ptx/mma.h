@@ -179,8 +179,9 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
 inline uint32_t to_tf32(float x, Where where = Where::current()) {
   require(80, "cvt.rna.tf32.f32", where);
   const uint32_t bits = __float_as_uint(x);
-  // An infinity, or a NaN, which stays one without its lower 13 bits.
-  if ((bits & 0x7F800000) == 0x7F800000) return bits & 0x007FFFFF ? bits | 0x2000 : bits;
+  // An infinity, or a NaN, whose lower 13 bits are lost: one that has no others (no arithmetic
+  // makes such) becomes an infinity, as on an H100.
+  if ((bits & 0x7F800000) == 0x7F800000) return bits & 0xFFFFE000;
   return (bits + 0x1000) & 0xFFFFE000;
 }
 

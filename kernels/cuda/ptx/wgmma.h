@@ -1,0 +1,254 @@
+// wgmma: a warpgroup (four warps, the first a multiple of four) multiplies matrices that lie in
+// shared memory, D += A B, on Hopper's tensor cores, and goes on while they work. A is [64,16], B
+// [16,N], both bf16; D is in registers, of sums in float. Warp w of the group has rows 16 w and on
+// of D, lane l of them rows l / 4 and l / 4 + 8, and there columns 8 j + 2 (l % 4) and the next:
+//   d[j][0..1] of the first row, d[j][2..3] of the second.
+// Only sm_90a. (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".)
+//
+//   wgmma_fence()             before the first one, and after registers of D were touched
+//   wgmma<N, a_across, b_across>(d, a, b)
+//                             issues one. across: memory runs along A's rows, or B's columns, and
+//                             not along the depth
+//   wgmma_commit()            what was issued since the last commit becomes a group
+//   wgmma_wait<n>()           until all groups but the last n are done: D may be read, and memory
+//                             written
+//
+// What threads wrote to shared memory is seen after fence_proxy_async() and a barrier.
+//
+// A SharedMatrix says where elements lie: in units of 8 x 8, "cores". The layouts in use, after the
+// PTX ISA's "Shared Memory Matrix Layout", with x a row of A or a column of B, k the depth:
+//   Plain, along       a core is 8 x by 16 bytes of k, 128 bytes together; cores are `leading`
+//                      bytes apart along k and `stride` bytes along x
+//   Plain, across      a core is 8 k by 16 bytes of x; cores are `leading` bytes apart along k and
+//                      `stride` bytes along x
+//   Swizzle64, along   lines of x, 64 bytes of k each; 8 lines are `stride` bytes from the next 8
+//   Swizzle128, across lines of k, 128 bytes of x each; 8 lines are `stride` bytes from the next 8,
+//                      and 64 x are `leading` bytes from the next 64
+// A swizzle permutes the 16-byte chunks of a line: chunk i of line l is at i ^ l / 2 % 4 (64), i ^
+// l % 8 (128), by the bits of the address: patterns begin at multiples of 512 and 1024 bytes.
+//
+// On the host model a product takes place at the issue (Landing::Earliest) or in the wait that
+// covers it, where the operands must still be there.
+#pragma once
+
+#include "core/dtype.h"
+#include "kernels/cuda/ptx/common.h"
+
+#ifndef TESSERA_GPU
+#include "core/simt/trace.h"
+#endif
+
+namespace tessera::TESSERA_CUDA::ptx {
+
+enum class Layout { Plain = 0, Swizzle128 = 1, Swizzle64 = 2 };
+
+#ifdef TESSERA_GPU
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define TESSERA_WGMMA(...) asm volatile(__VA_ARGS__)
+__device__ constexpr bool has_wgmma() { return true; }
+#else
+#define TESSERA_WGMMA(...) __trap()
+__device__ constexpr bool has_wgmma() { return false; }
+#endif
+
+class SharedMatrix {
+ public:
+  __device__ __forceinline__ SharedMatrix(const void* start, int leading, int stride, Layout layout)
+      : low_((shared_address(start) >> 4) | uint32_t(leading >> 4) << 16),
+        high_(uint32_t(stride >> 4) | uint32_t(layout) << 30) {}
+  // The matrix that begins so many bytes, a multiple of 16, further.
+  __device__ __forceinline__ SharedMatrix further(int bytes) const {
+    SharedMatrix result = *this;
+    result.low_ += uint32_t(bytes >> 4);
+    return result;
+  }
+  __device__ __forceinline__ uint64_t bits() const { return uint64_t{high_} << 32 | low_; }
+
+ private:
+  uint32_t low_, high_;
+};
+
+__device__ __forceinline__ void wgmma_fence() {
+  TESSERA_WGMMA("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  TESSERA_WGMMA("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int n>
+__device__ __forceinline__ void wgmma_wait() {
+  TESSERA_WGMMA("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
+}
+
+#define TESSERA_D4(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define TESSERA_D16(j) TESSERA_D4(j), TESSERA_D4(j + 1), TESSERA_D4(j + 2), TESSERA_D4(j + 3)
+
+template <int N, bool a_across, bool b_across>
+__device__ __forceinline__ void wgmma(float (&d)[N / 8][4], SharedMatrix a, SharedMatrix b) {
+  static_assert(N == 64 || N == 128);
+  if constexpr (N == 64)
+    TESSERA_WGMMA(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+        "%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, 1, 1, 1, %34, %35;"
+        : TESSERA_D16(0), TESSERA_D16(4)
+        : "l"(a.bits()), "l"(b.bits()), "n"(int(a_across)), "n"(int(b_across)));
+  else
+    TESSERA_WGMMA(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
+        "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,"
+        "%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, "
+        "1, %66, %67;"
+        : TESSERA_D16(0), TESSERA_D16(4), TESSERA_D16(8), TESSERA_D16(12)
+        : "l"(a.bits()), "l"(b.bits()), "n"(int(a_across)), "n"(int(b_across)));
+}
+
+#undef TESSERA_D16
+#undef TESSERA_D4
+#undef TESSERA_WGMMA
+
+#else
+
+inline bool has_wgmma() { return current_grid().options.profile.capability == 90; }
+
+struct SharedMatrix {
+  const std::byte* start;
+  int leading, stride;
+  Layout layout;
+  SharedMatrix(const void* start, int leading, int stride, Layout layout)
+      : start(static_cast<const std::byte*>(start)),
+        leading(leading),
+        stride(stride),
+        layout(layout) {}
+
+  SharedMatrix further(int bytes) const { return {start + bytes, leading, stride, layout}; }
+  // Where element x, k is.
+  const std::byte* at(bool across, int x, int k) const {
+    switch (layout) {
+      case Layout::Plain:
+        return start + x / 8 * stride + k / 8 * leading +
+               (across ? k % 8 * 16 + x % 8 * 2 : x % 8 * 16 + k % 8 * 2);
+      case Layout::Swizzle64:
+        return swizzled(start + x / 8 * stride + x % 8 * 64 + k * 2, 3);
+      default:
+        return swizzled(start + x / 64 * leading + k / 8 * stride + k % 8 * 128 + x % 64 * 2, 7);
+    }
+  }
+
+ private:
+  static const std::byte* swizzled(const std::byte* place, uintptr_t lines) {
+    const auto address = reinterpret_cast<uintptr_t>(place);
+    return place + ((address ^ (address >> 7 & lines) << 4) - address);
+  }
+};
+
+// One lane's operands.
+struct GroupProduct {
+  float* d;
+  SharedMatrix a, b;
+  int warp;  // of the group
+};
+
+// f(x, k, value) for an operand's elements, `size` rows or columns from `first` on: 8 neighbours in
+// memory at a time.
+template <bool across, class F>
+void each_element(const SharedMatrix& matrix, int first, int size, const F& f) {
+  constexpr int kX = across ? 8 : 1, kK = across ? 1 : 8;
+  for (int x = 0; x < size; x += kX)
+    for (int k = 0; k < 16; k += kK) {
+      bf16 eight[8];
+      std::memcpy(eight, matrix.at(across, first + x, k), sizeof eight);
+      for (int i = 0; i < 8; ++i) f(across ? x + i : x, across ? k : k + i, to_float(eight[i]));
+    }
+}
+
+template <int N, bool a_across, bool b_across>
+void multiply_group(void* const* lanes) {
+  const GroupProduct& first = *static_cast<GroupProduct*>(lanes[0]);
+  float a[16][16], b[16][N], d[16][N];
+  each_element<a_across>(first.a, 16 * first.warp, 16, [&](int x, int k, float v) { a[x][k] = v; });
+  each_element<b_across>(first.b, 0, N, [&](int x, int k, float v) { b[k][x] = v; });
+  const auto each_pair = [&](const auto& f) {
+    for (int lane = 0; lane < 32; ++lane) {
+      float* mine = static_cast<GroupProduct*>(lanes[lane])->d;
+      for (int i = 0; i < N / 4; ++i, mine += 2)
+        f(mine, &d[lane / 4 + i % 2 * 8][i / 2 * 8 + lane % 4 * 2]);
+    }
+  };
+  each_pair([](float* mine, float* sums) { std::memcpy(sums, mine, 8); });
+  for (int row = 0; row < 16; ++row)
+    for (int k = 0; k < 16; ++k)
+      for (int x = 0; x < N; ++x) d[row][x] += a[row][k] * b[k][x];
+  each_pair([](float* mine, float* sums) { std::memcpy(mine, sums, 8); });
+}
+
+// The products that a thread has in flight.
+class Products : public InFlight {
+ public:
+  void issue(const GroupProduct& product, Combine combine, Where where) {
+    products_.push_back({product, combine, where, group_});
+    if (current_grid().options.landing == Landing::Earliest) wait(-1);
+  }
+  void commit() { ++group_; }
+  void wait(int n) {
+    while (!products_.empty() && (n < 0 || products_.front().group < group_ - n)) {
+      One one = products_.front();
+      products_.erase(products_.begin());
+      whole_warp(&one.product, one.combine, "wgmma", one.where);
+    }
+  }
+  void suspended() override {}
+
+ private:
+  struct One {
+    GroupProduct product;
+    Combine combine;
+    Where where;
+    int64_t group;
+  };
+  std::vector<One> products_;
+  int64_t group_ = 0;
+};
+
+inline void require_wgmma(const char* name, Where where) {
+  if (!has_wgmma()) fault(concat(name, " needs sm_90a"), where);
+}
+inline void wgmma_fence(Where where = Where::current()) { require_wgmma("wgmma.fence", where); }
+inline void wgmma_commit(Where where = Where::current()) {
+  require_wgmma("wgmma.commit_group", where);
+  in_flight<Products>().commit();
+}
+template <int n>
+void wgmma_wait(Where where = Where::current()) {
+  require_wgmma("wgmma.wait_group", where);
+  in_flight<Products>().wait(n);
+}
+
+template <int N, bool a_across, bool b_across>
+void wgmma(float (&d)[N / 8][4], SharedMatrix a, SharedMatrix b, Where where = Where::current()) {
+  static_assert(N == 64 || N == 128);
+  require_wgmma("wgmma.mma_async", where);
+  const auto check = [&](const SharedMatrix& matrix, bool across, int size) {
+    if (matrix.layout != Layout::Plain && (matrix.layout == Layout::Swizzle128) != across)
+      fault("wgmma.mma_async of a layout that is not emulated", where);
+    check_shared(matrix.start, 16, 16, "wgmma.mma_async", where);
+    for (const int x : {0, size - 1})
+      for (const int k : {0, 15})
+        check_shared(matrix.at(across, x, k), 2, 2, "wgmma.mma_async", where);
+  };
+  check(a, a_across, 64), check(b, b_across, N);
+  // Of a warp's share: a quarter of each operand, in matrices as ldmatrix counts them.
+  if (self().lane() == 0) {
+    count(kProducts, 1);
+    count(kMultiplyAdds, 16 * 16 * N);
+    count(kMatrices, 4 + N / 16);
+    count(kPasses, 4 + N / 16);
+  }
+  in_flight<Products>().issue({&d[0][0], a, b, int(self().warp() % 4)},
+                              multiply_group<N, a_across, b_across>, where);
+}
+
+#endif
+
+}  // namespace tessera::TESSERA_CUDA::ptx
