@@ -1,5 +1,6 @@
 // Whole networks against the numbers of PyTorch: output, every gradient, some steps of Adam, and
 // what BatchNorms keep of them.
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -109,12 +110,51 @@ void check_evaluation(Network& n) {
              n.engine.output_tolerance());
 }
 
+// Elements whose gradient was at some step smaller than a quarter of the error that a gradient may
+// have, by its norm, and not zero. Adam's first steps go by a gradient's sign: where these go is
+// not compared in tf32, whose products tensor cores round in their own way.
+class Uncertain {
+ public:
+  void add(Network& n) {
+    const double tolerance = n.engine.gradient_tolerance(n.net.config().activation) / 4;
+    for (const Parameter& p : n.net.parameters().list()) {
+      const Values gradient = values_of(n.stream, p.var.grad());
+      const double limit = tolerance * norm(gradient) / std::sqrt(double(gradient.data.size()));
+      std::vector<bool>& elements = elements_[p.name];
+      elements.resize(gradient.data.size());
+      for (size_t i = 0; i < elements.size(); ++i)
+        if (gradient.data[i] != 0 && std::abs(gradient.data[i]) < limit) elements[i] = true;
+    }
+  }
+  // `got` where that is certain, else `expected`, from which it may be `reach` away. One in three
+  // at most may not be certain.
+  Values certain(const std::string& name, Values got, const Values& expected, double reach) const {
+    const std::vector<bool>& elements = elements_.at(name);
+    size_t left_out = 0, too_far = 0;
+    for (size_t i = 0; i < elements.size(); ++i) {
+      if (!elements[i]) continue;
+      ++left_out;
+      too_far += !(std::abs(got.data[i] - expected.data[i]) <= reach);  // nor a NaN
+      got.data[i] = expected.data[i];
+    }
+    INFO(name << ": " << left_out << " of " << elements.size() << " elements are uncertain");
+    CHECK((elements.size() < 64 || 3 * left_out <= elements.size()));
+    CHECK(too_far == 0);
+    return got;
+  }
+
+ private:
+  std::map<std::string, std::vector<bool>> elements_;
+};
+
 void check_training(const GoldenFile& file, const Engine& engine, ops::Fusion fusion) {
   Network n(file, engine, fusion);
   AdamSpec spec;
   spec.lr = file.number("lr"), spec.eps = file.number("eps");
   spec.beta1 = file.number("beta1"), spec.beta2 = file.number("beta2");
   Adam adam(n.stream, n.net.parameters(), spec);
+  const bool is_tf32 = engine.precision.math == Math::tf32;
+  Uncertain uncertain;
   const Values losses = file.values("losses");
   REQUIRE(losses.data.size() > 0);
   for (int64_t step = 0; step < losses.shape[0]; ++step) {
@@ -124,6 +164,7 @@ void check_training(const GoldenFile& file, const Engine& engine, ops::Fusion fu
            loss);
     check_loss(loss, losses.data[size_t(step)], engine.loss_tolerance());
     n.net.parameters().finish_gradients(n.stream);
+    if (is_tf32) uncertain.add(n);
     adam.gradient_norm();
     adam.update();
   }
@@ -132,8 +173,12 @@ void check_training(const GoldenFile& file, const Engine& engine, ops::Fusion fu
   for (const Parameter& p : n.net.parameters().list()) {
     if (exempt.contains(p.name)) continue;
     const Values start = n.of("param.", p), expected = n.of("after.", p);
-    check_near(p.name + " after Adam", values_of(n.stream, p.master), expected,
-               distance(expected, start), engine.moved_tolerance(n.net.config().activation));
+    Values got = values_of(n.stream, p.master);
+    // Either way by lr a step at most.
+    const double reach = 2.001 * spec.lr * double(losses.shape[0]);
+    if (is_tf32) got = uncertain.certain(p.name, std::move(got), expected, reach);
+    check_near(p.name + " after Adam", got, expected, distance(expected, start),
+               engine.moved_tolerance(n.net.config().activation));
   }
   check_evaluation(n);
 }

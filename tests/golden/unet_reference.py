@@ -14,7 +14,8 @@ from torch.nn import functional as F
 def timestep_embedding(t, dim, dtype=torch.float32):
     """cat[sin(t f), cos(t f)], f_i = 10000^(-i / half): (N,) -> (N, dim)."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=dtype) / half)
+    numbers = torch.arange(half, dtype=dtype, device=t.device)
+    frequencies = torch.exp(-math.log(10000.0) * numbers / half)
     angles = t[:, None].to(dtype) * frequencies
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
 
