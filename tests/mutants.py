@@ -10,9 +10,9 @@ from typing import NamedTuple
 # Collectives and asynchronous operations by what their absence means.
 CALLS = {
     "barrier": r"__syncthreads(?:_or|_and|_count)?|__syncwarp|(?:ptx::)?named_barrier\w*",
-    "wait": r"(?:ptx::)?(?:cp_async_wait(?:_all)?(?:<[^;()]*>)?|mbarrier_wait|bulk_wait\w*)",
-    "fence": r"(?:ptx::)?(?:__threadfence(?:_block|_system)?|fence_\w+)",
-    "commit": r"(?:ptx::)?(?:cp_async_commit|bulk_commit\w*)",
+    "wait": r"(?:ptx::)?(?:cp_async_wait(?:_all)?(?:<[^;()]*>)?|wgmma_wait(?:<[^;()]*>)?|mbarrier_wait|bulk_wait\w*)",
+    "fence": r"(?:ptx::)?(?:__threadfence(?:_block|_system)?|fence_\w+|wgmma_fence)",
+    "commit": r"(?:ptx::)?(?:cp_async_commit|wgmma_commit|bulk_commit\w*)",
 }
 # Comparisons that ask which of two, not whether inside: counted apart from the bounds checks.
 SELECTIONS = r"c < (?:joint\.)?A|a < b|scale >= 1|max_norm > 0"
