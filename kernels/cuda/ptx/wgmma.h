@@ -139,7 +139,7 @@ struct SharedMatrix {
  private:
   static const std::byte* swizzled(const std::byte* place, uintptr_t lines) {
     const auto address = reinterpret_cast<uintptr_t>(place);
-    return place + ((address ^ (address >> 7 & lines) << 4) - address);
+    return reinterpret_cast<const std::byte*>(address ^ (address >> 7 & lines) << 4);
   }
 };
 
