@@ -363,19 +363,21 @@ TEST_CASE("bench predicts instructions by the vectors that a loop moves", "[benc
       dir / "kernel-instructions.md",
       concat(kInstructionsHead,
              "| `norm_act_fwd_kernel<bf16, 8, Act<(Activation)0>>` | sm_90a | 500 | 160 | 0 | "
-             "1 | 2 | 300 | 0 | 1 |\n"
+             "1 | 2 | 300 | 0 | 6 |\n"
              "| `norm_act_sums_kernel<bf16, 8, Act<(Activation)0>>` | sm_90a | 900 | 200 | 0 "
-             "| 0 | 2 | 700 | 0 | 2 |\n"));
+             "| 0 | 2 | 700 | 0 | 7 |\n"));
   const Finished run = run_program(
-      "bench", {"--predict",
-                "^group_norm_act/[a-z]+/bf16/gelu_lesson_64x64x64_.32,64,64,64._in_8_groups_._t$",
-                "--resources", (dir / "resources.md").string()});
+      "bench",
+      {"--predict",
+       "^group_norm_act/[a-z]+/bf16/gelu_lesson_8x8x512_.32,8,8,512._in_[0-9]+_groups_._t$",
+       "--resources", (dir / "resources.md").string()});
   INFO(run.err);
   INFO(run.out);
   REQUIRE(run.status == 0);
-  // 512 blocks of 8 warps, 8 packs of 8 channels a thread: a store each, and two loads, of which
-  // one pair goes before the loop and one is left out at its end.
-  const double elements = 32 * 64 * 64 * 64, warps = 512 * 8;
+  // 512 blocks of 8 warps, a pack of 8 channels a thread, with a store. 256 blocks of the sums, two
+  // packs: two loads each, of which one pair goes before the loop, with 5 of gamma, beta and t, and
+  // one is left out at its end.
+  const double elements = 32 * 8 * 8 * 512, warps = 512 * 8, sum_warps = 256 * 8;
   const auto forward = row_of(run.out, "3 | `norm_act_fwd_kernel");
   REQUIRE(forward.size() == 11);
   const auto per_element = [](const std::vector<std::string>& row) { return std::stod(row[10]); };
@@ -390,7 +392,8 @@ TEST_CASE("bench predicts instructions by the vectors that a loop moves", "[benc
   const auto sum_times = row_of(run.out, concat(sums[0], " | H200"));
   REQUIRE(sum_times.size() == 13);
   CHECK(std::stod(sum_times[9]) ==
-        Approx((warps * 700 + (elements / 8 / 32 - warps) * 200) / 4 / 132 / 1830).margin(0.05));
+        Approx((sum_warps * 700 + (elements / 8 / 32 - sum_warps) * 200) / 4 / 132 / 1830)
+            .margin(0.05));
 }
 
 TEST_CASE("bench predicts whole steps, by kernels", "[bench]") {

@@ -118,6 +118,7 @@ struct BackwardCase {
   bool with_t = true;
   bool unaligned = false;  // dx lies between two packs
   std::optional<ConvTile> tile = {};
+  int unaligned_vector = 0;  // 1, 2, 3: gamma, beta or t lies between two packs
 };
 
 std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype, bool composed) {
@@ -130,9 +131,15 @@ std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype,
     return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, {s[3]})), master);
   };
   const Tensor x = input("x", s), w = input("w", {c.K, 3, 3, s[3]}, 0.2f);
-  const Tensor dy = input("dy", {s[0], s[1], s[2], c.K}), gamma = vector("gamma"),
-               beta = vector("beta");
-  const Tensor t = c.with_t ? input("t", {s[0], s[3]}) : Tensor{};
+  const auto shifted = [&](const Tensor& from, int number) {
+    if (c.unaligned_vector != number) return from;
+    Tensor to = Tensor::empty(stream, {from.numel() + 1}, from.dtype()).slice(1, from.shape());
+    add_bwd(stream, from, {to});
+    return to;
+  };
+  const Tensor dy = input("dy", {s[0], s[1], s[2], c.K}), gamma = shifted(vector("gamma"), 1),
+               beta = shifted(vector("beta"), 2);
+  const Tensor t = c.with_t ? shifted(input("t", {s[0], s[3]}), 3) : Tensor{};
   Values m = moments_of(values_of(stream, x), c.groups);
   const Tensor moments = tensor_of(stream, m, master);
   Tensor dx = input("dx", s);
@@ -235,6 +242,11 @@ TEST_CASE("the way back through norm, GELU and convolution in one", "[cuda]") {
   check_backward({{1, 6, 6, 8}, 8, 2}, {75});
   for (GradMode mode : {GradMode::Overwrite, GradMode::Accumulate})
     check_backward({{1, 8, 8, 16}, 8, 4, Activation::Gelu, mode, true, true}, {80});
+  for (int vector : {1, 2, 3}) {
+    BackwardCase unaligned{{1, 8, 8, 16}, 8, 4};
+    unaligned.unaligned_vector = vector;
+    check_backward(unaligned, {80});
+  }
 }
 
 TEST_CASE("no images have no moments and no gradients", "[cuda]") {

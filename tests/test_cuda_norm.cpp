@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/simt/options.h"
+#include "kernels/cuda/columns.h"
 #include "tests/cuda_devices.h"
 
 using namespace tessera;
@@ -24,54 +25,65 @@ simt::Options host_model(int capability, simt::Order order = simt::Order::Random
 struct NormCase {
   Shape x;
   int groups;
-  bool gelu = true;        // the fused op, with t and residual
-  float mean = 0;          // of x
-  float first = 0;         // added to the first pixel: an outlier
-  bool in_place = false;   // dx is dy
-  bool unaligned = false;  // x lies between two packs
+  bool gelu = true;          // the fused op, with t and residual
+  float mean = 0;            // of x
+  float first = 0;           // added to the first pixel: an outlier
+  bool in_place = false;     // dx is dy
+  bool unaligned = false;    // x lies between two packs
+  int unaligned_vector = 0;  // 1, 2, 3: gamma, beta or t does
 };
 
 std::string text_of(const NormCase& c) {
   return concat(c.x, " in ", c.groups, " groups", c.gelu ? ", gelu" : "", ", mean ", c.mean,
                 ", first pixel + ", c.first, c.in_place ? ", in place" : "",
-                c.unaligned ? ", unaligned" : "");
+                c.unaligned ? ", unaligned" : "",
+                c.unaligned_vector ? concat(", unaligned vector ", c.unaligned_vector) : "");
 }
 
 // The tensors of a case: activations in `storage`, their numbers rounded to what `rounded` holds.
 class NormInputs {
  public:
   NormInputs(Stream& stream, const NormCase& c, DType storage, DType rounded)
-      : stream_(stream), storage_(storage), rounded_(rounded), name_(text_of(c)) {
+      : stream_(stream),
+        storage_(storage),
+        rounded_(rounded),
+        name_(text_of(c)),
+        unaligned_vector_(c.unaligned_vector) {
     Values values = draw(Numbers::Normal, name_, 0, c.x);
     for (double& v : values.data) v += c.mean;
     for (int64_t i = 0; i < std::min(c.x[3], c.x.numel()); ++i) values.data[size_t(i)] += c.first;
-    if (c.unaligned) {
-      values.data.insert(values.data.begin(), 0.0);
-      values.shape = {c.x.numel() + 1};
-    }
-    x = put(values, rounded);
-    if (c.unaligned) x = x.slice(1, c.x);
+    x = put(values, storage_, rounded, c.unaligned);
   }
 
   Tensor activation(uint32_t number, const Shape& shape) {
-    return put(draw(Numbers::Normal, name_, number, shape), rounded_);
+    return put(draw(Numbers::Normal, name_, number, shape), storage_, rounded_, false);
+  }
+  Tensor t(uint32_t number, const Shape& shape) {
+    return put(draw(Numbers::Normal, name_, number, shape), storage_, rounded_,
+               unaligned_vector_ == int(number));
   }
   Tensor vector(uint32_t number, int64_t size) {
-    return tensor_of(stream_, draw(Numbers::Normal, name_, number, {size}), master_of(storage_));
+    return put(draw(Numbers::Normal, name_, number, {size}), master_of(storage_), DType::f32,
+               unaligned_vector_ == int(number));
   }
 
   Tensor x;
 
  private:
-  Tensor put(Values values, DType rounded) {
+  Tensor put(Values values, DType dtype, DType rounded, bool unaligned) {
     for (double& v : values.data)
       v = rounded == DType::bf16 ? to_float(to_bf16(float(v))) : float(v);
-    return tensor_of(stream_, values, storage_);
+    if (!unaligned) return tensor_of(stream_, values, dtype);
+    const Shape shape = values.shape;
+    values.data.insert(values.data.begin(), 0.0);
+    values.shape = {shape.numel() + 1};
+    return tensor_of(stream_, values, dtype).slice(1, shape);
   }
 
   Stream& stream_;
   DType storage_, rounded_;
   std::string name_;
+  int unaligned_vector_;
 };
 
 // y, moments, dx, dgamma, dbeta, and dt of the fused op.
@@ -83,7 +95,7 @@ Results run_norm(Stream& stream, const NormCase& c, DType storage, DType rounded
   const DType master = master_of(storage);
   NormInputs in(stream, c, storage, rounded);
   const Tensor gamma = in.vector(1, C), beta = in.vector(2, C);
-  const Tensor t = in.activation(3, {N, C}), residual = in.activation(4, c.x);
+  const Tensor t = in.t(3, {N, C}), residual = in.activation(4, c.x);
   Tensor dy = in.activation(5, c.x);
   Tensor y = Tensor::empty(stream, c.x, storage);
   Tensor moments = Tensor::empty(stream, {N, c.groups, 2}, master);
@@ -152,9 +164,53 @@ TEST_CASE("Group norm on CUDA: tiles, packs and groups of all kinds", "[cuda]") 
                                                        // whole rows
             {{2, 6, 5, 24}, 3, true, 0, 0, true},      // dx in the place of dy
             {{2, 6, 5, 32}, 4, true, 0, 0, false, true},
-            {{2, 6, 5, 32}, 4, false, 0, 0, false, true}})
+            {{2, 6, 5, 32}, 4, false, 0, 0, false, true},
+            {{2, 6, 5, 32}, 4, true, 0, 0, false, false, 1},
+            {{2, 6, 5, 32}, 4, true, 0, 0, false, false, 2},
+            {{2, 6, 5, 32}, 4, true, 0, 0, false, false, 3}})
         equals_oracle(c, storage, storage == DType::bf16 ? 1e-2 : 1e-5);
   }
+}
+
+TEST_CASE("Group norm on CUDA: a GPU so small that threads have many pixels", "[cuda]") {
+  simt::Options options = host_model(90);
+  options.profile.multiprocessors = 1;
+  const simt::ScopedOptions scope(options);
+  for (DType storage : {DType::f32, DType::bf16})
+    for (const NormCase& c : {NormCase{{2, 23, 29, 64}, 8},
+                              {{1, 41, 37, 16}, 2, false},
+                              {{3, 19, 23, 21}, 3},
+                              {{1, 13, 17, 264}, 8, true, 0, 0, true}})
+      equals_oracle(c, storage, storage == DType::bf16 ? 1e-2 : 1e-5);
+}
+
+TEST_CASE("Tiles of columns cover all pixels, in one wave where they can", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(90));  // 132 multiprocessors
+  Stream stream(Device::open(DeviceType::simt));
+  const auto tiles = [&](const Shape& shape, int resident, int longest) {
+    const Tensor x = Tensor::empty(stream, shape, DType::bf16);
+    const simt::Tiling t = simt::tiling_of(stream, x, 8, resident, longest);
+    INFO(shape << ", " << resident << " blocks a multiprocessor, " << longest << " pixels");
+    CHECK(int64_t(t.slices) * t.pixels >= t.P);
+    CHECK(int64_t(t.slices - 1) * t.pixels < t.P);
+    CHECK(t.pixels <= longest * t.rows);
+    return int64_t(t.grid().x) * t.grid().y;
+  };
+  for (const int resident : {3, 4})
+    for (const Shape& shape :
+         {Shape{32, 64, 64, 64}, {32, 32, 32, 128}, {32, 16, 16, 256}, {32, 8, 8, 512}}) {
+      const int64_t blocks = tiles(shape, resident, 16);
+      CHECK(blocks <= 132 * resident);
+      CHECK(blocks >= 132 * resident / 2);
+    }
+  // A wave has 396. 32 images of up to 12 tiles of 11 times 32 pixels; where a thread may have 8
+  // pixels only, two waves of 6 pixels and not of 8, which end later.
+  CHECK(tiles({32, 64, 64, 64}, 3, 16) == 32 * 12);
+  CHECK(tiles({32, 64, 64, 64}, 3, 8) == 32 * 22);
+  // Just a wave of single pixels, and an image more: two pixels to a thread.
+  CHECK(tiles({396, 1, 32, 64}, 3, 16) == 396);
+  CHECK(tiles({198, 2, 32, 64}, 3, 16) == 396);
+  CHECK(tiles({199, 2, 32, 64}, 3, 16) == 199);
 }
 
 TEST_CASE("Group norm on CUDA keeps its precision beside a large mean", "[cuda]") {
@@ -194,21 +250,28 @@ TEST_CASE("Group norm on CUDA gives the same bits in whatever order blocks run",
 
 TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cuda]") {
   const simt::ScopedOptions scope(host_model(90));
-  const NormCase c{{2, 5, 4, 12}, 3};
-  for (DeviceType type : cuda_device_types()) {
+  const auto check = [](DeviceType type, const NormCase& c) {
+    const int64_t N = c.x[0], C = c.x[3];
     Stream stream(poisoned(type));
     const Results all = run_norm(stream, c, DType::f32, DType::f32);
     NormInputs in(stream, c, DType::f32, DType::f32);
-    const Tensor gamma = in.vector(1, 12), beta = in.vector(2, 12), t = in.activation(3, {2, 12}),
+    const Tensor gamma = in.vector(1, C), beta = in.vector(2, C), t = in.activation(3, {N, C}),
                  dy = in.activation(5, c.x), moments = tensor_of(stream, all[1], DType::f32);
-    for (size_t wanted = 2; wanted < 6; ++wanted) {
+    for (unsigned wanted = 1; wanted < 16; ++wanted) {  // a bit for each of dx, dgamma, dbeta, dt
       Grad grads[6];
-      grads[wanted].tensor = Tensor::empty(stream, all[wanted].shape);
+      for (size_t i = 2; i < 6; ++i)
+        if (wanted >> (i - 2) & 1) grads[i].tensor = Tensor::empty(stream, all[i].shape);
       group_norm_act_bwd(stream, {{c.groups}}, in.x, moments, gamma, beta, t, dy, grads[2],
                          grads[3], grads[4], grads[5]);
-      INFO(kResultNames[wanted]);
-      CHECK(values_of(stream, grads[wanted].tensor).data == all[wanted].data);
+      for (size_t i = 2; i < 6; ++i) {
+        INFO(kResultNames[i] << " of " << wanted);
+        if (grads[i]) CHECK(values_of(stream, grads[i].tensor).data == all[i].data);
+      }
     }
+  };
+  for (DeviceType type : cuda_device_types()) {
+    check(type, {{2, 5, 4, 12}, 3});
+    check(type, {{1, 3, 4, 325}, 5});  // several blocks of channels
   }
 }
 

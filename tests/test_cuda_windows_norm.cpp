@@ -2,7 +2,8 @@
 // launches over address space (tests/huge.h), against the definition. Each image is larger than
 // 2^31 elements, and the windows reach the last channels of the last one's last tiles. Partial sums
 // of tiles that did not run are zeros, which stands for pixels equal to the image's first one in
-// the moments, and for gradients of zero in the others.
+// the moments, and for gradients of zero in the others. The parameters' gradients are wanted by
+// themselves: their blocks would be the last ones of dx's launch.
 #include <catch2/catch.hpp>
 
 #include "tests/huge.h"
@@ -89,13 +90,21 @@ struct Norm {
     if (fused) {
       group_norm_act_fwd(stream, spec, x.tensor, gamma.tensor, beta.tensor, t.tensor,
                          residual.tensor, y.tensor, moments.tensor);
-      group_norm_act_bwd(stream, spec, x.tensor, moments.tensor, gamma.tensor, beta.tensor,
-                         t.tensor, dy.tensor, dx.grad(), dgamma.grad(), dbeta.grad(), dt.grad());
+      const auto backward = [&](Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+        group_norm_act_bwd(stream, spec, x.tensor, moments.tensor, gamma.tensor, beta.tensor,
+                           t.tensor, dy.tensor, dx, dgamma, dbeta, dt);
+      };
+      backward(dx.grad(), {}, {}, dt.grad());
+      backward({}, dgamma.grad(), dbeta.grad(), {});
     } else {
       group_norm_fwd(stream, spec.norm, x.tensor, gamma.tensor, beta.tensor, y.tensor,
                      moments.tensor);
-      group_norm_bwd(stream, spec.norm, x.tensor, moments.tensor, gamma.tensor, dy.tensor,
-                     dx.grad(), dgamma.grad(), dbeta.grad());
+      const auto backward = [&](Grad dx, Grad dgamma, Grad dbeta) {
+        group_norm_bwd(stream, spec.norm, x.tensor, moments.tensor, gamma.tensor, dy.tensor, dx,
+                       dgamma, dbeta);
+      };
+      backward(dx.grad(), {}, {});
+      backward({}, dgamma.grad(), dbeta.grad());
     }
     stream.synchronize();
   }

@@ -5,6 +5,8 @@
 namespace tessera::TESSERA_CUDA {
 namespace {
 
+constexpr int kTileBlocks = 4;  // of a multiprocessor
+
 // y = a + b; y may be a or b.
 template <class T, int N>
 struct Add {
@@ -27,7 +29,8 @@ void add(Stream& stream, int64_t n, const T* a, const T* b, T* y) {
 
 // y [N,P,C] = x + t [N,C]; y may be x.
 template <class T, class B, int V>
-__global__ void add_broadcast_fwd_kernel(Tiling tiling, const T* x, const B* t, T* y) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+    add_broadcast_fwd_kernel(Tiling tiling, const T* x, const B* t, T* y) {
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
   constexpr int N = V < kPack<B> ? V : kPack<B>;
@@ -46,7 +49,8 @@ __global__ void add_broadcast_fwd_kernel(Tiling tiling, const T* x, const B* t, 
 
 // Sums over the pixels of a tile: partial [N,slices,C].
 template <class T, int V>
-__global__ void sum_pixels_kernel(Tiling tiling, const T* x, float* partial) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+    sum_pixels_kernel(Tiling tiling, const T* x, float* partial) {
   auto& scratch = shared_memory<ColumnScratch<V>>();
   const Tile<V> tile(tiling);
   Pack<T, V> in[kTilePixels];
@@ -86,7 +90,7 @@ void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor&
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
-    const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
+    const Tiling tiling = tiling_of(stream, x, V, kTileBlocks, kTileLoop);
     if (tiling.empty()) return;
     const auto add_term = [&](auto type_of_t) {
       using B = decltype(type_of_t);
@@ -103,7 +107,7 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
-    const Tiling tiling = tiling_of(stream, dy.dim(0), dy.dim(1) * dy.dim(2), dy.dim(3), V);
+    const Tiling tiling = tiling_of(stream, dy, V, kTileBlocks, kTilePixels);
     const bool accumulate = dt.mode == GradMode::Accumulate;
     if (tiling.empty()) {
       if (!accumulate) dt.tensor.zero(stream);

@@ -15,7 +15,8 @@ namespace tessera::TESSERA_CUDA {
 
 inline constexpr int kTileThreads = 256;
 inline constexpr int kTileCols = 32;   // at most: rows of 512 bytes are long enough
-inline constexpr int kTilePixels = 8;  // of a thread, at most
+inline constexpr int kTilePixels = 8;  // of a thread that has all of them in registers, at most
+inline constexpr int kTileLoop = 16;   // of one that goes from pixel to pixel
 
 struct Tiling {
   int64_t N, P;
@@ -29,17 +30,24 @@ struct Tiling {
   bool empty() const { return N * P * C == 0; }
 };
 
-// Fewer pixels to a tile where a GPU would have too few blocks otherwise.
-inline Tiling tiling_of(Stream& stream, int64_t N, int64_t P, int64_t C, int V) {
+// Of x [N,H,W,C]. `resident`: how many blocks of the kernel a multiprocessor holds at a time;
+// `longest`: pixels of a thread, at most. Tiles are as long as they may be for the GPU to be done
+// soonest: its last wave of blocks takes as long as a full one, and a block has to begin and end,
+// which takes as long as some two pixels.
+inline Tiling tiling_of(Stream& stream, const Tensor& x, int V, int resident, int longest) {
+  const int64_t N = x.dim(0), P = x.dim(1) * x.dim(2), C = x.dim(3);
   Tiling t{N, P, int(C), int(C / V)};
   if (t.empty()) return t;
   t.cols = int(ceil_div(t.packs, ceil_div(t.packs, kTileCols)));
   t.rows = kTileThreads / t.cols;
-  const int64_t wanted = 2 * stream.device().info().multiprocessors;
-  for (int pixels = kTilePixels; pixels > 0; pixels /= 2) {
-    t.pixels = t.rows * pixels;
-    t.slices = int(ceil_div(P, t.pixels));
-    if (N * t.slices * ceil_div(t.packs, t.cols) >= wanted) break;
+  const int64_t wave = int64_t(resident) * stream.device().info().multiprocessors;
+  int64_t least = INT64_MAX;
+  for (int pixels = 1; pixels <= longest; ++pixels) {
+    const int64_t slices = ceil_div(P, t.rows * pixels);
+    const int64_t waves = ceil_div(N * slices * ceil_div(t.packs, t.cols), wave);
+    const int64_t time = waves * (pixels + 2);
+    if (time > least) continue;
+    least = time, t.pixels = t.rows * pixels, t.slices = int(slices);
   }
   t.by_cols = Divisor32(t.cols), t.by_rows = Divisor32(t.rows), t.by_slices = Divisor32(t.slices);
   return t;
@@ -116,32 +124,68 @@ __device__ __forceinline__ void column_sums(float (&values)[V], int cols, int ro
   for (int j = 0; j < V; ++j) values[j] = scratch.values[j][int(threadIdx.x) % cols];
 }
 
-template <class T, class Put>
-__global__ void sum_rows_kernel(unsigned outer, int64_t rows, int64_t count, int inner, int cols,
-                                const T* x, Put put) {
-  auto& scratch = shared_memory<ColumnScratch<1>>();
-  const int step = kTileThreads / cols, row = int(threadIdx.x) / cols;
-  const int i = int(blockIdx.x / outer) * cols + int(threadIdx.x) % cols;
-  const int64_t o = blockIdx.x % outer, end = (o + 1) * count < rows ? (o + 1) * count : rows;
-  float sum[1] = {};
-  if (i < inner)
-    for (int64_t r = o * count + row; r < end; r += step) sum[0] += to_float(x[r * inner + i]);
-  column_sums(sum, cols, step, scratch);
-  if (row == 0 && i < inner) put(o, i, sum[0]);
+// Sums of x [rows,inner] over `count` rows each, the last ones over what is left of them, outer in
+// all. A block adds up `cols` packs of V columns.
+template <class T, int V>
+struct RowSums {
+  int64_t outer, rows, count;
+  int inner, cols;
+  const T* x;
+
+  RowSums(int64_t outer, int64_t rows, int64_t count, int64_t inner, const T* x)
+      : outer(outer),
+        rows(rows),
+        count(count),
+        inner(int(inner)),
+        cols(int(std::min<int64_t>(inner / V, kTileCols))),
+        x(x) {}
+  // Fits a grid.
+  unsigned blocks() const {
+    const int64_t needed = cols ? outer * ceil_div(inner / V, cols) : 0;
+    ENSURE(needed <= INT32_MAX, "sums of ", rows, " rows of ", inner, ", ", count, " each");
+    return unsigned(needed);
+  }
+
+  // put(o, i, sum) for all i of a block, of whose threads all must come.
+  template <class Put>
+  __device__ __forceinline__ void block(unsigned number, ColumnScratch<V>& scratch,
+                                        const Put& put) const {
+    const int step = kTileThreads / cols, row = int(threadIdx.x) / cols;
+    const int64_t o = number % unsigned(outer),
+                  end = (o + 1) * count < rows ? (o + 1) * count : rows;
+    const int i = (int(number / unsigned(outer)) * cols + int(threadIdx.x) % cols) * V;
+    float sums[V] = {};
+    if (i < inner)
+      for (int64_t r = o * count + row; r < end; r += step) {
+        const auto values = Pack<T, V>::load(x + r * inner + i);
+        for (int j = 0; j < V; ++j) sums[j] += values[j];
+      }
+    column_sums(sums, cols, step, scratch);
+    if (row != 0 || i >= inner) return;
+    for (int j = 0; j < V; ++j) put(o, i + j, sums[j]);
+  }
+};
+
+template <class T, int V, class Put>
+__global__ void __launch_bounds__(kTileThreads) sum_rows_kernel(RowSums<T, V> sums, Put put) {
+  sums.block(blockIdx.x, shared_memory<ColumnScratch<V>>(), put);
 }
 
-// Sums of x [rows,inner] over `count` rows each, the last ones over what is left of them, outer in
-// all: put(o, i, sum). put is a struct with a __device__ operator()(int64_t o, int i, float sum).
+// put(o, i, sum) of all of RowSums. put is a struct with a
+// __device__ operator()(int64_t o, int i, float sum).
 template <class T, class Put>
 void sum_rows(Stream& stream, int64_t outer, int64_t rows, int64_t count, int64_t inner, const T* x,
               const Put& put) {
-  if (outer * inner == 0) return;
-  const int cols = int(std::min<int64_t>(inner, kTileCols));
-  const int64_t blocks = outer * ceil_div(inner, cols);
-  ENSURE(blocks <= INT32_MAX, "sums of ", rows, " rows of ", inner, ", ", count, " each");
-  launch<sum_rows_kernel<T, Put>>(
-      {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kTileThreads), sizeof(ColumnScratch<1>)},
-      unsigned(outer), rows, count, int(inner), cols, x, put);
+  const auto run = [&](auto pack) {
+    constexpr int V = decltype(pack)::value;
+    const RowSums<T, V> sums(outer, rows, count, inner, x);
+    if (const unsigned blocks = sums.blocks())
+      launch<sum_rows_kernel<T, V, Put>>(
+          {cuda_stream(stream), dim3(blocks), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, sums,
+          put);
+  };
+  packs_fit<T, kPack<T>>(inner, x) ? run(std::integral_constant<int, kPack<T>>{})
+                                   : run(std::integral_constant<int, 1>{});
 }
 
 // y [outer,inner] = or += the sums.

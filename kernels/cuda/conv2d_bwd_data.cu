@@ -74,7 +74,8 @@ void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& co
                          const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
                          Grad dbeta, Grad dt) {
   if (!conv::halo_bwd_data_fits(stream, conv, dy, w, x) ||
-      !packs_fit<bf16, 8>(0, data_or_null<bf16>(dx.tensor)))
+      !packs_fit<bf16, 8>(0, data_or_null<bf16>(dx.tensor), data_or_null<bf16>(t)) ||
+      !packs_fit<float, 4>(0, gamma.data<float>(), data_or_null<float>(beta)))
     return composed::norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
                                          dgamma, dbeta, dt);
   Tensor dh = dx && dx.mode == GradMode::Overwrite ? dx.tensor

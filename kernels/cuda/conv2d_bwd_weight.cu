@@ -11,7 +11,7 @@ namespace conv {
 
 void bias_grad(Stream& stream, const Tensor& dy, Grad db) {
   if (!db) return;
-  constexpr int kPixels = 1024;  // that a block sums
+  constexpr int kPixels = 512;  // that a block sums
   const int64_t K = dy.dim(3), pixels = dy.numel() / K, parts = ceil_div(pixels, kPixels);
   Tensor partial = Tensor::empty(stream, {parts, K}, DType::f32);
   with_storage(dy.dtype(), [&](auto zero) {

@@ -77,7 +77,7 @@ struct HaloMoments : HaloImage {
 };
 
 // dy = sums, and the sums of dz and of dz xhat: dz = dy gelu'(z), dy as stored, with the z that a
-// GroupNorm computes from x (norm.h).
+// GroupNorm computes from x (norm.h), all of whose tensors are at addresses of packs.
 template <Activation act>
 struct HaloNormGrad {
   static constexpr int kBlocks = 0;
@@ -118,7 +118,7 @@ struct HaloNormGrad {
         }
       });
       in.for_groups<8>(in.moments, first.n + n, c,
-                       [&](int j, const float* moments) { product[j] *= moments[1]; });
+                       [&](int j, float, float rstd) { product[j] *= rstd; });
     }
     mine.add_up(sum, results.sums[0]);
     mine.add_up(product, results.sums[1]);

@@ -138,7 +138,8 @@ struct Epilogue {
     if (row >= sizes.rows) return;
     Out* const part = out + int64_t(blockIdx.z) * sizes.rows * layout.stride;
     if (!packs) {
-      TESSERA_UNROLL  // or sums of 16 packs were indexed in local memory
+      // Rolled, a loop of 16 would index the sums in local memory.
+      TESSERA_UNROLL
       for (int j = 0; j < n; ++j)
         for (int i = 0; i < V; ++i)
           if (const int x = column + 8 * j + i; x < sizes.columns)

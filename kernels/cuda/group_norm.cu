@@ -7,9 +7,10 @@
 // merges tiles and channels into the moments of a group (Chan, Golub, LeVeque 1979); a pass applies
 // y = act((x - mean) a + b) + residual with a = rstd gamma, b = beta + t. Backward: a pass sums
 // S1 = sum dz and S2 = sum dz xhat, dz = dy act'(z), per tile and channel; a small kernel adds up
-// the tiles of an image (dt = S1) and the channels of a group, another the images (dbeta = sum S1,
-// dgamma = sum S2); a pass computes dz again and dx = a dz - p - (x - mean) q. Convolutions may
-// have taken the sums of the first pass in either direction (norm.h).
+// the tiles of an image (dt = S1) and the channels of a group; a pass computes dz again and
+// dx = a dz - p - (x - mean) q, while blocks of their own add up the images (dbeta = sum S1,
+// dgamma = sum S2). Convolutions may have taken the sums of the first pass in either direction
+// (norm.h).
 #include "kernels/cuda/columns.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/reduce.h"
@@ -17,12 +18,22 @@
 namespace tessera::TESSERA_CUDA {
 namespace {
 
+// Blocks that a multiprocessor holds at a time, by registers: the gradients of bf16 through an
+// activation and their moments take 65 to 80 (a bound on these would cost spills), all others 64 at
+// most.
+constexpr int kFwdBlocks = 4;
+template <class T, class Act>
+constexpr int kBwdBlocks = sizeof(T) == 2 && !std::is_same_v<Act, None> ? 3 : 4;
+template <class T>
+constexpr int kMomentBlocks = sizeof(T) == 2 ? 3 : 4;
+
 // ---- Moments
 
 // partial [2,N,slices,C]: means, less the value of the image's first pixel, then M2s. Deviations
 // from a pixel are small beside a mean that is large, and lose nothing to rounding.
 template <class T, int V>
-__global__ void channel_moments_kernel(Tiling tiling, const T* x, float* partial) {
+__global__ void __launch_bounds__(kTileThreads)
+    channel_moments_kernel(Tiling tiling, const T* x, float* partial) {
   auto& scratch = shared_memory<ColumnScratch<V>>();
   const Tile<V> tile(tiling);
   Pack<T, V> values[kTilePixels];
@@ -124,7 +135,8 @@ void merge_parts(Stream& stream, const Parts& parts, const GroupNormSpec& spec, 
 // ---- Forward
 
 template <class T, int V, class Act>
-__global__ void norm_act_fwd_kernel(Tiling tiling, NormArgs<T> in, T* y) {
+__global__ void __launch_bounds__(kTileThreads, kFwdBlocks)
+    norm_act_fwd_kernel(Tiling tiling, NormArgs<T> in, T* y) {
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
   const Affine<V> z(in, tile.n, tile.channel, tiling.C);
@@ -145,7 +157,8 @@ __global__ void norm_act_fwd_kernel(Tiling tiling, NormArgs<T> in, T* y) {
 
 // partial [2,N,slices,C]: sums of dz, then of dz xhat.
 template <class T, int V, class Act>
-__global__ void norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy, float* partial) {
+__global__ void __launch_bounds__(kTileThreads)
+    norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy, float* partial) {
   auto& scratch = shared_memory<ColumnScratch<V>>();
   const Tile<V> tile(tiling);
   float sum[V] = {}, product[V] = {};
@@ -167,9 +180,9 @@ __global__ void norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy,
   column_sums(product, tiling.cols, tiling.rows, scratch);
   if (tile.row != 0 || !tile.has_channel) return;
   float* to = partial + (tile.n * tiling.slices + tile.slice) * tiling.C + tile.channel;
-  in.template for_groups<V>(in.moments, tile.n, tile.channel, [&](int j, const float* moments) {
+  in.template for_groups<V>(in.moments, tile.n, tile.channel, [&](int j, float, float rstd) {
     to[j] = sum[j];
-    to[j + tiling.N * tiling.slices * tiling.C] = product[j] * moments[1];
+    to[j + tiling.N * tiling.slices * tiling.C] = product[j] * rstd;
   });
 }
 
@@ -229,17 +242,23 @@ __global__ void group_sums_kernel(GroupSums<T> a) {
   a.terms[2 * blockIdx.x + 1] = rstd * rstd * m2 / size;
 }
 
-// dx may be dy.
+// dx may be dy. The last blocks of a grid's first row add up the parameters' gradients.
 template <class T, int V, class Act>
-__global__ void norm_act_bwd_kernel(Tiling tiling, NormArgs<T> in, const T* dy, const float* terms,
-                                    T* dx, bool accumulate) {
+__global__ void __launch_bounds__(kTileThreads)
+    norm_act_bwd_kernel(Tiling tiling, NormArgs<T> in, const T* dy, const float* terms, T* dx,
+                        bool accumulate, RowSums<float, 1> images, PutParameters parameters) {
+  if (const unsigned tiles = unsigned(tiling.N) * unsigned(tiling.slices); blockIdx.x >= tiles) {
+    if (blockIdx.y == 0)
+      images.block(blockIdx.x - tiles, shared_memory<ColumnScratch<1>>(), parameters);
+    return;
+  }
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
   const Affine<V> z(in, tile.n, tile.channel, tiling.C);
   float p[V], q[V];
-  in.template for_groups<V>(terms, tile.n, tile.channel, [&](int j, const float* pair) {
-    p[j] = pair[0];
-    q[j] = pair[1];
+  in.template for_groups<V>(terms, tile.n, tile.channel, [&](int j, float first, float second) {
+    p[j] = first;
+    q[j] = second;
   });
   Pack<T, V> x = tile.load(in.x, 0), up = tile.load(dy, 0), old;
   for (int k = 0; k < tile.count; ++k) {
@@ -261,6 +280,18 @@ __global__ void norm_act_bwd_kernel(Tiling tiling, NormArgs<T> in, const T* dy, 
 
 // ---- Launches
 
+template <class T, int V>
+void take_moments(Stream& stream, const GroupNormSpec& spec, const Tensor& x, Tensor& moments) {
+  const Tiling tiling = tiling_of(stream, x, V, kMomentBlocks<T>, kTilePixels);
+  if (tiling.empty()) return;
+  Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
+  launch<channel_moments_kernel<T, V>>(
+      {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
+      x.data<T>(), partial.data<float>());
+  merge_parts(stream, Slices<T>{x.data<T>(), tiling.P, tiling.C, tiling.pixels, tiling.slices},
+              spec, tiling.P, partial, moments);
+}
+
 template <class Act>
 void norm_act_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                   const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
@@ -268,22 +299,14 @@ void norm_act_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
-    const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
+    if (!known) take_moments<T, V>(stream, spec, x, moments);
+    const Tiling tiling = tiling_of(stream, x, V, kFwdBlocks, kTileLoop);
     if (tiling.empty()) return;
-    const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, residual);
-    const cudaStream_t on = cuda_stream(stream);
-    if (!known) {
-      Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
-      launch<channel_moments_kernel<T, V>>(
-          {on, tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling, in.x,
-          partial.data<float>());
-      merge_parts(stream, Slices<T>{in.x, tiling.P, tiling.C, tiling.pixels, tiling.slices}, spec,
-                  tiling.P, partial, moments);
-    }
-    launch<norm_act_fwd_kernel<T, V, Act>>({on, tiling.grid(), dim3(kTileThreads)}, tiling, in,
-                                           y.data<T>());
+    launch<norm_act_fwd_kernel<T, V, Act>>(
+        {cuda_stream(stream), tiling.grid(), dim3(kTileThreads)}, tiling,
+        norm_args<T>(spec, x, moments, gamma, beta, t, residual), y.data<T>());
   };
-  with_packs(x, run, residual, y);
+  with_packs(x, run, gamma, beta, t, residual, y);
 }
 
 // Gradients of a sum over nothing.
@@ -308,15 +331,17 @@ void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, con
                    partial.data<float>(), in.gamma, in.moments, sums.data<float>(),
                    terms.data<float>(), data_or_null<T>(dt.tensor),
                    dt.mode == GradMode::Accumulate});
-  if (dgamma || dbeta)
-    sum_rows(
-        stream, 2, 2 * N, N, C, sums.data<float>(),
-        PutParameters{data_or_null<float>(dbeta.tensor), data_or_null<float>(dgamma.tensor),
-                      dbeta.mode == GradMode::Accumulate, dgamma.mode == GradMode::Accumulate});
-  if (!dx) return;
-  launch<norm_act_bwd_kernel<T, V, Act>>({on, tiling.grid(), dim3(kTileThreads)}, tiling, in, dy,
-                                         terms.data<float>(), dx.tensor.data<T>(),
-                                         dx.mode == GradMode::Accumulate);
+  const RowSums<float, 1> images(2, 2 * N, N, dgamma || dbeta ? C : 0, sums.data<float>());
+  dim3 grid = dx ? tiling.grid() : dim3(0, 1);
+  grid.x += images.blocks();
+  if (grid.x == 0) return;
+  Tiling tiles = tiling;
+  if (!dx) tiles.N = 0;
+  launch<norm_act_bwd_kernel<T, V, Act>>(
+      {on, grid, dim3(kTileThreads), sizeof(ColumnScratch<1>)}, tiles, in, dy, terms.data<float>(),
+      data_or_null<T>(dx.tensor), dx.mode == GradMode::Accumulate, images,
+      PutParameters{data_or_null<float>(dbeta.tensor), data_or_null<float>(dgamma.tensor),
+                    dbeta.mode == GradMode::Accumulate, dgamma.mode == GradMode::Accumulate});
 }
 
 template <class Act>
@@ -327,7 +352,7 @@ void norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
-    const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), V);
+    const Tiling tiling = tiling_of(stream, x, V, kBwdBlocks<T, Act>, kTileLoop);
     const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, {});
     Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
     launch<norm_act_sums_kernel<T, V, Act>>(
@@ -335,7 +360,7 @@ void norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
         in, dy.data<T>(), partial.data<float>());
     finish_bwd<Act, T, V>(stream, tiling, in, dy.data<T>(), partial, dx, dgamma, dbeta, dt);
   };
-  with_packs(x, run, dy, dx.tensor);
+  with_packs(x, run, gamma, beta, t, dy, dx.tensor);
 }
 
 }  // namespace
@@ -349,11 +374,12 @@ void norm_act_bwd_from_sums(Stream& stream, const NormAct& spec, const Tensor& x
                             const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                             const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
                             Grad dgamma, Grad dbeta, Grad dt) {
-  const Tiling tiling = tiling_of(stream, x.dim(0), x.dim(1) * x.dim(2), x.dim(3), 8);
-  auto* run =
-      with_activation(spec.act, [&]<Activation a>() { return &finish_bwd<Act<a>, bf16, 8>; });
-  run(stream, tiling, norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {}), dy.data<bf16>(),
-      partial, dx, dgamma, dbeta, dt);
+  with_activation(spec.act, [&]<Activation a>() {
+    const Tiling tiling = tiling_of(stream, x, 8, kBwdBlocks<bf16, Act<a>>, kTileLoop);
+    finish_bwd<Act<a>, bf16, 8>(stream, tiling,
+                                norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {}),
+                                dy.data<bf16>(), partial, dx, dgamma, dbeta, dt);
+  });
 }
 
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,

@@ -28,33 +28,47 @@ struct NormArgs {
   Divisor32 per_group;  // channels of a group
   int groups;
 
-  // f(j, the two numbers of its group in `pairs` [N,G,2]) for V neighbouring channels of image n.
+  // f(j, first, second) with the two numbers of its group in `pairs` [N,G,2] for V neighbouring
+  // channels of image n.
   template <int V, class F>
   __device__ __forceinline__ void for_groups(const float* pairs, int64_t n, int channel,
                                              const F& f) const {
     int group = channel, place = per_group.divide(group);
     pairs += 2 * (n * groups + group);
+    float first = pairs[0], second = pairs[1];
     for (int j = 0; j < V; ++j) {
-      if (j > 0 && ++place == per_group.divisor()) place = 0, pairs += 2;
-      f(j, pairs);
+      if (j > 0 && ++place == per_group.divisor()) {
+        place = 0, pairs += 2;
+        first = pairs[0], second = pairs[1];
+      }
+      f(j, first, second);
     }
   }
 };
 
-// z = (x - mean) a + b of V channels.
+// z = (x - mean) a + b of V channels; V > 1: where all addresses allow packs.
 template <int V>
 struct Affine {
-  float mean[V], a[V], b[V];
+  float mean[V], a[V], b[V] = {};
 
   template <class T>
   __device__ __forceinline__ Affine(const NormArgs<T>& in, int64_t n, int channel, int C) {
-    in.template for_groups<V>(in.moments, n, channel, [&](int j, const float* moments) {
-      mean[j] = moments[0];
-      a[j] = moments[1] * in.gamma[channel + j];
-      b[j] = in.beta ? in.beta[channel + j] : 0.0f;
+    const auto load = [&](const float* from, float(&to)[V]) {
+      constexpr int W = V < 4 ? V : 4;
+      for (int j = 0; j < V; j += W) {
+        const auto values = Pack<float, W>::load(from + channel + j);
+        for (int i = 0; i < W; ++i) to[j + i] = values[i];
+      }
+    };
+    load(in.gamma, a);
+    if (in.beta) load(in.beta, b);
+    in.template for_groups<V>(in.moments, n, channel, [&](int j, float m, float rstd) {
+      mean[j] = m;
+      a[j] *= rstd;
     });
     if (!in.t) return;
-    for (int j = 0; j < V; ++j) b[j] += to_float(in.t[n * C + channel + j]);
+    const auto t = Pack<T, V>::load(in.t + n * C + channel);
+    for (int j = 0; j < V; ++j) b[j] += t[j];
   }
   __device__ __forceinline__ float operator()(int j, float x) const {
     return (x - mean[j]) * a[j] + b[j];
@@ -107,7 +121,8 @@ void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& 
                    const Tensor& partial, Tensor& moments);
 
 // The rest of group_norm_act_bwd from partial: the sums of dz, the gradient behind the norm, and
-// of dz xhat. x, dy, dx [N,H,W,C] in bf16 at addresses of packs, C % 8 == 0; dx may be dy.
+// of dz xhat. x, dy, dx [N,H,W,C] and t in bf16, C % 8 == 0; these, gamma and beta at addresses of
+// packs; dx may be dy.
 void norm_act_bwd_from_sums(Stream& stream, const NormAct& spec, const Tensor& x,
                             const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                             const Tensor& t, const Tensor& dy, const Tensor& partial, Grad dx,
