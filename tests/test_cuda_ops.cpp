@@ -154,3 +154,29 @@ TEST_CASE("CUDA kernels in bf16 equal the f64 oracle", "[cuda]") {
       equals_oracle(op, kBf16);
     }
 }
+
+// Sums over thousands of products and the largest tiles, which the cases above do not have. In f32
+// the products go by other kernels.
+TEST_CASE("convolutions of whole networks in bf16 equal those in f32", "[cuda][slow]") {
+  for (const DeviceType type : cuda_device_types()) {
+    const simt::ScopedOptions restore(simt::options());
+    simt::options().profile = simt::profile_of(90);
+    // The host model takes seconds for what a GPU does in microseconds.
+    const std::string network = type == DeviceType::simt ? "quick " : "lesson ";
+    const double most = type == DeviceType::simt ? 1e9 : 1e12;
+    int count = 0;
+    for (const OpCase& c : all_cases().benchmarks) {
+      // Others store results on the way.
+      if (!c.conv || c.conv->R != 3 || !c.name.starts_with(network)) continue;
+      if (c.forward.flops > most) continue;
+      INFO(name_of(type) << ' ' << c.op << ' ' << c.name);
+      ++count;
+      const auto result = [&](DType storage) {
+        Stream stream(poisoned(type));
+        return run(stream, c, c.apply, storage, Numbers::Normal, GradMode::Overwrite, DType::bf16);
+      };
+      CHECK(difference(result(DType::bf16), result(DType::f32), kBf16.tolerance) == "");
+    }
+    CHECK(count >= 4);
+  }
+}
