@@ -10,11 +10,18 @@ namespace {
 constexpr int64_t kAtOnce = 1 << 20;   // bytes of one activation in f32, for each thread
 constexpr int64_t kColumns = 4 << 20;  // bytes of columns at a time
 
+bool is_pointwise(const ConvProblem& p) { return p.R == 1 && p.S == 1; }
+
+// Gradients of 1x1 filters with a stride: oneDNN 2.6 writes past its scratchpad, and with AVX2
+// computes wrong ones.
+bool overruns(const ConvProblem& p) { return is_pointwise(p) && p.spec.stride > 1; }
+
 // Whether a weight gradient is one matrix product, dy^T [K,N*P*Q] times columns [N*P*Q,R*S*C]. In
 // AVX2 oneDNN's own way takes up to twice as long (docs/worklog.md).
 bool goes_by_columns(const ConvProblem& p, const Tensor& x, const FilterView& dw) {
   static const bool pays = !has_avx512();
-  return pays && x.dtype() == DType::f32 && p.C >= 64 && p.spec.stride == 2 && dw.pitch == p.C;
+  return x.dtype() == DType::f32 && dw.pitch == p.C &&
+         (overruns(p) || (pays && p.C >= 64 && p.spec.stride == 2));
 }
 
 // to [rows*Q,R*S*C]: what the outputs of rows first .. first+rows-1, counted through the batch,
@@ -54,6 +61,29 @@ void weight_gradient_by_columns(Stream& stream, const ConvProblem& p, const Tens
   }
 }
 
+// ---- What else oneDNN 2.6 does wrong with AVX-512.
+
+// In bf16: gradients of data by odd numbers of 1x1 filters, at some sizes of images.
+bool is_odd_product(const ConvProblem& p, const Tensor& dy) {
+  return dy.dtype() == DType::bf16 && is_pointwise(p) && p.K % 2 == 1;
+}
+
+// In bf16: the gradient of a row or a column of the filter that meets nothing but padding.
+bool has_idle_taps(const ConvProblem& p) {
+  const auto idle = [&](int64_t taps, int64_t pad, int64_t outputs, int64_t size) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      bool meets = false;
+      for (int64_t i = 0; i < outputs && !meets; ++i) {
+        const int64_t at = i * p.spec.stride + tap - pad;
+        meets = at >= 0 && at < size;
+      }
+      if (!meets) return true;
+    }
+    return false;
+  };
+  return idle(p.R, p.spec.pad_h, p.P, p.H) || idle(p.S, p.spec.pad_w, p.Q, p.W);
+}
+
 }  // namespace
 
 bool is_widened(Stream& stream, const Tensor& tensor) {
@@ -85,6 +115,15 @@ void convolve(Stream& stream, const ConvProblem& p, const Tensor& x, const Filte
 
 void convolve_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, const FilterView& w,
                        const Grad& dx) {
+  if (is_odd_product(p, dy)) {
+    if (p.spec.stride == 1 && p.spec.pad_h == 0 && p.spec.pad_w == 0) {
+      const Tensor filter = w.tensor.slice(w.first, {w.tensor.numel() - w.first});
+      return multiply(stream, p.N * p.P * p.Q, p.C, p.K, {dy, p.K, 1}, {filter, w.row, 1}, {},
+                      dx.tensor, dx.mode);
+    }
+    const FilterView wide{as_f32(stream, w.tensor), w.first, w.row, w.pitch};
+    return convolve_bwd_data(stream, p, as_f32(stream, dy), wide, dx);
+  }
   const DType dtype = dx.tensor.dtype();
   // oneDNN cannot add here: a sum goes through a temporary.
   const bool direct =
@@ -96,6 +135,8 @@ void convolve_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, c
 
 void convolve_bwd_weight(Stream& stream, const ConvProblem& p, const Tensor& x, const Tensor& dy,
                          const FilterView& dw, GradMode mode, const Grad& db) {
+  if (x.dtype() == DType::bf16 && (overruns(p) || has_idle_taps(p)))
+    return convolve_bwd_weight(stream, p, as_f32(stream, x), as_f32(stream, dy), dw, mode, db);
   if (goes_by_columns(p, x, dw))
     return weight_gradient_by_columns(stream, p, x, dy, {dw.tensor, mode}, db);
   const bool add = db && db.mode == GradMode::Accumulate;
