@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What there is to learn from a machine with a GPU, in parts that can be done one at a time.
 
-    ./run gpu-check [build|tests|primitives|sanitize|bench|torch|train] [--again]
+    ./run gpu-check [build|tests|primitives|sanitize|bench|profile|torch|train] [--again]
 
 Without a part: all, correctness first. A part is a list of steps and takes less than 8 minutes;
 steps that did not fit are done by the next call, where build and train go on with what they had;
@@ -24,6 +24,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import gpu_profile
 import gpu_report
 from gpu_machine import (ROOT, commit, cores, find_gpu, hash_of, joined, last_line,
                          outer_environment, output_of, pythons, refusal_of, run_all, sees_gpu,
@@ -135,7 +136,9 @@ class Check:
                  "--no-predictions", "--seconds", "0"]
         names = self.listed(small)
         first = [*small, f"--benchmark_filter=^{re.escape(names[0])}$"]
-        refusal = refusal_of(sanitizer, first)
+        refusal = refusal_of([sanitizer, "--tool", "memcheck", "--error-exitcode", "9"], first,
+                             "ERROR SUMMARY", "(?i)internal sanitizer error|unable to|not supported|"
+                             "denied|permission|before first instrumented", found=9)
         if refusal:
             raise Missing(f"compute-sanitizer may not run here: {refusal}")
         ops = sorted({name.split("/")[0] for name in names})
@@ -171,6 +174,30 @@ class Check:
                               lambda _, file=file: gpu_report.benchmarks(file)))
         return steps
 
+    def steps_of_profile(self):
+        """The launches of a step of the lesson, not recorded, each by itself."""
+        ncu = gpu_profile.find_ncu()
+        if not ncu:
+            raise Missing("this machine has no ncu (Nsight Compute)")
+        refusal = refusal_of([ncu, "--launch-count", "1"], [self.program("check_primitives")],
+                             "==PROF== Disconnected", "==ERROR==")
+        if refusal:
+            raise Missing(f"ncu may not profile here: {refusal}")
+        expected = (ROOT / "docs" / "predictions.md").read_text()
+        steps = []
+        for case, batch in (("lesson", "32"), ("lesson_batch_128", "128")):
+            run, file = f"profile-{case}", self.out / f"profile-{case}.csv"
+            shutil.rmtree(self.out / run, ignore_errors=True)
+            file.unlink(missing_ok=True)
+            train = [self.program("train"), *self.lesson(run), "--batch", batch, "--steps", "1",
+                     "--eval-every", "0", "--checkpoint-every", "0"]
+            def figures(_, file=file, case=case):
+                return {"kernels": gpu_profile.by_kernel(gpu_profile.launches(file.read_text())),
+                        "predicted": gpu_profile.predicted(expected, self.report["gpu"],
+                                                           f"training_step/bf16/{case}")}
+            steps.append(Step(case, gpu_profile.command(ncu, file, train), figures))
+        return steps
+
     def steps_of_torch(self):
         script = ROOT / "apps" / "bench_pytorch.py"
         outside = outer_environment()
@@ -197,10 +224,14 @@ class Check:
             what = ["--resume", folder]
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            what = ["--device", "cuda", "--preset", "lesson", "--epochs", "2", "--out", folder]
-            what += ["--data", self.args.data] if self.args.data else []
+            what = [*self.lesson("train"), "--epochs", "2"]
         return [Step("lesson, 2 epochs", [self.program("train"), *what],
                      lambda _: gpu_report.training(folder / "metrics.jsonl"), goes_on=True)]
+
+    def lesson(self, folder):
+        """Arguments of `train` for the lesson, into a folder."""
+        data = ["--data", self.args.data] if self.args.data else []
+        return ["--device", "cuda", "--preset", "lesson", "--out", self.out / folder, *data]
 
     # ---- running them
 

@@ -135,16 +135,16 @@ def sees_gpu(python, environment):
         return False
 
 
-def refusal_of(sanitizer, command):
-    """Why compute-sanitizer cannot run a command that runs without it; None when it can, or when
-    the command is what fails."""
-    tried = subprocess.run([sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *command],
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    complaint = last_line(tried.stdout, "(?i)internal sanitizer error|unable to|not supported|"
-                          "denied|permission|before first instrumented")
-    if tried.returncode == 9 and not complaint:
-        return None  # an error that it found
-    if tried.returncode == 0 and "ERROR SUMMARY" in tried.stdout and not complaint:
+def refusal_of(tool, command, sign, complaints, found=None):
+    """Why a tool (with its options) cannot run a command that runs without it; None when it can, or
+    when the command is what fails. sign: what it says at its end; complaints: a pattern of lines
+    that say that it cannot; found: its status when it has found what it looks for."""
+    tried = subprocess.run([*tool, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           text=True, check=False)
+    complaint = last_line(tried.stdout, complaints)
+    if tried.returncode == found and not complaint:
+        return None
+    if tried.returncode == 0 and sign in tried.stdout and not complaint:
         return None
     alone = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if alone.returncode:

@@ -3,6 +3,8 @@ import json
 import math
 import re
 
+import gpu_profile
+
 # Counters of `bench` that are shares of a peak, and those that are ratios to a library.
 SHARES = ("of matmul", "of copy")
 RATIOS = ("ours/cuDNN", "ours/cuBLAS")
@@ -122,6 +124,17 @@ def torch_lines(report):
                     "time: ours/PyTorch", "peak: ours/PyTorch"], rows)]
 
 
+def profile_lines(report):
+    """Kernels of a step, by ncu."""
+    lines = []
+    for case, figures in steps_with_figures(report, "profile").items():
+        header, rows = gpu_profile.table_rows(figures["kernels"], figures["predicted"])
+        lines += [f"## profile: a step of {case} by kernels", "",
+                  "By ncu: each launch by itself, from cold caches, at its clock; the sum is more than"
+                  " a step.", "", *table(header, rows)]
+    return lines
+
+
 def other_lines(report):
     lines = []
     for part in ("build", "primitives", "train"):
@@ -147,4 +160,5 @@ def markdown(report):
               for name, step in value["steps"].items() if step["status"] == "failed"]
     if failed:
         lines += ["## Failed", "", *failed, ""]
-    return "\n".join([*lines, *other_lines(report), *bench_lines(report), *torch_lines(report)])
+    return "\n".join([*lines, *other_lines(report), *bench_lines(report),
+                      *profile_lines(report), *torch_lines(report)])

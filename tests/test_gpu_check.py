@@ -41,12 +41,31 @@ PROGRAMS = {
         name=$(echo "$names" | grep -E "$filter") || exit 2
         echo '{"context": {"copy GB/s": "4000.5"}, "benchmarks": [{"name": "'$name'",
           "real_time": 2.5, "GFLOP/s": 10, "cuDNN ms": 2, "ours/cuDNN": 1.25}]}' >"$out" """,
+    "ncu": """for argument; do [ "$last" = --log-file ] && csv=$argument; last=$argument; done
+        [ -z "$csv" ] && { echo '==PROF== Disconnected from process 7'; exit; }
+        cp "$FAKES/ncu.csv" "$csv" """,
     "train": """for argument; do [ "$last" = --out ] && out=$argument; last=$argument; done
         mkdir -p "$out"
         echo '{"step": 9, "loss": 0.1}' >"$out/metrics.jsonl"
         echo '{"step": 9, "eval": [{"t": 500, "noisy_psnr": 18.1, "denoised_psnr": 26}]}' \\
           >>"$out/metrics.jsonl" """,
 }
+
+# What ncu writes, in its units and with its remarks: what comes before a step, the batch, two
+# launches of one kernel and one of another.
+NCU = """==PROF== Connected to process 7
+"ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread",\
+"smsp__issue_active.avg.per_cycle_active",\
+"smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",\
+"smsp__average_warps_issue_stalled_wait_per_issue_active.ratio"
+"","","us","register/thread","inst/cycle","inst","inst"
+"0","_ZN7tessera3gpu12round_kernelEPf","7","40","0.25","3.5","0.5"
+"1","_ZN7tessera3gpu18elementwise_kernelINS0_9MakeBatchIfEEEEvlT_","7","40","0.25","3.5","0.5"
+"2","_ZN7tessera3gpu11mean_kernelEPf","1,000.5","40","0.25","3.5","0.5"
+"3","_ZN7tessera3gpu4conv11conv_kernelEPf","20","64","","1","2"
+"4","_ZN7tessera3gpu11mean_kernelEPf","3001.5","40","0.75","7.5","0.5"
+==WARNING== something
+"""
 
 
 class GpuCheck(unittest.TestCase):
@@ -56,16 +75,23 @@ class GpuCheck(unittest.TestCase):
         self.build = self.folder / "build" / "release"
         for name in ("tests", "apps"):
             (self.folder / name).mkdir()
-        for name in ("gpu_check.py", "gpu_machine.py", "gpu_report.py"):
+        for name in ("gpu_check.py", "gpu_machine.py", "gpu_profile.py", "gpu_report.py",
+                     "kernel_names.py"):
             shutil.copy(TESTS / name, self.folder / "tests")
         (self.folder / "apps" / "bench_pytorch.py").write_text(
             "import pathlib, sys\n"
             "pathlib.Path(sys.argv[-1]).write_text('{\"variants\": [{\"case\": \"lesson\","
             " \"compile\": \"no\", \"precision\": \"f32\", \"ms\": 7.25}]}')\n")
+        (self.folder / "docs").mkdir()
+        (self.folder / "docs" / "predictions.md").write_text(
+            "Kernels of training_step/bf16/lesson, microseconds:\n\n"
+            "| kernel | launches | H200 | H100 | limit on H200 |\n| --- | ---: | ---: | ---: | --- |\n"
+            "| `mean_kernel` | 2 | 1.0 | 7.5 | memory |\n\n")
         self.fakes = self.folder / "fakes"
         (self.fakes / "torch").mkdir(parents=True)
         (self.fakes / "torch" / "__init__.py").write_text(
             "class cuda:\n    is_available = staticmethod(lambda: True)\n")
+        (self.fakes / "ncu.csv").write_text(NCU)
         for name, body in PROGRAMS.items():
             self.program(name, body)
 
@@ -110,7 +136,7 @@ class GpuCheck(unittest.TestCase):
         report = self.report()
         self.assertEqual([(name, part["status"]) for name, part in report["parts"].items()],
                          [(name, "done") for name in ("build", "tests", "primitives", "sanitize",
-                                                      "bench", "torch", "train")])
+                                                      "bench", "profile", "torch", "train")])
         self.assertEqual(list(report["parts"]["tests"]["steps"]), ["first", "of kernels", "plain", "last"])
         self.assertEqual(len(report["parts"]["sanitize"]["steps"]), 4 * 2)
         self.assertEqual(len(report["parts"]["torch"]["steps"]), 3 * 2 * 4)
@@ -138,6 +164,43 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual(parts["torch"]["status"], "skipped")
         self.assertIn("no python3 of this machine has a PyTorch", parts["torch"]["reason"])
         self.assertEqual(parts["train"]["status"], "done")
+
+    def test_a_profile_of_a_step(self):
+        self.program("nvidia-smi", "echo 'Fake H100, 580.1, 9.0'")
+        status, work, said = self.check("profile")
+        self.assertEqual(status, 0, said)
+        runs = [line for line in work if line.startswith("ncu") and "--log-file" in line]
+        self.assertEqual([line.partition("--batch ")[2].split()[0] for line in runs], ["32", "128"])
+        text = (self.folder / "build/gpu-check/gpu-report.md").read_text()
+        # Sums of times, means by time; what ncu did not measure is left out.
+        for row in ("| `mean_kernel` | 2 | 4002 | 7.5 |  | 62 |  |  |  |  |  | 40 |"
+                    " barrier 6.5, wait 0.5 |",
+                    "| `conv_kernel` | 1 | 20 |  |  |  |  |  |  |  |  | 64 | wait 2.0, barrier 1.0 |",
+                    "| **all that are predicted** | 2 | 4002 | 7.5 |", "| **all** | 3 | 4022 |  |"):
+            self.assertIn(row, text)
+        self.assertNotIn("round_kernel", text)
+        self.assertNotIn("MakeBatch", text)
+        # A second run has no folder of the first one in its way.
+        self.program("ncu", PROGRAMS["ncu"] + '\nmkdir -p "$BUILD/../gpu-check/profile-lesson"')
+        self.assertEqual(self.check("profile", "--again")[0], 0)
+        self.program("ncu", '[ ! -d "$BUILD/../gpu-check/profile-lesson" ] || exit 1; '
+                     + PROGRAMS["ncu"])
+        self.assertEqual(self.check("profile", "--again")[0], 0)
+
+    def test_a_profiler_that_may_not_run(self):
+        self.program("ncu", "echo '==ERROR== ERR_NVGPUCTRPERM: no permission'; exit 1")
+        status, _, said = self.check("profile")
+        part = self.report()["parts"]["profile"]
+        self.assertEqual((status, part["status"]), (0, "skipped"), said)
+        self.assertIn("ERR_NVGPUCTRPERM", part["reason"])
+        for table in ("==ERROR== no kernel\n", NCU.replace("gpu__time", "gpu_time"),
+                      "\n".join(NCU.splitlines()[:3]) + "\n",
+                      "\n".join(NCU.splitlines()[:5]) + "\n", NCU.replace("3001.5", "n/a"), ""):
+            (self.fakes / "ncu.csv").write_text(table)
+            self.program("ncu", PROGRAMS["ncu"])
+            status, _, said = self.check("profile", "--again")
+            self.assertEqual(status, 1, said)
+            self.assertIn("lesson: failed: ncu", said)
 
     def test_figures_that_are_missing_are_a_failure(self):
         self.program("train", "exit 0")
@@ -209,7 +272,7 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual((status, work), (0, [f"train --resume {train}"]), said)
         status, work, said = self.check("train", "--again", "--limit", "3")
         self.assertEqual(status, 4, said)
-        self.assertEqual(work, [f"train --device cuda --preset lesson --epochs 2 --out {train}"])
+        self.assertEqual(work, [f"train --device cuda --preset lesson --out {train} --epochs 2"])
 
     def test_a_sanitizer_that_may_not_run(self):
         for output, why in (
