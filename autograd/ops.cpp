@@ -33,6 +33,21 @@ Var linear(Tape& tape, const Var& x, const Var& w, const Var& bias) {
   return y;
 }
 
+std::vector<Var> split_columns(Tape& tape, const Var& x, const std::vector<int64_t>& widths) {
+  std::vector<Var> parts;
+  std::vector<Tensor> y;
+  for (const int64_t width : widths) {
+    parts.push_back(tape.output({x.shape()[0], width}, x.value.dtype(), {&x}));
+    y.push_back(parts.back().value);
+  }
+  split_columns_fwd(tape.stream(), x.value, y);
+  tape.record("split_columns", {&x}, parts,
+              [widths, x = x.slot](Stream& s, const std::vector<Tensor>& dy) {
+                split_columns_bwd(s, widths, dy, x->out(s));
+              });
+  return parts;
+}
+
 Var activation(Tape& tape, Activation act, const Var& x) {
   Var y = tape.output(x.shape(), x.value.dtype(), {&x});
   activation_fwd(tape.stream(), act, x.value, y.value);

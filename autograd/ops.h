@@ -9,6 +9,8 @@ namespace tessera::ops {
 // b may be a Var without value.
 Var conv2d(Tape& tape, const ConvSpec& spec, const Var& x, const Var& w, const Var& b);
 Var linear(Tape& tape, const Var& x, const Var& w, const Var& b);
+// [N,K_i] each, K_i = widths[i].
+std::vector<Var> split_columns(Tape& tape, const Var& x, const std::vector<int64_t>& widths);
 Var activation(Tape& tape, Activation act, const Var& x);
 Var group_norm(Tape& tape, const GroupNormSpec& spec, const Var& x, const Var& gamma,
                const Var& beta);

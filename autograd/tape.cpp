@@ -1,11 +1,18 @@
 #include "autograd/tape.h"
 
+#include <algorithm>
+
 namespace tessera {
 
 Grad GradSlot::out(Stream& stream) {
   if (!wanted) return {};
   if (!grad) grad = Tensor::empty(stream, shape, dtype);
   const GradMode mode = written ? GradMode::Accumulate : GradMode::Overwrite;
+  for (const auto& part : parts) {
+    ENSURE(written || !part->written, "the gradient of '", part->name,
+           "' is there before that of '", name, '\'');
+    part->written = true;
+  }
   written = true;
   return {grad, mode};
 }
@@ -40,15 +47,27 @@ Var Tape::output(const Shape& shape, DType dtype, const Inputs& inputs) {
 }
 
 void Tape::record(std::string_view op, const Inputs& inputs, const Var& y, Backward backward) {
-  y.slot->name = prefix_ + std::string(op);
-  if (watching_) {
+  record(op, inputs, std::vector{y},
+         [backward = std::move(backward)](Stream& stream, std::vector<Tensor> dy) {
+           backward(stream, std::move(dy[0]));
+         });
+}
+
+void Tape::record(std::string_view op, const Inputs& inputs, const std::vector<Var>& y,
+                  BackwardOfParts backward) {
+  if (watching_)
     for (const Var* input : inputs)
-      if (!input->slot->name.empty()) check(input->value, input->slot->name);
-    check(y.value, y.slot->name);
+      if (!input->slot->name.empty()) check(input->value, *input->slot);
+  bool wanted = false;
+  for (const Var& part : y) {
+    part.slot->name = prefix_ + std::string(op);
+    if (watching_) check(part.value, *part.slot);
+    wanted = wanted || part.wanted();
   }
-  if (!y.wanted()) return;
-  Node node{{}, y.slot, std::move(backward)};
+  if (!wanted) return;
+  Node node{{}, {}, std::move(backward)};
   for (const Var* input : inputs) node.inputs.push_back(input->slot);
+  for (const Var& part : y) node.outputs.push_back(part.slot);
   nodes_.push_back(std::move(node));
 }
 
@@ -67,21 +86,32 @@ void Tape::backward_from(const Var& y, const Tensor& dy) {
   while (!nodes_.empty()) {
     Node node = std::move(nodes_.back());
     nodes_.pop_back();
-    if (!node.output->written) continue;  // the value was never used
-    Tensor gradient = node.output->grad;
-    if (node.output.use_count() == 1) node.output->grad = {};
-    node.backward(stream_, std::move(gradient));
+    const auto used = [](const auto& output) { return output->written; };
+    if (std::ranges::none_of(node.outputs, used)) continue;
+    std::vector<Tensor> gradients;
+    for (const auto& output : node.outputs) {
+      gradients.push_back(output->written ? output->grad : Tensor{});
+      if (output.use_count() == 1) output->grad = {};
+    }
+    node.backward(stream_, std::move(gradients));
     if (!watching_) continue;
     for (const auto& input : node.inputs)
-      if (input->wanted && input->written) check(input->grad, "gradient of " + input->name);
+      if (input->wanted && input->written) check(input->grad, *input, "gradient of ");
   }
 }
 
-void Tape::check(const Tensor& tensor, const std::string& name) {
-  const int64_t at = find_non_finite(stream_, tensor);
+// `what`: before the name.
+void Tape::check(const Tensor& tensor, const GradSlot& slot, const char* what) {
+  int64_t at = find_non_finite(stream_, tensor);
   if (at < 0) return;
+  const GradSlot* found = &slot;
+  for (size_t i = 0; i < slot.parts.size(); at -= found->shape.numel(), ++i) {
+    found = slot.parts[i].get();
+    if (at < found->shape.numel()) break;
+  }
+  const std::string name = what + found->name;
   throw NonFiniteError(name,
-                       concat("'", name, "' ", tensor.shape(), " is not finite at element ", at));
+                       concat("'", name, "' ", found->shape, " is not finite at element ", at));
 }
 
 }  // namespace tessera

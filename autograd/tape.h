@@ -22,6 +22,8 @@ struct GradSlot {
   bool wanted = false;   // false: nothing that is trained depends on it
   bool written = false;  // this step
   Tensor grad;           // a parameter's is part of the gradient arena and always there
+  // Of values that lie next to each other: those of each, with gradients in `grad`.
+  std::vector<std::shared_ptr<GradSlot>> parts = {};
 
   // Where a kernel puts its share; allocates at the first call of a step. Undefined if not wanted.
   Grad out(Stream& stream);
@@ -58,6 +60,8 @@ class Tape {
   // Receives the gradient of the op's output, whose memory it may reuse if nobody holds that output
   // (GradSlot::adopt).
   using Backward = std::function<void(Stream&, Tensor dy)>;
+  // The same of an op with several outputs, some of which may have no gradient: undefined.
+  using BackwardOfParts = std::function<void(Stream&, std::vector<Tensor> dy)>;
   enum class Mode { Train, Inference };  // Inference records nothing: values are freed when unused
 
   explicit Tape(Stream& stream, Mode mode = Mode::Train) : stream_(stream), mode_(mode) {}
@@ -71,6 +75,8 @@ class Tape {
   Var output(const Shape& shape, DType dtype, const Inputs& inputs);
   // Called by an op after it computed y. inputs: everything that `backward` writes gradients of.
   void record(std::string_view op, const Inputs& inputs, const Var& y, Backward backward);
+  void record(std::string_view op, const Inputs& inputs, const std::vector<Var>& y,
+              BackwardOfParts backward);
 
   // d loss / d everything wanted, scaled by `scale`. loss has one element. Empties the tape.
   void backward(const Var& loss, double scale = 1);
@@ -99,10 +105,10 @@ class Tape {
  private:
   struct Node {
     std::vector<std::shared_ptr<GradSlot>> inputs;
-    std::shared_ptr<GradSlot> output;
-    Backward backward;
+    std::vector<std::shared_ptr<GradSlot>> outputs;
+    BackwardOfParts backward;
   };
-  void check(const Tensor& tensor, const std::string& name);
+  void check(const Tensor& tensor, const GradSlot& slot, const char* what = "");
 
   Stream& stream_;
   Mode mode_;

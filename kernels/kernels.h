@@ -65,6 +65,12 @@ void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& 
 void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx);
 void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db);
 
+// ---- The columns of x [N,C] apart: y_i [N,K_i] are the next K_i of them; the K_i, widths, add up
+// to C. A dy_i may be undefined: zeros.
+void split_columns_fwd(Stream& stream, const Tensor& x, std::span<Tensor> y);
+void split_columns_bwd(Stream& stream, std::span<const int64_t> widths, std::span<const Tensor> dy,
+                       Grad dx);
+
 // ---- Activations, any shape. GELU: x Phi(x), or its tanh form
 // .5 x (1 + tanh(sqrt(2/pi) (x + .044715 x^3))): Hendrycks and Gimpel, "Gaussian error linear
 // units" (2016). ReLU: max(x, 0), with derivative 0 at 0; NaN stays NaN.

@@ -8,10 +8,10 @@ namespace tessera {
 
 CaseTable all_cases() {
   CaseTable table;
-  for (auto* add :
-       {add_conv2d_cases, add_linear_cases, add_activation_cases, add_group_norm_cases,
-        add_batch_norm_cases, add_conv_transpose2d_cases, add_pooling_cases, add_layout_cases,
-        add_concat_cases, add_upcat_conv2d_cases, add_sum_cases, add_residual_block_cases})
+  for (auto* add : {add_conv2d_cases, add_linear_cases, add_split_cases, add_activation_cases,
+                    add_group_norm_cases, add_batch_norm_cases, add_conv_transpose2d_cases,
+                    add_pooling_cases, add_layout_cases, add_concat_cases, add_upcat_conv2d_cases,
+                    add_sum_cases, add_residual_block_cases})
     add(table);
   return table;
 }

@@ -50,6 +50,7 @@ CaseTable all_cases();
 
 void add_conv2d_cases(CaseTable& table);
 void add_linear_cases(CaseTable& table);
+void add_split_cases(CaseTable& table);
 void add_activation_cases(CaseTable& table);
 void add_group_norm_cases(CaseTable& table);
 void add_batch_norm_cases(CaseTable& table);
