@@ -9,7 +9,7 @@
 namespace tessera {
 namespace {
 
-constexpr const char* kSchema = "2";
+constexpr const char* kSchema = "3";
 
 // FNV-1a over name, shape and place of every parameter.
 std::string fingerprint(const Parameters& parameters) {

@@ -17,6 +17,20 @@ void draw(Stream& stream, Tensor& value, const Init& init, const RngKey& key) {
   value.copy_from(stream, std::as_bytes(std::span(host)));
 }
 
+Var without_value(std::string name, const Shape& shape) {
+  Var var;
+  var.slot = std::make_shared<GradSlot>();
+  var.slot->name = std::move(name);
+  var.slot->shape = shape;
+  return var;
+}
+
+Shape with_rows(const Shape& shape, int64_t rows) {
+  std::vector<int64_t> sizes(shape.sizes().begin(), shape.sizes().end());
+  sizes.at(0) = rows;
+  return Shape(std::span<const int64_t>(sizes));
+}
+
 }  // namespace
 
 Shape Parameter::file_shape() const {
@@ -27,17 +41,36 @@ Shape Parameter::file_shape() const {
 }
 
 Parameter& Parameters::add(std::string name, const Shape& shape, Init init, FileLayout layout,
-                           int64_t upsampled) {
+                           int64_t upsampled, ParameterStack* stack) {
   ENSURE(!values, "parameter '", name, "' comes after allocate()");
   for (const Parameter& other : list_)
     ENSURE(other.name != name, "two parameters are called '", name, "'");
-  Var var;
-  var.slot = std::make_shared<GradSlot>();
-  var.slot->name = name;
-  var.slot->shape = shape;
-  list_.push_back({std::move(name), layout, init, upsampled, size_, {}, std::move(var)});
-  size_ += (shape.numel() + kAlign - 1) / kAlign * kAlign;
-  return list_.back();
+  if (stack)
+    ENSURE(with_rows(shape, stack->var.slot->shape[0]) == stack->var.slot->shape, "parameter '",
+           name, "' is ", shape, " in a stack ", stack->var.slot->shape);
+  list_.push_back({name, layout, init, upsampled, 0, {}, without_value(name, shape)});
+  Parameter& added = list_.back();
+  if (stack) {
+    Shape& all = stack->var.slot->shape;
+    all = with_rows(all, all[0] + shape[0]);
+    stack->members.push_back(&added);
+    stack->var.slot->parts.push_back(added.var.slot);
+  } else {
+    added.offset = place(shape.numel());
+  }
+  return added;
+}
+
+ParameterStack& Parameters::add_stack(std::string name, const Shape& empty) {
+  stacks_.push_back({without_value(std::move(name), empty)});
+  return stacks_.back();
+}
+
+// The next elements of the arenas.
+int64_t Parameters::place(int64_t count) {
+  const int64_t offset = size_;
+  size_ += (count + kAlign - 1) / kAlign * kAlign;
+  return offset;
 }
 
 RunningStatistics& Parameters::add_statistics(std::string name, int64_t C) {
@@ -49,6 +82,13 @@ RunningStatistics& Parameters::add_statistics(std::string name, int64_t C) {
 
 void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t seed) {
   ENSURE(!values, "the parameters are allocated already");
+  for (ParameterStack& stack : stacks_) {
+    int64_t next = stack.offset = place(stack.var.slot->shape.numel());
+    for (Parameter* p : stack.members) {
+      p->offset = next;
+      next += p->var.slot->shape.numel();
+    }
+  }
   values = Tensor::zeros(stream, {size_}, precision.master);
   if (precision.storage == DType::bf16)
     copies = Tensor::zeros(stream, values.shape(), precision.storage);
@@ -63,6 +103,11 @@ void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t s
     const RngKey key{seed, 0, position++, Purpose::init};
     precision.master == DType::f64 ? draw<double>(stream, p.master, p.init, key)
                                    : draw<float>(stream, p.master, p.init, key);
+  }
+  for (ParameterStack& stack : stacks_) {
+    const Shape& shape = stack.var.slot->shape;
+    stack.var.value = (copies && shape.rank() > 1 ? copies : values).slice(stack.offset, shape);
+    stack.var.slot->dtype = precision.master;
   }
   refresh_copies(stream);
   if (statistics_size_ == 0) return;
@@ -82,6 +127,10 @@ void Parameters::prepare_training(Stream& stream) {
   for (Parameter& p : list_) {
     p.var.slot->grad = grads.slice(p.offset, p.var.slot->shape);
     p.var.slot->wanted = true;
+  }
+  for (ParameterStack& stack : stacks_) {
+    stack.var.slot->grad = grads.slice(stack.offset, stack.var.slot->shape);
+    stack.var.slot->wanted = true;
   }
 }
 
@@ -103,6 +152,7 @@ void Parameters::refresh_phases(Stream& stream) {
 
 void Parameters::clear_gradients() {
   for (Parameter& p : list_) p.var.slot->written = false;
+  for (ParameterStack& stack : stacks_) stack.var.slot->written = false;
 }
 
 void Parameters::finish_gradients(Stream& stream) {

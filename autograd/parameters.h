@@ -43,6 +43,14 @@ struct Parameter {
   Shape file_shape() const;
 };
 
+// Parameters, added one by one, that lie next to each other: together one matrix [sum of rows, C],
+// or one vector, for operations that read them at once.
+struct ParameterStack {
+  Var var;  // as a parameter's, whose slot knows theirs
+  std::vector<Parameter*> members = {};
+  int64_t offset = 0;  // of the first one
+};
+
 // What a BatchNorm keeps beside its parameters: saved with them, but not trained.
 struct RunningStatistics {
   std::string name;  // of the norm; in files NAME.running_mean, NAME.running_var, ..
@@ -53,9 +61,12 @@ struct RunningStatistics {
 
 class Parameters {
  public:
-  // Adds a parameter; addresses stay valid. Before allocate(). Throws when the name is taken.
+  // Adds a parameter; addresses stay valid. Before allocate(). Throws when the name is taken, or
+  // its rows are not those of the stack.
   Parameter& add(std::string name, const Shape& shape, Init init, FileLayout layout,
-                 int64_t upsampled = 0);
+                 int64_t upsampled = 0, ParameterStack* stack = nullptr);
+  // Adds a stack [0,C] or [0] for add() to fill; the address stays valid.
+  ParameterStack& add_stack(std::string name, const Shape& empty);
   // Adds the statistics of a BatchNorm over C channels; the address stays valid. Before allocate().
   RunningStatistics& add_statistics(std::string name, int64_t C);
 
@@ -79,7 +90,8 @@ class Parameters {
   // Zeroes the gradients that no backward pass has written.
   void finish_gradients(Stream& stream);
 
-  // Flat, with padding between parameters (always zero). Undefined before they are allocated.
+  // Flat, with padding between parameters and stacks of them (always zero). Undefined before they
+  // are allocated.
   Tensor values, grads, m, v;
   Tensor copies;  // bf16, where activations are: what the products read; else undefined
 
@@ -89,7 +101,10 @@ class Parameters {
   int64_t batches = 0;  // that they have seen: whoever trains counts
 
  private:
+  int64_t place(int64_t count);
+
   std::deque<Parameter> list_;
+  std::deque<ParameterStack> stacks_;  // behind all other parameters in the arenas
   std::deque<RunningStatistics> running_;
   int64_t statistics_size_ = 0;
   int64_t size_ = 0;  // of an arena, elements

@@ -12,8 +12,7 @@ Var norm(Tape& tape, const GroupNormSpec& spec, const std::optional<BatchNormSta
                : group_norm(tape, spec, x, gamma, beta);
 }
 
-Var composed(Tape& tape, const Var& x, const Var& time, const ResidualBlockArgs& a) {
-  Var t = linear(tape, time, a.time_w, a.time_b);
+Var composed(Tape& tape, const Var& x, const Var& t, const ResidualBlockArgs& a) {
   Var h = conv2d(tape, kSame3x3, x, a.conv1_w, a.conv1_b);
   h = norm(tape, a.spec.norm, a.batch1, h, a.norm1_gamma, a.norm1_beta);
   h = activation(tape, a.spec.act, add_broadcast(tape, h, t));
@@ -43,9 +42,8 @@ void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& 
 
 // What the fused block keeps for its way back: its input and the convolutions' outputs.
 struct Saved {
-  Var x, skip, time;
+  Var x, skip, t;
   ResidualBlockArgs a;
-  Tensor t;       // [N,K] linear(time)
   Tensor y1, y2;  // conv1(x), conv2(h)
   MomentsOut moments1, moments2;
 };
@@ -53,8 +51,8 @@ struct Saved {
 // h = act(norm1(y1) + t), conv2's input: one pass, so it is computed again rather than kept.
 Tensor activated(Stream& stream, Saved& k, bool known) {
   Tensor h = Tensor::empty(stream, k.y1.shape(), k.y1.dtype());
-  group_norm_act_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t, {},
-                     h, k.moments1.moments, known);
+  group_norm_act_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t.value,
+                     {}, h, k.moments1.moments, known);
   return h;
 }
 
@@ -69,13 +67,11 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
   k.y2 = {};
   Tensor h = activated(stream, k, /*known=*/true);
   conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
-  Tensor d1 = std::move(h), dt = like(k.t);  // h had its last use: its memory takes a gradient
+  Tensor d1 = std::move(h);  // h had its last use: its memory takes a gradient
   norm_act_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
-                      a.norm1_beta.value, k.t, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
-                      out(a.norm1_beta), {dt});
+                      a.norm1_beta.value, k.t.value, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
+                      out(a.norm1_beta), out(k.t));
   d2 = {}, k.y1 = {};
-  linear_bwd_weight(stream, k.time.value, dt, out(a.time_w), out(a.time_b));
-  linear_bwd_data(stream, dt, a.time_w.value, out(k.time));
   // Without a shortcut convolution dx = dy + conv1's, in dy's memory if that is free.
   const bool adds = !a.shortcut_w.slot, adopted = adds && k.x.slot->adopt(dy);
   conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
@@ -85,7 +81,7 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
   conv_in_bwd(stream, k1x1, k.x, k.skip, a.shortcut_w, a.shortcut_b, dy);
 }
 
-Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const ResidualBlockArgs& a) {
+Var fused(Tape& tape, const Var& x, const Var& skip, const Var& t, const ResidualBlockArgs& a) {
   Stream& stream = tape.stream();
   const DType dtype = x.value.dtype();
   const Shape& in = skip.slot ? skip.shape() : x.shape();
@@ -97,9 +93,8 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
                       Tensor::empty(stream, {N, a.spec.norm.groups, 2}, master_of(dtype))};
   };
 
-  auto k = std::make_shared<Saved>(Saved{x, skip, time, a, Tensor::empty(stream, {N, K}, dtype),
-                                         activations(), activations(), moments(), moments()});
-  linear_fwd(stream, time.value, a.time_w.value, a.time_b.value, k->t);
+  auto k = std::make_shared<Saved>(
+      Saved{x, skip, t, a, activations(), activations(), moments(), moments()});
   conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, &k->moments1);
   conv2d_fwd(stream, kSame3x3, activated(stream, *k, k->moments1.made), a.conv2_w.value,
              a.conv2_b.value, k->y2, &k->moments2);
@@ -112,7 +107,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
   const Var none = Var::leaf({});
   const Tape::Inputs inputs{&x,
                             skip.slot ? &skip : &none,
-                            &time,
+                            &t,
                             &a.conv1_w,
                             &a.conv1_b,
                             &a.norm1_gamma,
@@ -121,8 +116,6 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
                             &a.conv2_b,
                             &a.norm2_gamma,
                             &a.norm2_beta,
-                            &a.time_w,
-                            &a.time_b,
                             a.shortcut_w.slot ? &a.shortcut_w : &none,
                             a.shortcut_b.slot ? &a.shortcut_b : &none};
   Var y = tape.output(out_shape, dtype, inputs);
@@ -135,17 +128,17 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& time, const Resi
 
 }  // namespace
 
-Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& time,
+Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& t,
                    const ResidualBlockArgs& args) {
   ENSURE(!args.shortcut_w.slot == !args.shortcut_b.slot, "a shortcut has both weight and bias");
   if (fusion == Fusion::Off || args.batch1 || args.batch2) {
     const Var in = skip.slot ? concat_channels(tape, upsample_nearest(tape, x), skip) : x;
-    return composed(tape, in, time, args);
+    return composed(tape, in, t, args);
   }
   // Without a shortcut convolution the block adds its input, which then has to exist.
   if (skip.slot && !args.shortcut_w.slot)
-    return fused(tape, concat_upsample(tape, x, skip), {}, time, args);
-  return fused(tape, x, skip, time, args);
+    return fused(tape, concat_upsample(tape, x, skip), {}, t, args);
+  return fused(tape, x, skip, t, args);
 }
 
 }  // namespace tessera::ops

@@ -23,7 +23,7 @@ Var TimestepEmbedding::forward(Tape& tape, const Tensor& t) const {
   return second_.forward(tape, ops::activation(tape, act_, first_.forward(tape, x)));
 }
 
-ResidualBlock::ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T,
+ResidualBlock::ResidualBlock(const Scope& scope, int64_t C, int64_t K, LinearStack& times,
                              const BlockOptions& options, int64_t upsampled)
     : Module(scope),
       options_(options),
@@ -31,11 +31,12 @@ ResidualBlock::ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T
       norm1_(scope / "norm1", K, options.norm),
       conv2_(scope / "conv2", K, K, 3, {1, 1, 1}),
       norm2_(scope / "norm2", K, options.norm),
-      time_(scope / "time_mlp" / "1", T, K) {
+      time_(times.add(scope / "time_mlp" / "1", K)) {
   if (C != K) shortcut_.emplace(scope / "residual_conv", C, K, 1, ConvSpec{});
 }
 
-Var ResidualBlock::forward(Tape& tape, const Var& x, const Var& time, const Var& skip) const {
+Var ResidualBlock::forward(Tape& tape, const Var& x, const std::vector<Var>& times,
+                           const Var& skip) const {
   ops::ResidualBlockArgs args{{norm1_.spec, options_.activation},
                               conv1_.weight.var,
                               conv1_.bias.var,
@@ -45,15 +46,13 @@ Var ResidualBlock::forward(Tape& tape, const Var& x, const Var& time, const Var&
                               conv2_.bias.var,
                               norm2_.weight.var,
                               norm2_.bias.var,
-                              time_.weight.var,
-                              time_.bias.var,
                               {},
                               {},
                               norm1_.batch(),
                               norm2_.batch()};
   if (shortcut_) args.shortcut_w = shortcut_->weight.var, args.shortcut_b = shortcut_->bias.var;
   Tape::Scope scope(tape, name());
-  return ops::residual_block(tape, options_.fusion, x, skip, time, args);
+  return ops::residual_block(tape, options_.fusion, x, skip, times.at(time_), args);
 }
 
 namespace {
@@ -82,34 +81,35 @@ int64_t upsampled_channels(const BlockOptions& options, int64_t C) {
 
 }  // namespace
 
-DownBlock::DownBlock(const Scope& root, const std::string& name, int64_t C, int64_t T,
+DownBlock::DownBlock(const Scope& root, const std::string& name, int64_t C, LinearStack& times,
                      const BlockOptions& options)
     : Module(root / name),
       down_(options.down),
-      block_(root / name / "res_block", C, C, T, options),
+      block_(root / name / "res_block", C, C, times, options),
       projection_(projection(root / (name + "_proj"), C, options.down)) {}
 
-Var DownBlock::forward(Tape& tape, const Var& x, const Var& time, Var& skip) const {
-  skip = block_.forward(tape, x, time);
+Var DownBlock::forward(Tape& tape, const Var& x, const std::vector<Var>& times, Var& skip) const {
+  skip = block_.forward(tape, x, times);
   if (down_ == Down::Rearrange || down_ == Down::Convolution)
     return projection_.forward(tape, skip);
   const Pooling pooling = down_ == Down::Max ? Pooling::Max : Pooling::Average;
   return projection_.forward(tape, ops::pool(tape, pooling, skip));
 }
 
-UpBlock::UpBlock(const Scope& scope, int64_t C, int64_t S, int64_t K, int64_t T,
+UpBlock::UpBlock(const Scope& scope, int64_t C, int64_t S, int64_t K, LinearStack& times,
                  const BlockOptions& options)
     : Module(scope),
       no_skips_(options.no_skips),
-      block_(scope / "res_block", options.no_skips ? C : C + S, K, T, options,
+      block_(scope / "res_block", options.no_skips ? C : C + S, K, times, options,
              upsampled_channels(options, C)) {
   if (options.up == Up::Transposed) upsample_.emplace(scope / "upsample", C, C);
 }
 
-Var UpBlock::forward(Tape& tape, const Var& x, const Var& skip, const Var& time) const {
-  if (!upsample_ && !no_skips_) return block_.forward(tape, x, time, skip);
+Var UpBlock::forward(Tape& tape, const Var& x, const Var& skip,
+                     const std::vector<Var>& times) const {
+  if (!upsample_ && !no_skips_) return block_.forward(tape, x, times, skip);
   const Var up = upsample_ ? upsample_->forward(tape, x) : ops::upsample_nearest(tape, x);
-  return block_.forward(tape, no_skips_ ? up : ops::concat_channels(tape, up, skip), time);
+  return block_.forward(tape, no_skips_ ? up : ops::concat_channels(tape, up, skip), times);
 }
 
 }  // namespace tessera

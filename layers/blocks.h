@@ -32,15 +32,15 @@ class TimestepEmbedding : public Module {
   Linear first_, second_;
 };
 
-// gelu(norm2(conv2(gelu(norm1(conv1(x)) + linear(time))))) + shortcut(x). x [N,H,W,C], time [N,T]
-// is the GELU of the embedding, which is the same for all blocks -> [N,H,W,K]. With a skip, x is
-// the first `upsampled` of the C channels, at half the resolution. The GELUs are the activation of
-// the options, the norms their norm.
+// gelu(norm2(conv2(gelu(norm1(conv1(x)) + t)))) + shortcut(x). x [N,H,W,C] -> [N,H,W,K]; t [N,K] is
+// the block's own of `times`, all blocks' projections of the timestep, to which it adds a layer.
+// With a skip, x is the first `upsampled` of the C channels, at half the resolution. The GELUs are
+// the activation of the options, the norms their norm.
 class ResidualBlock : public Module {
  public:
-  ResidualBlock(const Scope& scope, int64_t C, int64_t K, int64_t T, const BlockOptions& options,
-                int64_t upsampled = 0);
-  Var forward(Tape& tape, const Var& x, const Var& time, const Var& skip = {}) const;
+  ResidualBlock(const Scope& scope, int64_t C, int64_t K, LinearStack& times,
+                const BlockOptions& options, int64_t upsampled = 0);
+  Var forward(Tape& tape, const Var& x, const std::vector<Var>& times, const Var& skip = {}) const;
 
  private:
   BlockOptions options_;
@@ -48,7 +48,7 @@ class ResidualBlock : public Module {
   Norm norm1_;
   Conv2d conv2_;
   Norm norm2_;
-  Linear time_;
+  size_t time_;                     // which of the times
   std::optional<Conv2d> shortcut_;  // where C != K
 };
 
@@ -57,10 +57,10 @@ class ResidualBlock : public Module {
 // a 3x3 stride-2 convolution; or a 2x2 pool and a 1x1 projection.
 class DownBlock : public Module {
  public:
-  DownBlock(const Scope& root, const std::string& name, int64_t C, int64_t T,
+  DownBlock(const Scope& root, const std::string& name, int64_t C, LinearStack& times,
             const BlockOptions& options);
   // Returns x and sets `skip`.
-  Var forward(Tape& tape, const Var& x, const Var& time, Var& skip) const;
+  Var forward(Tape& tape, const Var& x, const std::vector<Var>& times, Var& skip) const;
 
  private:
   Down down_;
@@ -72,9 +72,9 @@ class DownBlock : public Module {
 // unless there are no skips, ResidualBlock: x [N,H/2,W/2,C], skip [N,H,W,S] -> [N,H,W,K].
 class UpBlock : public Module {
  public:
-  UpBlock(const Scope& scope, int64_t C, int64_t S, int64_t K, int64_t T,
+  UpBlock(const Scope& scope, int64_t C, int64_t S, int64_t K, LinearStack& times,
           const BlockOptions& options);
-  Var forward(Tape& tape, const Var& x, const Var& skip, const Var& time) const;
+  Var forward(Tape& tape, const Var& x, const Var& skip, const std::vector<Var>& times) const;
 
  private:
   bool no_skips_;

@@ -43,6 +43,24 @@ Var Linear::forward(Tape& tape, const Var& x) const {
   return ops::linear(tape, x, weight.var, bias.var);
 }
 
+LinearStack::LinearStack(const Scope& scope, int64_t C)
+    : Module(scope),
+      C_(C),
+      weights_(scope.stack("weight", {0, C})),
+      biases_(scope.stack("bias", {0})) {}
+
+size_t LinearStack::add(const Scope& scope, int64_t K) {
+  scope.parameter("weight", {K, C_}, uniform_by(C_), FileLayout::Same, 0, &weights_);
+  scope.parameter("bias", {K}, uniform_by(C_), FileLayout::Same, 0, &biases_);
+  widths_.push_back(K);
+  return widths_.size() - 1;
+}
+
+std::vector<Var> LinearStack::forward(Tape& tape, const Var& x) const {
+  Tape::Scope scope(tape, name());
+  return ops::split_columns(tape, ops::linear(tape, x, weights_.var, biases_.var), widths_);
+}
+
 Norm::Norm(const Scope& scope, int64_t C, const NormOptions& options)
     : Module(scope),
       spec{options.kind == NormKind::Layer      ? 1

@@ -19,8 +19,12 @@ class Scope {
     return Scope(parameters_, name_.empty() ? child : name_ + "." + child);
   }
   Parameter& parameter(const std::string& name, const Shape& shape, Init init,
-                       FileLayout layout = FileLayout::Same, int64_t upsampled = 0) const {
-    return parameters_.add((*this / name).name_, shape, init, layout, upsampled);
+                       FileLayout layout = FileLayout::Same, int64_t upsampled = 0,
+                       ParameterStack* stack = nullptr) const {
+    return parameters_.add((*this / name).name_, shape, init, layout, upsampled, stack);
+  }
+  ParameterStack& stack(const std::string& name, const Shape& empty) const {
+    return parameters_.add_stack((*this / name).name_, empty);
   }
   RunningStatistics& statistics(int64_t C) const { return parameters_.add_statistics(name_, C); }
   const std::string& name() const { return name_; }
@@ -69,6 +73,22 @@ class Linear : public Module {
   Var forward(Tape& tape, const Var& x) const;
 
   const Parameter &weight, &bias;  // [K,C], [K]
+};
+
+// Linear layers that read the same x [N,C] -> [N,K_i] each, as one product: their parameters, which
+// have names of their own, lie next to each other.
+class LinearStack : public Module {
+ public:
+  LinearStack(const Scope& scope, int64_t C);
+  // Adds a layer [K,C] with the parameters scope / "weight" and "bias", initialised as Linear's;
+  // returns which of forward()'s outputs is its.
+  size_t add(const Scope& scope, int64_t K);
+  std::vector<Var> forward(Tape& tape, const Var& x) const;
+
+ private:
+  int64_t C_;
+  ParameterStack &weights_, &biases_;  // [sum of K,C], [sum of K]
+  std::vector<int64_t> widths_;        // K_i
 };
 
 // Which norm a network has.

@@ -34,6 +34,7 @@ class UNet {
   Precision precision_;
   Parameters parameters_;
   std::unique_ptr<TimestepEmbedding> time_embed_;
+  std::unique_ptr<LinearStack> times_;  // of all blocks
   std::unique_ptr<Conv2d> init_conv_;
   std::vector<std::unique_ptr<DownBlock>> down_;
   std::unique_ptr<ResidualBlock> bottleneck_;

@@ -44,14 +44,6 @@ Var rounded_to_bf16(Tape& tape, const Var& x) {
   return y;
 }
 
-Var linear_in_steps(Tape& tape, const Var& x, const Var& w, const Var& b) {
-  const int64_t K = w.shape()[0];
-  Values unit{{K, K}, std::vector<double>(size_t(K * K))};  // a product with it adds the bias alone
-  for (int64_t k = 0; k < K; ++k) unit.data[size_t(k * K + k)] = 1;
-  const Var product = rounded_to_bf16(tape, ops::linear(tape, x, w, {}));
-  return ops::linear(tape, product, Var::leaf(tensor_of(tape.stream(), unit, DType::f64)), b);
-}
-
 std::vector<int64_t> edge_sizes() { return {63, 65, 127, 128, 129}; }
 
 std::vector<Shape> edge_shapes() {

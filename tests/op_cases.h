@@ -67,8 +67,6 @@ DType gradient_dtype(const OpCase& c, size_t input, DType storage);
 
 // x, with its value and its gradient as bf16 would hold them: a step of the oracle.
 Var rounded_to_bf16(Tape& tape, const Var& x);
-// linear, whose product is stored before the bias is added to it.
-Var linear_in_steps(Tape& tape, const Var& x, const Var& w, const Var& b);
 
 // Channels, heights, widths and lengths at which packs, warps and tiles end or nearly do, one
 // dimension at a time: [N,H,W,C] with 63, 65, 127, 128 or 129 in one place and little elsewhere.

@@ -102,7 +102,7 @@ TEST_CASE("a checkpoint of another network, data set or version is refused", "[c
 
   CHECK_THAT(c.error(path, 22), Catch::Contains("'images' is 21, expected 22"));
   rewrite(path, changed, {{"schema", "1"}});  // its checksum was of less
-  CHECK_THAT(c.error(changed), Catch::Contains("'schema' is 1, expected 2"));
+  CHECK_THAT(c.error(changed), Catch::Contains("'schema' is 1, expected 3"));
 
   TrainOptions wider = tiny_options();
   wider.base = 16;

@@ -34,14 +34,15 @@ TEST_CASE("exercise 1: a block adds the time term by broadcast after the first n
   // With one channel a group, what is added to a channel before the norm would vanish in it.
   const int groups = 16;
   Parameters parameters;
-  const ResidualBlock block(Scope(parameters) / "block", 8, 16, 12, {{groups}});
+  LinearStack times(Scope(parameters) / "times", 12);
+  const ResidualBlock block(Scope(parameters) / "block", 8, 16, times, {{groups}});
   parameters.allocate(stream, Precision::f32(), 3);
   const auto p = [&](const std::string& name) { return parameter(parameters, "block." + name); };
 
   const Var x = normal_leaf(stream, "x", {2, 6, 4, 8});
   Tape tape(stream, Tape::Mode::Inference);
   const auto forward = [&](const Var& time) {
-    return values_of(stream, block.forward(tape, x, time).value);
+    return values_of(stream, block.forward(tape, x, times.forward(tape, time)).value);
   };
   // The same in plain operations, with the time term after the norm, or before it.
   const auto by_hand = [&](const Var& time, bool after) {
@@ -205,13 +206,15 @@ TEST_CASE("exercise 5: the skip is used, and outputs differ between inputs", "[e
   for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
     INFO((fusion == ops::Fusion::On ? "fused" : "composed"));
     Parameters parameters;
-    const UpBlock block(Scope(parameters) / "up1", 16, 8, 8, 12, {{4}, Activation::Gelu, fusion});
+    LinearStack times(Scope(parameters) / "times", 12);
+    const UpBlock block(Scope(parameters) / "up1", 16, 8, 8, times,
+                        {{4}, Activation::Gelu, fusion});
     parameters.allocate(stream, Precision::f32(), 5);
     const Var x = normal_leaf(stream, "x", {2, 4, 4, 16}, true);
     const Var skip = normal_leaf(stream, "skip", {2, 8, 8, 8}, true);
     const Var time = normal_leaf(stream, "time", {2, 12});
     Tape tape(stream);
-    const Var y = block.forward(tape, x, skip, time);
+    const Var y = block.forward(tape, x, skip, times.forward(tape, time));
     tape.backward_from(y, normal_leaf(stream, "dy", {2, 8, 8, 8}).value);
     // Not one element of the skip, or of the upsampled input, is without influence.
     for (const Var& input : {skip, x}) {
@@ -220,8 +223,8 @@ TEST_CASE("exercise 5: the skip is used, and outputs differ between inputs", "[e
     }
     const Var other = normal_leaf(stream, "other skip", {2, 8, 8, 8});
     Tape inference(stream, Tape::Mode::Inference);
-    CHECK(difference(values_of(stream, block.forward(inference, x, other, time).value),
-                     values_of(stream, y.value), 1e-2) != "");
+    const Var changed = block.forward(inference, x, other, times.forward(inference, time));
+    CHECK(difference(values_of(stream, changed.value), values_of(stream, y.value), 1e-2) != "");
   }
 
   UNetConfig config;

@@ -59,16 +59,15 @@ Var residual_block(const OpFile& f) {
                               f["conv2.bias"],
                               f["norm2.weight"],
                               f["norm2.bias"],
-                              f["time_mlp.1.weight"],
-                              f["time_mlp.1.bias"],
                               {},
                               {}};
   if (f.in.contains("residual_conv.weight")) {
     args.shortcut_w = f["residual_conv.weight"];
     args.shortcut_b = f["residual_conv.bias"];
   }
-  const Var time = ops::activation(f.tape, f.form(), f["emb"]);
-  return ops::residual_block(f.tape, f.fusion, f["x"], {}, time, args);
+  const Var t = ops::linear(f.tape, ops::activation(f.tape, f.form(), f["emb"]),
+                            f["time_mlp.1.weight"], f["time_mlp.1.bias"]);
+  return ops::residual_block(f.tape, f.fusion, f["x"], {}, t, args);
 }
 
 using OpFunction = Var (*)(const OpFile&);

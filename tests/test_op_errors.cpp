@@ -92,6 +92,33 @@ TEST_CASE("linear refuses what does not fit", "[ops][errors]") {
   CHECK_THAT(linear({2, 3}, {4, 3}, {3}), Contains("b is [3] f32, expected [4] f32"));
 }
 
+TEST_CASE("split_columns refuses what does not fit", "[ops][errors]") {
+  Bench b;
+  const Var x = b.var({2, 7});
+  CHECK(error_of([&] { ops::split_columns(b.tape, x, {3, 0, 4}); }) == "");
+  CHECK_THAT(error_of([&] {
+               ops::split_columns(b.tape, x, {3, 3});
+             }),
+             Contains("x is [2,7], its parts have 6 columns"));
+  CHECK_THAT(error_of([&] {
+               ops::split_columns(b.tape, b.var({2, 7, 1}), {7});
+             }),
+             Contains("x is [2,7,1], expected [N,C]"));
+  Tensor dx = b.zeros({2, 7});
+  const std::vector<int64_t> widths{3, 4};
+  const auto error = [&](const std::vector<Tensor>& dy) {
+    return error_of([&] { split_columns_bwd(b.stream, widths, dy, {dx}); });
+  };
+  CHECK(error({{}, b.zeros({2, 4})}) == "");
+  CHECK_THAT(error({b.zeros({2, 3})}), Contains("2 widths, 1 gradients"));
+  const auto error_with = [&](const std::vector<int64_t>& wrong) {
+    return error_of([&] { split_columns_bwd(b.stream, wrong, std::vector<Tensor>(2), {dx}); });
+  };
+  CHECK_THAT(error_with({-1, 8}), Contains("a part of -1 columns"));
+  CHECK_THAT(error_with({3, 5}), Contains("its parts have 8 columns"));
+  CHECK_THAT(error({b.zeros({2, 3}), b.zeros({2, 5})}), Contains("[2,5]") && Contains("[2,4]"));
+}
+
 TEST_CASE("norms refuse what does not fit", "[ops][errors]") {
   Bench b;
   const Var x = b.var({2, 3, 3, 6}), six = b.var({6});
@@ -207,18 +234,17 @@ TEST_CASE("a residual block refuses what does not fit, fused and composed", "[op
   for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off}) {
     ops::ResidualBlockArgs args{{{2}},      b.var({4, 3, 3, 3}), b.var({4}), b.var({4}),
                                 b.var({4}), b.var({4, 3, 3, 4}), b.var({4}), b.var({4}),
-                                b.var({4}), b.var({4, 5}),       b.var({4}), b.var({4, 1, 1, 3}),
-                                b.var({4})};
-    const Var x = b.var({1, 6, 6, 3}), time = b.var({1, 5});
-    const auto error = [&](const Var& in, const Var& t) {
-      return error_of([&] { ops::residual_block(b.tape, fusion, in, {}, t, args); });
+                                b.var({4}), b.var({4, 1, 1, 3}), b.var({4})};
+    const Var x = b.var({1, 6, 6, 3}), t = b.var({1, 4});
+    const auto error = [&](const Var& in, const Var& given) {
+      return error_of([&] { ops::residual_block(b.tape, fusion, in, {}, given, args); });
     };
-    CHECK(error(x, time) == "");
-    CHECK_THAT(error(b.var({1, 6, 6, 2}), time), Contains("x has 2 channels, w takes 3"));
-    CHECK_THAT(error(x, b.var({1, 6})), Contains("x is [1,6], w is [4,5]"));
-    CHECK_THAT(error(x, b.var({2, 5})), Contains("[2,4] f32") && Contains("[1,4] f32"));
+    CHECK(error(x, t) == "");
+    CHECK_THAT(error(b.var({1, 6, 6, 2}), t), Contains("x has 2 channels, w takes 3"));
+    CHECK_THAT(error(x, b.var({1, 5})), Contains("[1,5] f32") && Contains("[1,4] f32"));
+    CHECK_THAT(error(x, b.var({2, 4})), Contains("[2,4] f32") && Contains("[1,4] f32"));
     args.conv2_w = b.var({4, 3, 3, 3});
-    CHECK_THAT(error(x, time), Contains("x has 4 channels, w takes 3"));
+    CHECK_THAT(error(x, t), Contains("x has 4 channels, w takes 3"));
   }
 }
 
