@@ -145,8 +145,10 @@ class Builds:
                 commands.append(f"{line} -O1 -g1 -o {objects[-1]} -c "
                                 f"{self.scratch / KERNELS / source[1]}")
             elif f"-o bin/{PROGRAM} " in line:
-                # Before the archives: what the objects define is not taken from there.
-                link = line.replace(f"-o bin/{PROGRAM} ", f"{' '.join(objects)} -o {mine / PROGRAM} ")
+                # Before all others: tests have kernels' templates, too, and the first one counts.
+                first = re.search(r" \S+\.o ", line).start()
+                link = (line[:first] + " " + " ".join(objects) + line[first:]).replace(
+                    f"-o bin/{PROGRAM} ", f"-o {mine / PROGRAM} ")
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             outputs = list(pool.map(lambda command: shell(command, base), commands))
         failed = "\n".join(filter(None, outputs))

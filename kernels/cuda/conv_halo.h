@@ -332,7 +332,6 @@ __device__ __forceinline__ void halo_block(HaloShared<Tile, Source>& shared, con
     if constexpr (Sums::kAsync) start(step + kAhead);
     sums.finish();
   }
-  ptx::cp_async_wait<0>();
   __syncthreads();  // the results take the place of what was multiplied
   put_sums<Tile>(sums, sizes, at, output, shared.results);
   __syncthreads();

@@ -53,11 +53,10 @@ struct PackOfTile {
   __device__ __forceinline__ void for_pixels(const HaloSizes& sizes, const Place& first, int n,
                                              const F& f) const {
     constexpr int kImage = Tile::TH * Tile::TW;
-    static_assert(kRows % Tile::TW == 0);
+    static_assert(kRows % Tile::TW == 0 && kImage % kRows == 0);
     if (first.n + n >= sizes.N || first.w + row % Tile::TW * Tile::kApart >= sizes.W) return;
     TESSERA_UNROLL
     for (int i = 0; i < kImage; i += kRows) {
-      if (i + kRows > kImage && row + i >= kImage) break;
       if (first.h + (row + i) / Tile::TW * Tile::kApart < sizes.H)
         f(n * kImage + row + i, i / Tile::TW * Tile::kApart * sizes.W);
     }
