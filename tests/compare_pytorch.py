@@ -3,7 +3,9 @@
 
 A step is forward, mse, backward and Adam, PyTorch's in float32, train's in --precision. The two
 alternate, each run in a process of its own with the same number of threads; a run's figure is the
-median step of its second half. PyTorch is first tried with both memory formats, and the faster one
+median step of its second half. The ratio of a round is of two runs that follow each other: where a
+virtual machine's processors now have a core each and now share one, for seconds or minutes, its
+median says more than the ratio of medians. PyTorch is first tried with both memory formats, and the faster one
 is the opponent. Peak memory is the largest resident set of a separate run of 12 steps; with
 --precision bf16 the peak of what train takes for tensors (peak_bytes) is set beside that in f32,
 too. Needs python3-torch and a built `train`:
@@ -160,8 +162,11 @@ def compare(name, args):
     if "ours" in result:
         for key in ("median", "min", "peak_bytes"):
             result["ratio_" + key] = result["ours"][key] / result["pytorch"][key]
-        print("  ours in " + args.precision + " / PyTorch in f32: median {ratio_median:.3f}, min {ratio_min:.3f},"
-              " peak {ratio_peak_bytes:.3f}".format(**result))
+        result["ratio_rounds"] = statistics.median(
+            ours / theirs for ours, theirs in zip(times["ours"], times["pytorch"]))
+        print(f"  ours in {args.precision} / PyTorch in f32: " + "rounds {ratio_rounds:.3f},"
+              " median {ratio_median:.3f}, min {ratio_min:.3f}, peak {ratio_peak_bytes:.3f}"
+              .format(**result))
     return result
 
 
