@@ -4,6 +4,7 @@
 #include <set>
 
 #include "kernels/cuda/ptx/cp_async.h"
+#include "kernels/cuda/ptx/wgmma.h"
 #include "tests/simt_run.h"
 
 using namespace tessera;
@@ -83,6 +84,10 @@ void for_each_schedule(Check check) {
 }
 
 // One thread: what is in shared memory before the wait, after it, and where nothing waits.
+// Operands of wgmma, 64 x 16 each.
+struct Matrices {
+  alignas(128) bf16 a[64 * 16], b[64 * 16];
+};
 struct Words {
   alignas(16) uint32_t word[8];
 };
@@ -113,12 +118,35 @@ void late_source_kernel(uint32_t* in, uint32_t* out) {
   out[0] = shared.word[0];
 }
 
-// Nothing waits; thread 1 reads what thread 0 copied after `suspensions` chances to land.
+// Nothing waits in time; thread 1 reads what thread 0 copied after `suspensions` chances to land.
 void never_kernel(const uint32_t* in, uint32_t* out, int suspensions) {
   Words& shared = shared_memory<Words>();
   if (threadIdx.x == 0) ptx::cp_async4(&shared.word[0], in);
   for (int i = 0; i < suspensions; ++i) __syncthreads();
   if (threadIdx.x == 1) out[0] = shared.word[0];
+  __syncthreads();
+  ptx::cp_async_wait_all();
+}
+// The last copy is committed, but nothing waits for it.
+void forgotten_copy_kernel(const uint32_t* in) {
+  Words& shared = shared_memory<Words>();
+  for (int i = 0; i < 2; ++i) {
+    ptx::cp_async4(&shared.word[i], in);
+    ptx::cp_async_commit();
+  }
+  ptx::cp_async_wait<1>();
+}
+void forgotten_product_kernel() {
+  auto& zeros = shared_memory<Matrices>();
+  if (threadIdx.x == 0) std::memset(&zeros, 0, sizeof zeros);
+  __syncthreads();
+  const auto matrix = [](const void* at) {
+    return ptx::SharedMatrix(at, 128, 256, ptx::Layout::Plain);
+  };
+  float d[8][4] = {};
+  ptx::wgmma_fence();
+  ptx::wgmma<64, false, false>(d, matrix(zeros.a), matrix(zeros.b));
+  ptx::wgmma_commit();
 }
 
 template <int size>
@@ -128,6 +156,7 @@ void copy_kernel(const std::byte* in, int to, int from, int bytes) {
   if (size == 4) ptx::cp_async4(at, in + from, bytes);
   if (size == 8) ptx::cp_async8(at, in + from, bytes);
   if (size == 16) ptx::cp_async16(at, in + from, bytes);
+  ptx::cp_async_wait_all();
 }
 void copy_from_shared_kernel() {
   Words& shared = shared_memory<Words>();
@@ -232,6 +261,14 @@ TEST_CASE("what nothing waits for lands never or some time", "[ptx][race]") {
   for (uint64_t seed = 0; seed < 40; ++seed) landed += run(Landing::Random, seed, 1) == 7;
   CHECK(landed > 0);
   CHECK(landed < 40);
+}
+
+TEST_CASE("what a thread has started it must wait for", "[ptx]") {
+  SimtRun simt;
+  CHECK(contains(simt.fault_of<forgotten_copy_kernel>(1, sizeof(Words), simt.allocate<uint32_t>(1)),
+                 "the thread ends with 1 cp.async that it has not waited for"));
+  CHECK(contains(simt.fault_of<forgotten_product_kernel>(128, sizeof(Matrices)),
+                 "the thread ends with 1 wgmma.mma_async that it has not waited for"));
 }
 
 TEST_CASE("what cp.async must not be given", "[ptx]") {

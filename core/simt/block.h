@@ -40,6 +40,9 @@ class InFlight {
  public:
   virtual ~InFlight() = default;
   virtual void suspended() = 0;  // the thread is about to wait: operations may take place
+  // The thread ends: throws Fault where operations are left that it has not waited for, which could
+  // land on what takes the place of their target.
+  virtual void ended() = 0;
 };
 
 // One CUDA thread.
@@ -89,6 +92,8 @@ F& in_flight() {
 [[noreturn]] void fault(const std::string& message, Where where = Where::current());
 // "kernel k, block (0,0,0), thread (1,0,0)" of the current thread, "" outside of kernels.
 std::string current_place();
+// For InFlight::ended().
+void expect_none_left(size_t operations, const char* name);
 // Throws unless the profile has at least this compute capability.
 void require(int capability, const char* instruction, Where where = Where::current());
 const Grid& current_grid();

@@ -61,6 +61,11 @@ void fault(const std::string& message, Where where) {
   throw Fault(concat(message, ": ", place(self(), where)));
 }
 
+void expect_none_left(size_t operations, const char* name) {
+  if (operations)
+    fault(concat("the thread ends with ", operations, ' ', name, " that it has not waited for"));
+}
+
 void fill_undefined(void* memory, size_t bytes) {
   constexpr uint8_t pattern[2] = {0xBF, 0x7F};
   auto* p = static_cast<uint8_t*>(memory);
@@ -273,6 +278,7 @@ void Block::run_thread(Thread& thread, int fiber) {
       const Watched scope;
       grid_->body(grid_->arguments);
     }
+    for (const auto& family : thread.in_flight) family->ended();
     check_arithmetic("its end");
     note_write("its end");
   } catch (const Cancelled&) {

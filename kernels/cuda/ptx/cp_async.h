@@ -97,6 +97,7 @@ class Copies : public InFlight {
     if (current_grid().options.landing == Landing::Random)
       land_if([](const Copy&) { return random_choice() % 4 == 0; });
   }
+  void ended() override { expect_none_left(copies_.size(), "cp.async"); }
 
  private:
   struct Copy {
@@ -105,7 +106,6 @@ class Copies : public InFlight {
     int size, bytes;
     int64_t group;
   };
-
   static void land(const Copy& copy) {
     if (copy.bytes) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
     std::memset(static_cast<std::byte*>(copy.to) + copy.bytes, 0, size_t(copy.size - copy.bytes));

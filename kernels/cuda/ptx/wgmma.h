@@ -121,7 +121,6 @@ struct SharedMatrix {
         leading(leading),
         stride(stride),
         layout(layout) {}
-
   SharedMatrix further(int bytes) const { return {start + bytes, leading, stride, layout}; }
   // Where element x, k is.
   const std::byte* at(bool across, int x, int k) const {
@@ -199,6 +198,7 @@ class Products : public InFlight {
     }
   }
   void suspended() override {}
+  void ended() override { expect_none_left(products_.size(), "wgmma.mma_async"); }
 
  private:
   struct One {
