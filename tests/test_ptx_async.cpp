@@ -4,6 +4,7 @@
 #include <set>
 
 #include "kernels/cuda/ptx/cp_async.h"
+#include "kernels/cuda/ptx/fence.h"
 #include "kernels/cuda/ptx/wgmma.h"
 #include "tests/simt_run.h"
 
@@ -83,7 +84,6 @@ void for_each_schedule(Check check) {
       }
 }
 
-// One thread: what is in shared memory before the wait, after it, and where nothing waits.
 // Operands of wgmma, 64 x 16 each.
 struct Matrices {
   alignas(128) bf16 a[64 * 16], b[64 * 16];
@@ -91,6 +91,7 @@ struct Matrices {
 struct Words {
   alignas(16) uint32_t word[8];
 };
+// One thread: what is in shared memory before the wait, after it, and where nothing waits.
 void moments_kernel(const uint32_t* in, uint32_t* out) {
   Words& shared = shared_memory<Words>();
   for (int i = 0; i < 8; ++i) shared.word[i] = 1000;
@@ -136,17 +137,52 @@ void forgotten_copy_kernel(const uint32_t* in) {
   }
   ptx::cp_async_wait<1>();
 }
+ptx::SharedMatrix plain_matrix(const void* at) { return {at, 128, 256, ptx::Layout::Plain}; }
 void forgotten_product_kernel() {
   auto& zeros = shared_memory<Matrices>();
   if (threadIdx.x == 0) std::memset(&zeros, 0, sizeof zeros);
   __syncthreads();
-  const auto matrix = [](const void* at) {
-    return ptx::SharedMatrix(at, 128, 256, ptx::Layout::Plain);
-  };
   float d[8][4] = {};
   ptx::wgmma_fence();
-  ptx::wgmma<64, false, false>(d, matrix(zeros.a), matrix(zeros.b));
+  ptx::wgmma<64, false, false>(d, plain_matrix(zeros.a), plain_matrix(zeros.b));
   ptx::wgmma_commit();
+}
+
+enum class Unfenced { Nothing, Copies, TooSoon, Product, Sums };
+// d = two products of matrices that cp.async brings, and of sums that are halved between them.
+template <Unfenced unfenced>
+void fenced_products_kernel(const bf16* in, float* out) {
+  auto& matrices = shared_memory<Matrices>();
+  auto* const to = reinterpret_cast<bf16*>(&matrices);
+  const int thread = int(threadIdx.x);
+  for (int i = thread * 8; i < int(sizeof matrices / sizeof(bf16)); i += 128 * 8)
+    ptx::cp_async16(to + i, in + i);
+  if (unfenced == Unfenced::TooSoon) ptx::fence_proxy_async();
+  ptx::cp_async_wait_all();
+  if (unfenced != Unfenced::Copies && unfenced != Unfenced::TooSoon) ptx::fence_proxy_async();
+  __syncthreads();
+  float d[8][4] = {};
+  for (int i = 0; i < 2; ++i) {
+    if (unfenced != Unfenced::Product && (unfenced != Unfenced::Sums || i == 0)) ptx::wgmma_fence();
+    ptx::wgmma<64, false, false>(d, plain_matrix(matrices.a), plain_matrix(matrices.b));
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    for (auto& four : d)
+      for (float& sum : four) sum /= 2;
+  }
+  for (int i = 0; i < 32; ++i) out[thread * 32 + i] = d[i / 4][i % 4];
+}
+template <Unfenced unfenced>
+std::string outcome_of_fences() {
+  SimtRun simt;
+  const std::vector<bf16> ones(sizeof(Matrices) / sizeof(bf16), to_bf16(1.0f));
+  float* const out = simt.allocate<float>(128 * 32);
+  const std::string fault = simt.fault_of<fenced_products_kernel<unfenced>>(
+      128, sizeof(Matrices), simt.allocate(ones), out);
+  if (!fault.empty()) return fault;
+  for (int i = 0; i < 128 * 32; ++i)
+    if (out[i] != (16.0f / 2 + 16) / 2) return concat("wrong sum ", i);
+  return "";
 }
 
 template <int size>
@@ -269,6 +305,20 @@ TEST_CASE("what a thread has started it must wait for", "[ptx]") {
                  "the thread ends with 1 cp.async that it has not waited for"));
   CHECK(contains(simt.fault_of<forgotten_product_kernel>(128, sizeof(Matrices)),
                  "the thread ends with 1 wgmma.mma_async that it has not waited for"));
+}
+
+TEST_CASE("wgmma without its fences is found", "[ptx]") {
+  for_each_schedule([] {
+    CHECK(outcome_of_fences<Unfenced::Nothing>() == "");
+    const std::string copied = "wgmma.mma_async reads what thread ";
+    CHECK(contains(outcome_of_fences<Unfenced::Copies>(), copied));
+    CHECK(contains(outcome_of_fences<Unfenced::Product>(), "without a wgmma.fence before it"));
+    CHECK(contains(outcome_of_fences<Unfenced::Sums>(), "written since the last wgmma.fence"));
+  });
+  // A fence in front of the wait is one too soon for copies that land in it.
+  const ScopedOptions restore(options());
+  options().landing = Landing::Latest;
+  CHECK(contains(outcome_of_fences<Unfenced::TooSoon>(), "has not fenced"));
 }
 
 TEST_CASE("what cp.async must not be given", "[ptx]") {

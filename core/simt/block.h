@@ -55,6 +55,7 @@ struct Thread {
   bool done = false;
   int fiber = -1;                                    // that runs it, or -1 before its start
   int barrier_result = 0;                            // of the barrier that it waited for
+  unsigned proxy_fences = 0;                         // how many it has executed
   std::vector<std::shared_ptr<InFlight>> in_flight;  // one of each family in use
 
   unsigned lane() const { return linear % 32; }
@@ -133,6 +134,12 @@ void order_acquire(const void* place);
 void* shared_bytes(size_t bytes, size_t alignment, Where where);
 // Whether all of `bytes` at `pointer` are in the block's shared memory.
 bool is_shared(const void* pointer, size_t bytes);
+// wgmma sees what a thread has copied to shared memory after a fence of that thread: notes a copy
+// of the current thread, and its fence; the thread that copied to the 16 bytes at `pointer` last
+// when it has not come to a fence since, or null.
+void note_copied(const void* pointer, size_t bytes);
+void fence_copies();
+const Thread* unfenced_copy(const void* pointer);
 // Writes what memory holds that was never written: 0x7FBF repeated, a signalling NaN as float and
 // as bf16, and a wild index.
 void fill_undefined(void* memory, size_t bytes);

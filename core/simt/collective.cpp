@@ -171,6 +171,20 @@ bool Block::is_shared(const void* pointer, size_t bytes) const {
   return at >= first && at + bytes <= first + grid_->shared_bytes;
 }
 
+void Block::note_copied(const void* pointer, size_t bytes) {
+  if (copied_.empty()) copied_.resize(grid_->shared_bytes / 16 + 1);
+  const size_t first = size_t(static_cast<const std::byte*>(pointer) - shared_);
+  for (size_t i = first / 16; i <= (first + bytes - 1) / 16; ++i)
+    copied_[i] = {self().linear + 1, self().proxy_fences};
+}
+
+const Thread* Block::unfenced_copy(const void* pointer) const {
+  const size_t i = size_t(static_cast<const std::byte*>(pointer) - shared_) / 16;
+  if (i >= copied_.size() || copied_[i].thread == 0) return nullptr;
+  const Thread& thread = threads_[copied_[i].thread - 1];
+  return thread.proxy_fences == copied_[i].fences ? &thread : nullptr;
+}
+
 uint32_t Block::random() { return uint32_t(next_random(random_state_) >> 32); }
 
 void require(int capability, const char* instruction, Where where) {
@@ -222,6 +236,19 @@ void* shared_bytes(size_t bytes, size_t alignment, Where where) {
 bool is_shared(const void* pointer, size_t bytes) {
   const Unwatched scope;
   return self().block->is_shared(pointer, bytes);
+}
+
+void note_copied(const void* pointer, size_t bytes) {
+  const Unwatched scope;
+  self().block->note_copied(pointer, bytes);
+}
+void fence_copies() {
+  const Unwatched scope;
+  ++self().proxy_fences;
+}
+const Thread* unfenced_copy(const void* pointer) {
+  const Unwatched scope;
+  return self().block->unfenced_copy(pointer);
 }
 
 #ifdef TESSERA_TSAN

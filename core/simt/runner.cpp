@@ -160,6 +160,7 @@ void Block::make_arena() {
   poison_memory(arena_.get(), arena_bytes_);
   unpoison_memory(shared_, bytes);
   fill_undefined(shared_, bytes);
+  copied_.clear();
 }
 
 bool Block::advance() {

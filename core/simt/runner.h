@@ -68,6 +68,8 @@ class Block {
   void meet(unsigned mask, void* operands, Combine combine, const char* name, Where where);
   void* shared(size_t bytes, size_t alignment, Where where);
   bool is_shared(const void* pointer, size_t bytes) const;
+  void note_copied(const void* pointer, size_t bytes);
+  const Thread* unfenced_copy(const void* pointer) const;
   uint32_t random();
   void happened() { polls_ = 0, ++events_; }
 
@@ -143,6 +145,11 @@ class Block {
   std::unique_ptr<std::byte, FreeArena> arena_;
   size_t arena_bytes_ = 0;
   std::byte* shared_ = nullptr;  // in the arena
+  struct Copied {
+    unsigned thread = 0;  // its number + 1, or 0
+    unsigned fences = 0;  // that it had executed then
+  };
+  std::vector<Copied> copied_;  // last, to 16 bytes of shared memory each
   uint64_t random_state_ = 0;
 };
 

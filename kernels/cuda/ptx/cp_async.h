@@ -109,6 +109,7 @@ class Copies : public InFlight {
   static void land(const Copy& copy) {
     if (copy.bytes) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
     std::memset(static_cast<std::byte*>(copy.to) + copy.bytes, 0, size_t(copy.size - copy.bytes));
+    note_copied(copy.to, size_t(copy.size));
   }
   template <class Lands>
   void land_if(Lands lands) {

@@ -28,13 +28,17 @@
 // l % 8 (128), by the bits of the address: patterns begin at multiples of 512 and 1024 bytes.
 //
 // On the host model a product takes place at the issue (Landing::Earliest) or in the wait that
-// covers it, where the operands must still be there.
+// covers it, where the operands must still be there. Faults: a product before the first
+// wgmma_fence(), or of sums that have changed since a product left them, without a fence after that
+// one; operands that cp.async wrote and no fence_proxy_async() of the copying thread followed.
 #pragma once
 
 #include "core/dtype.h"
 #include "kernels/cuda/ptx/common.h"
 
 #ifndef TESSERA_GPU
+#include <map>
+
 #include "core/simt/trace.h"
 #endif
 
@@ -145,6 +149,7 @@ struct SharedMatrix {
 // One lane's operands.
 struct GroupProduct {
   float* d;
+  int sums;  // at d
   SharedMatrix a, b;
   int warp;  // of the group
 };
@@ -186,6 +191,7 @@ void multiply_group(void* const* lanes) {
 class Products : public InFlight {
  public:
   void issue(const GroupProduct& product, Combine combine, Where where) {
+    check_fence(product, where);
     products_.push_back({product, combine, where, group_});
     if (current_grid().options.landing == Landing::Earliest) wait(-1);
   }
@@ -195,7 +201,12 @@ class Products : public InFlight {
       One one = products_.front();
       products_.erase(products_.begin());
       whole_warp(&one.product, one.combine, "wgmma", one.where);
+      left_[one.product.d].assign(one.product.d, one.product.d + one.product.sums);
     }
+  }
+  void fence() {
+    fenced_ = true;
+    left_.clear();
   }
   void suspended() override {}
   void ended() override { expect_none_left(products_.size(), "wgmma.mma_async"); }
@@ -207,14 +218,29 @@ class Products : public InFlight {
     Where where;
     int64_t group;
   };
+  void check_fence(const GroupProduct& product, Where where) const {
+    if (!fenced_) fault("wgmma.mma_async without a wgmma.fence before it", where);
+    const auto left = left_.find(product.d);
+    if (left != left_.end() &&
+        (left->second.size() != size_t(product.sums) ||
+         std::memcmp(left->second.data(), product.d, size_t(product.sums) * sizeof(float))))
+      fault("wgmma.mma_async adds to registers that were written since the last wgmma.fence",
+            where);
+  }
+
   std::vector<One> products_;
   int64_t group_ = 0;
+  bool fenced_ = false;
+  std::map<const float*, std::vector<float> > left_;  // sums as products left them since a fence
 };
 
 inline void require_wgmma(const char* name, Where where) {
   if (!has_wgmma()) fault(concat(name, " needs sm_90a"), where);
 }
-inline void wgmma_fence(Where where = Where::current()) { require_wgmma("wgmma.fence", where); }
+inline void wgmma_fence(Where where = Where::current()) {
+  require_wgmma("wgmma.fence", where);
+  in_flight<Products>().fence();
+}
 inline void wgmma_commit(Where where = Where::current()) {
   require_wgmma("wgmma.commit_group", where);
   in_flight<Products>().commit();
@@ -223,6 +249,15 @@ template <int n>
 void wgmma_wait(Where where = Where::current()) {
   require_wgmma("wgmma.wait_group", where);
   in_flight<Products>().wait(n);
+}
+
+inline void check_fenced(const SharedMatrix& matrix, bool across, int size, Where where) {
+  for (int x = 0; x < size; x += across ? 8 : 1)
+    for (int k = 0; k < 16; k += across ? 1 : 8)
+      if (const Thread* thread = unfenced_copy(matrix.at(across, x, k)))
+        fault(concat("wgmma.mma_async reads what thread ", thread->linear,
+                     " copied and has not fenced (fence.proxy.async)"),
+              where);
 }
 
 template <int N, bool a_across, bool b_across>
@@ -236,6 +271,7 @@ void wgmma(float (&d)[N / 8][4], SharedMatrix a, SharedMatrix b, Where where = W
     for (const int x : {0, size - 1})
       for (const int k : {0, 15})
         check_shared(matrix.at(across, x, k), 2, 2, "wgmma.mma_async", where);
+    if (self().lane() == 0) check_fenced(matrix, across, size, where);
   };
   check(a, a_across, 64), check(b, b_across, N);
   // Of a warp's share: a quarter of each operand, in matrices as ldmatrix counts them.
@@ -245,7 +281,7 @@ void wgmma(float (&d)[N / 8][4], SharedMatrix a, SharedMatrix b, Where where = W
     count(kMatrices, 4 + N / 16);
     count(kPasses, 4 + N / 16);
   }
-  in_flight<Products>().issue({&d[0][0], a, b, int(self().warp() % 4)},
+  in_flight<Products>().issue({&d[0][0], N / 2, a, b, int(self().warp() % 4)},
                               multiply_group<N, a_across, b_across>, where);
 }
 
