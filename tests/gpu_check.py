@@ -45,6 +45,17 @@ class Step:
         self.environment, self.together, self.goes_on = environment or {}, together, goes_on
 
 
+def overlapped(step, name):
+    """A step with launches that overlap (core/cuda/cuda.h); its figures are called so."""
+    def figures(output):
+        result = step.figures(output)
+        for row in result["benchmarks"]:
+            row["name"] += ", overlapped"
+        return result
+    return Step(name, step.command, step.figures and figures,
+                {**step.environment, "TESSERA_OVERLAP": "1"})
+
+
 class Missing(Exception):
     """The machine lacks what a part needs."""
 
@@ -119,10 +130,13 @@ class Check:
                     4 if "DEPENDS" in has else 1 if test["name"] in on_gpu else 2)
         tests = sorted(enumerate(json.loads(shown)["tests"], 1), key=lambda test: rank(test[1]))
         environment = {"OMP_NUM_THREADS": str(max(1, cores() // self.workers()))}
-        return [Step(test["name"], ["ctest", "--test-dir", self.build, "--output-on-failure",
-                                    "--no-tests=error", "-FA", ".*", "-I", f"{number},{number}"],
-                     environment=environment, together=rank(test) in (1, 2))
-                for number, test in tests]
+        steps = [Step(test["name"], ["ctest", "--test-dir", self.build, "--output-on-failure",
+                                     "--no-tests=error", "-FA", ".*", "-I", f"{number},{number}"],
+                      environment=environment, together=rank(test) in (1, 2))
+                 for number, test in tests]
+        on_gpu_alone = Step("", [program, "[cuda]~[slow]~[huge]"],
+                            environment={"TESSERA_GPU_ONLY": "1"})
+        return [*steps, overlapped(on_gpu_alone, "tests on the GPU, launches that overlap")]
 
     def steps_of_primitives(self):
         return [Step("check_primitives", [self.program("check_primitives")],
@@ -172,6 +186,8 @@ class Check:
                               [*bench, f"--benchmark_filter=^{group}/{shapes}",
                                f"--benchmark_out={file}", "--benchmark_out_format=json"],
                               lambda _, file=file: gpu_report.benchmarks(file)))
+            if size == "models" and group == "training_step/bf16":
+                steps.append(overlapped(steps[-1], "models training_step/bf16, overlapped"))
         return steps
 
     def steps_of_profile(self):
@@ -225,8 +241,14 @@ class Check:
         else:
             shutil.rmtree(folder, ignore_errors=True)
             what = [*self.lesson("train"), "--epochs", "2"]
+        other = self.out / "train-overlapped"
+        shutil.rmtree(other, ignore_errors=True)
         return [Step("lesson, 2 epochs", [self.program("train"), *what],
-                     lambda _: gpu_report.training(folder / "metrics.jsonl"), goes_on=True)]
+                     lambda _: gpu_report.training(folder / "metrics.jsonl"), goes_on=True),
+                Step("lesson, 1 epoch, launches that overlap",
+                     [self.program("train"), *self.lesson(other.name), "--epochs", "1"],
+                     lambda _: gpu_report.training(other / "metrics.jsonl"),
+                     {"TESSERA_OVERLAP": "1"})]
 
     def lesson(self, folder):
         """Arguments of `train` for the lesson, into a folder."""

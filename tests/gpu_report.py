@@ -85,7 +85,7 @@ def bench_lines(report):
             [kind, ratio, len(values), number(geometric_mean(values)), number(min(values)),
              number(max(values))] for (kind, ratio), values in kinds.items()])
 
-    shown = [row for row in rows if re.search(r"(/|_)lesson(_|$)", row["name"])]
+    shown = [row for row in rows if re.search(r"(/|_)lesson(_|,|$)", row["name"])]
     columns = ["GFLOP/s", "of matmul", "GB/s", "of copy", "cuDNN ms", "ours/cuDNN", "cuBLAS ms",
                "ours/cuBLAS", "images/s", "peak MB"]
     columns = [column for column in columns if any(column in row for row in shown)]

@@ -5,7 +5,8 @@ kernel_launches.py --log DIR --tests PROGRAM --sources DIR --out DIR LIBRARY...
 
 LIBRARY is an archive of the kernels' objects for the host model, PROGRAM the test program, --log
 what its processes wrote (core/simt/launch_log.h). Kernels are found by their symbols, whose names
-end in _kernel (--sources: no __global__ function there has another one), launches by addresses.
+end in _kernel (--sources: no __global__ function there has another one, and each starts with
+ptx::begin_kernel()), launches by addresses.
 Writes kernel-launches.md, each kernel with the tests that launch it, and
 kernel-launches.json for kernel_resources.py. Ends with 1 when a kernel was never launched, with 77
 when only a part of the suite ran.
@@ -59,12 +60,13 @@ def kernels_of(libraries):
     return names, errors
 
 
-def misnamed(sources):
-    """What is wrong with the names of __global__ functions in a folder of sources."""
+def misdeclared(sources):
+    """What is wrong with the __global__ functions of a folder of sources: with their names, and with
+    how they begin (kernels/cuda/ptx/grid_dependency.h)."""
     errors = []
     for path in sorted(path for path in sources.rglob("*") if path.suffix in (".cu", ".cuh", ".h")):
         text = re.sub(r"//.*|/\*(?s:.*?)\*/", "", path.read_text())
-        for declaration in re.findall(r"\b__global__\b([^;{]*)", text):
+        for declaration, body in re.findall(r"\b__global__\b([^;{]*)(;|\{[^;}]*)", text):
             # Attributes have parentheses, too: __launch_bounds__(f(x)), two levels at most.
             bare = re.sub(r"\b__\w+__\s*\((?:[^()]|\([^()]*\))*\)", "", declaration)
             name = re.search(r"(\w+)\s*\(", bare)
@@ -72,6 +74,8 @@ def misnamed(sources):
                 what = name[1] if name else " ".join(declaration.split())
                 errors.append(f"{path.name}: {what} is __global__, and its name does not end in "
                               "_kernel")
+            elif body != ";" and body[1:].strip() != "ptx::begin_kernel()":
+                errors.append(f"{path.name}: {name[1]} does not start with ptx::begin_kernel()")
     return errors
 
 
@@ -149,7 +153,7 @@ def main():
     text, data = report(names, launched)
     (options.out / "kernel-launches.md").write_text(text)
     (options.out / "kernel-launches.json").write_text(json.dumps(data, indent=1))
-    errors += misnamed(options.sources)
+    errors += misdeclared(options.sources)
     errors += [f"no test launches {name}" for name, found in data.items() if not found["tests"]]
     if not data:
         errors.append("there are no kernels")

@@ -2,8 +2,10 @@
 """How many instructions the kernels of a build have, by the toolkit's disassembler.
 
 kernel_sass.py BUILD    writes BUILD/kernel-instructions.md: for every kernel and architecture the
-                        instructions, and what its main loop has of them. Ends with 77 where there is
-                        no cuobjdump or nvcc has built no kernels.
+                        instructions, and what its main loop has of them. Ends with 1 where one for
+                        sm_90 or up does not wait for the kernel before it, or has an access of
+                        memory in front of that (kernels/cuda/ptx/grid_dependency.h), with 77 where
+                        there is no cuobjdump or nvcc has built no kernels.
 
 The main loop is the one with the most mma.sync, the shortest of these; only of a kernel without
 mma.sync the innermost one that stores, else loads the most vectors (8 or 16 bytes) of global memory:
@@ -39,10 +41,28 @@ STORE = r"(@!?U?P\d+ )?STG\.E\.(\w+\.)*(64|128)\b"
 LOAD = r"(@!?U?P\d+ )?LDG\.E\.(\w+\.)*(64|128)\b"
 
 
+ACCESS = r"(@!?U?P\d+ )?(LDG|LD|LDGSTS|STG|ST|ATOM|ATOMG|RED|REDG|UBLKCP|UTMALDG|UTMASTG)\b"
+
+
+def instructions_of(lines):
+    """(address, text) of those of one function."""
+    return [(int(m[1], 16), m[2]) for m in
+            (re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", line) for line in lines) if m]
+
+
+def early_of(lines):
+    """What is wrong with how a function begins, or ""."""
+    texts = [text.strip() for _, text in instructions_of(lines)]
+    begin = next((i for i, text in enumerate(texts) if re.search(r"\bACQBULK\b", text)), None)
+    if begin is None:
+        return "does not wait for the kernel before it"
+    early = next((text for text in texts[:begin] if re.match(ACCESS, text)), None)
+    return f"{early} comes before the wait for the kernel before it" if early else ""
+
+
 def code_of(lines):
     """Of the lines of one function."""
-    found = [(int(m[1], 16), m[2]) for m in
-             (re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", line) for line in lines) if m]
+    found = instructions_of(lines)
     while found and re.match(r"(NOP|BRA)\b", found[-1][1]):  # what fills up the end
         found.pop()
     starts = {address: i for i, (address, _) in enumerate(found)}
@@ -72,13 +92,13 @@ def code_of(lines):
                 count(LOAD, outside))
 
 
-def parse(text):
-    """{(mangled name, architecture): Code} of what cuobjdump -sass writes."""
+def parse(text, read=code_of):
+    """{(mangled name, architecture): read(lines)} of what cuobjdump -sass writes."""
     codes, architecture, name, lines = {}, "", None, []
 
     def end():
         if name:
-            codes[name, architecture] = code_of(lines)
+            codes[name, architecture] = read(lines)
     for line in text.splitlines():
         target = re.match(r"\s*(?:code for|arch =) (sm_\w+)", line)
         function = re.match(r"\s*Function : (\S+)", line)
@@ -112,13 +132,20 @@ def main():
         print("kernel instructions: skipped,",
               "nvcc has built no kernels here" if tool else "there is no cuobjdump here")
         return SKIPPED
-    codes = {}
+    codes, early = {}, {}
     for path in objects:
-        codes.update(parse(subprocess.run([tool, "-sass", path], check=True, text=True,
-                                          stdout=subprocess.PIPE).stdout))
+        text = subprocess.run([tool, "-sass", path], check=True, text=True,
+                              stdout=subprocess.PIPE).stdout
+        codes.update(parse(text))
+        early.update(parse(text, early_of))
     (build / "kernel-instructions.md").write_text("\n".join(table(codes)) + "\n")
+    errors = [f"{short_name(demangle([name])[name])} for {architecture}: {wrong}"
+              for (name, architecture), wrong in sorted(early.items())
+              if wrong and int(re.search(r"\d+", architecture)[0]) >= 90]
+    for error in errors:
+        print("error:", error)
     print(f"kernel instructions: of {len(codes)} kernels")
-    return 0
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

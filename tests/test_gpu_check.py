@@ -26,7 +26,8 @@ PROGRAMS = {
           {"name": "last", "properties": [{"name": "FIXTURES_CLEANUP", "value": ["log"]}]},
           {"name": "first", "properties": [{"name": "FIXTURES_SETUP", "value": ["log"]}]}]}' ;;
         esac""",
-    "tessera_tests": "echo 'of kernels'; exit 1",
+    "tessera_tests": """case "$*" in *list-test-names*) echo 'of kernels'; exit 1 ;; esac
+        [ "$TESSERA_OVERLAP$TESSERA_GPU_ONLY" = 11 ]""",
     "check_primitives": "echo 'mma: equal'",
     "compute-sanitizer": "echo '========= ERROR SUMMARY: 0 errors'",
     "bench": """out=/dev/null filter=. list=no
@@ -36,7 +37,7 @@ PROGRAMS = {
           --benchmark_filter=*) filter=${argument#*=} ;;
         esac; done
         names=$(printf '%s/iterations:1/manual_time\\n' conv2d/forward/bf16/lesson_64x64x64 \\
-          activation/forward/f32/gelu-tanh_sweep_8x8)
+          activation/forward/f32/gelu-tanh_sweep_8x8 training_step/bf16/lesson)
         [ $list = no ] || { echo "$names"; exit; }
         name=$(echo "$names" | grep -E "$filter") || exit 2
         echo '{"context": {"copy GB/s": "4000.5"}, "benchmarks": [{"name": "'$name'",
@@ -137,20 +138,24 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual([(name, part["status"]) for name, part in report["parts"].items()],
                          [(name, "done") for name in ("build", "tests", "primitives", "sanitize",
                                                       "bench", "profile", "torch", "train")])
-        self.assertEqual(list(report["parts"]["tests"]["steps"]), ["first", "of kernels", "plain", "last"])
-        self.assertEqual(len(report["parts"]["sanitize"]["steps"]), 4 * 2)
+        self.assertEqual(list(report["parts"]["tests"]["steps"]),
+                         ["first", "of kernels", "plain", "last",
+                          "tests on the GPU, launches that overlap"])
+        self.assertEqual(len(report["parts"]["sanitize"]["steps"]), 4 * 3)
         self.assertEqual(len(report["parts"]["torch"]["steps"]), 3 * 2 * 4)
-        self.assertEqual(sum(line.startswith("bench") and "_out=" in line for line in work), 2)
+        self.assertEqual(sum(line.startswith("bench") and "_out=" in line for line in work), 4)
         text = (self.folder / "build/gpu-check/gpu-report.md").read_text()
         for expected in ("# Fake GPU", "driver 580.1", "V13.0.48", "mma: equal",
                          "| conv2d/forward/bf16 | ours/cuDNN | 1 | 1.25 |", "18.10 -> 26.00 dB",
-                         "| lesson | no | f32 | 7.25 |", "| copy GB/s | 4000 |"):
+                         "| lesson | no | f32 | 7.25 |", "| copy GB/s | 4000 |",
+                         "| training_step/bf16/lesson | 2.5 |",
+                         "| training_step/bf16/lesson, overlapped | 2.5 |"):
             self.assertIn(expected, text)
 
         status, work, said = self.check()
         self.assertEqual((status, work), (0, []), said)
         status, work, said = self.check("train", "--again")
-        self.assertEqual((status, len(work)), (0, 1), said)
+        self.assertEqual((status, len(work)), (0, 2), said)
 
     def test_a_failure_is_reported_and_the_rest_goes_on(self):
         self.program("compute-sanitizer", "case $* in *racecheck*activation*) exit 9;; esac; "
@@ -218,8 +223,9 @@ class GpuCheck(unittest.TestCase):
         status, work, said = self.check("bench", "--limit", "7")
         self.assertEqual(status, 4, said)
         self.assertEqual(len(self.report()["parts"]["bench"]["steps"]), 1)
+        self.program("bench", PROGRAMS["bench"])
         status, work, said = self.check("bench")
-        self.assertEqual((status, len(work)), (0, 1), said)
+        self.assertEqual((status, len(work)), (0, 3), said)
 
     def test_a_step_that_never_fits_fails(self):
         self.program("check_primitives", "exec sleep 30")
@@ -258,18 +264,19 @@ class GpuCheck(unittest.TestCase):
         self.program("train", """for argument; do
             [ "$last" = --out ] && out=$argument; [ "$last" = --resume ] && resume=$argument
             last=$argument; done
-            if [ -z "$resume" ]; then
+            if [ -z "$resume$TESSERA_OVERLAP" ]; then
               mkdir -p "$out"
               trap 'touch "$out/checkpoint.safetensors"; exit 143' TERM
               sleep 30 & wait
             fi
-            out=$resume
+            out=${resume:-$out}
             """ + PROGRAMS["train"].partition("done\n")[2])
         train = self.folder / "build/gpu-check/train"
         status, work, said = self.check("train", "--limit", "3")
         self.assertEqual((status, len(work)), (4, 1), said)
         status, work, said = self.check("train", "--again")  # repeats what was finished
-        self.assertEqual((status, work), (0, [f"train --resume {train}"]), said)
+        other = f"train --device cuda --preset lesson --out {train}-overlapped --epochs 1"
+        self.assertEqual((status, work), (0, [f"train --resume {train}", other]), said)
         status, work, said = self.check("train", "--again", "--limit", "3")
         self.assertEqual(status, 4, said)
         self.assertEqual(work, [f"train --device cuda --preset lesson --out {train} --epochs 2"])

@@ -155,6 +155,17 @@ class Instructions(unittest.TestCase):
         text = "".join(f"        /*{16 * i:04x}*/  {line} ;\n" for i, line in enumerate(lines))
         self.assertEqual(kernel_sass.code_of(text.splitlines()), (7, 2, 0, 0, 1, 2, 0, 1))
 
+    def test_kernels_wait_before_they_touch_memory(self):
+        def early(*lines):
+            return kernel_sass.early_of(f"        /*{16 * i:04x}*/    {line} ;   /* 0x01 */"
+                                        for i, line in enumerate(lines))
+        self.assertEqual(early("LDC R1, c[0x0][0x28]", "ACQBULK", "LDG.E R2, desc[UR4][R2.64]"), "")
+        self.assertEqual(early("S2R R0, SR_TID.X", "EXIT"), "does not wait for the kernel before it")
+        for access in ("LDG.E.CONSTANT R2, desc[UR4][R2.64]", "@!P0 STG.E desc[UR4][R2.64], R3",
+                       "LDGSTS.E.BYPASS.128 [R2], desc[UR4][R4.64]"):
+            self.assertEqual(early("S2R R0, SR_TID.X", access, "ACQBULK", "EXIT"),
+                             f"{access} comes before the wait for the kernel before it")
+
 
 class Launches(unittest.TestCase):
     def test_a_kernel_that_nobody_launches(self):
@@ -167,20 +178,23 @@ class Launches(unittest.TestCase):
         self.assertEqual(data["add_kernel<4>"]["blocks"],
                          [{"capability": 80, "threads": 256, "shared": 0}])
 
-    def test_names_of_global_functions(self):
+    def test_global_functions_have_a_name_and_a_beginning(self):
         with tempfile.TemporaryDirectory() as folder:
             (pathlib.Path(folder) / "a.cu").write_text(
                 "template <class T, int N>\n"
                 "__global__ void __launch_bounds__(f(Tile::kThreads))\n"
-                "    good_kernel(T a, int b) {\n}\n"
+                "    good_kernel(T a, int b) {\n  ptx::begin_kernel();\n}\n"
+                "__global__ void early_kernel(int* a) {\n  *a = 1;\n  ptx::begin_kernel();\n}\n"
+                "__global__ void empty_kernel() {}\n"
                 "// a __global__ function, void comment(int)\n"
                 "__global__ void probe() {}\n"
                 "__global__ void also_kernel();\n")
             (pathlib.Path(folder) / "b.h").write_text(
                 "__global__ __launch_bounds__(256) void kernel_of_sums(int n) { launch_kernel(n); }")
-            self.assertEqual([error.split(" is ")[0] for error in
-                              kernel_launches.misnamed(pathlib.Path(folder))],
-                             ["a.cu: probe", "b.h: kernel_of_sums"])
+            self.assertEqual([" ".join(error.split()[:3]) for error in
+                              kernel_launches.misdeclared(pathlib.Path(folder))],
+                             ["a.cu: early_kernel does", "a.cu: empty_kernel does",
+                              "a.cu: probe is", "b.h: kernel_of_sums is"])
 
 
 KERNEL = """

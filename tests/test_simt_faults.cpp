@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernels/cuda/ptx/grid_dependency.h"
 #include "tests/simt_device.h"
 
 namespace tessera::simt {
@@ -109,6 +110,11 @@ void flag_kernel(unsigned* flag) {
 template <bool broken>
 void grid_kernel() {
   if (!broken || blockIdx.x != 1 || threadIdx.x != 3) grid_sync();
+}
+
+template <bool broken>
+void next_kernel() {
+  if (!broken || blockIdx.x != 1 || threadIdx.x != 3) ptx::begin_kernel();
 }
 
 void reduce_kernel(unsigned* out) { out[threadIdx.x] = __reduce_add_sync(~0u, threadIdx.x); }
@@ -318,6 +324,18 @@ TEST_CASE("grid_sync that not all threads reach, or in a launch that is not coop
                    Catch::Contains(kernel_text("grid_kernel<true>") + ", block ("));
     launch<grid_kernel<false>>({stream, dim3(4), dim3(8)});
     CHECK_THAT(fault_of([&] { stream.wait(); }), Catch::Contains("not cooperative"));
+  });
+}
+
+TEST_CASE("a kernel that may overlap another and does not wait for it", "[simt]") {
+  in_every_order([] {
+    TestStream stream;
+    launch_next<next_kernel<false>>({stream, dim3(4), dim3(8)});
+    launch<next_kernel<true>>({stream, dim3(4), dim3(8)});
+    stream.wait();
+    launch_next<next_kernel<true>>({stream, dim3(4), dim3(8)});
+    check_fault(fault_of([&] { stream.wait(); }), "has not waited for the kernel before",
+                "next_kernel<true>", "(1,0,0)", "(3,0,0)");
   });
 }
 

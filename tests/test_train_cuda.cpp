@@ -309,3 +309,22 @@ TEST_CASE("train and denoise run on the host model", "[train][cuda]") {
   CHECK(denoised.status == 0);
   CHECK(std::filesystem::exists(dir / "clean.png"));
 }
+
+TEST_CASE("launches that overlap give the bits of those that do not", "[train][cuda]") {
+  if (!has_gpu()) return;  // on the host model they never do
+  const TempDir dir;
+  const std::string data = write_tiny_data(dir).string();
+  const auto trained = [&](const std::string& overlap) {
+    const std::filesystem::path out = dir / overlap;
+    const Finished run = run_program(
+        "train",
+        {"--device",   "cuda",     "--data",  data,     "--out",   out.string(), "--image-size",
+         "8",          "--levels", "1",       "--base", "16",      "--groups",   "4",
+         "--time-dim", "8",        "--steps", "40",     "--batch", "4"},
+        "TESSERA_OVERLAP=" + overlap);
+    CHECK(run.err == "");
+    REQUIRE(run.status == 0);
+    return read_text(out / "model.safetensors");
+  };
+  CHECK(trained("1") == trained("0"));
+}

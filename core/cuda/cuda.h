@@ -11,6 +11,8 @@
 #include <cooperative_groups.h>
 #endif
 
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #define TESSERA_CUDA gpu
@@ -48,7 +50,20 @@ struct Launch {
   dim3 grid, block;
   size_t shared_bytes = 0;
   bool cooperative = false;  // all blocks live at once and may call grid_sync()
+  bool overlaps = false;     // see launch_next()
 };
+
+// Whether launches that may overlap do: where TESSERA_OVERLAP=1 asks for it, on sm_90 and up.
+inline bool overlap_wanted() {
+  static const bool wanted = [] {
+    const char* const asked = std::getenv("TESSERA_OVERLAP");
+    if (!asked || std::string_view(asked) != "1") return false;
+    int major = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    return major >= 9;
+  }();
+  return wanted;
+}
 
 template <auto Kernel>
 struct Launcher;
@@ -64,11 +79,16 @@ struct Launcher<Kernel> {
     config.blockDim = launch.block;
     config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = launch.stream;
-    cudaLaunchAttribute cooperative{};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    config.attrs = &cooperative;
-    config.numAttrs = launch.cooperative;
+    cudaLaunchAttribute attribute{};  // one or the other
+    if (launch.cooperative) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    config.attrs = &attribute;
+    config.numAttrs = launch.cooperative || (launch.overlaps && overlap_wanted());
     CUDA_CHECK(cudaLaunchKernelEx(&config, Kernel, p...));
   }
 };
@@ -103,3 +123,15 @@ __device__ __forceinline__ void store_vector(void* pointer, const V& value) {
 
 }  // namespace tessera::gpu
 #endif
+
+namespace tessera::TESSERA_CUDA {
+
+// launch() of a kernel that waits for its predecessor itself (kernels/cuda/ptx/grid_dependency.h)
+// and so may begin before that one has ended, in a recorded stream, too.
+template <auto Kernel, class... Arguments>
+void launch_next(Launch how, const Arguments&... arguments) {
+  how.overlaps = true;
+  launch<Kernel>(how, arguments...);
+}
+
+}  // namespace tessera::TESSERA_CUDA

@@ -56,6 +56,7 @@ struct Thread {
   int fiber = -1;                                    // that runs it, or -1 before its start
   int barrier_result = 0;                            // of the barrier that it waited for
   unsigned proxy_fences = 0;                         // how many it has executed
+  bool begun = false;                                // waited for the kernel before
   std::vector<std::shared_ptr<InFlight>> in_flight;  // one of each family in use
 
   unsigned lane() const { return linear % 32; }
@@ -67,6 +68,7 @@ struct Grid {
   const char* kernel;  // name, for messages
   dim3 grid, block;
   size_t shared_bytes = 0;
+  bool overlaps = false;
   Options options;
   void (*body)(const void* arguments) = nullptr;  // runs the current thread
   const void* arguments = nullptr;
@@ -140,6 +142,8 @@ bool is_shared(const void* pointer, size_t bytes);
 void note_copied(const void* pointer, size_t bytes);
 void fence_copies();
 const Thread* unfenced_copy(const void* pointer);
+// The current thread has waited for the kernel before its own.
+void note_begun();
 // Writes what memory holds that was never written: 0x7FBF repeated, a signalling NaN as float and
 // as bf16, and a wild index.
 void fill_undefined(void* memory, size_t bytes);

@@ -242,6 +242,10 @@ void note_copied(const void* pointer, size_t bytes) {
   const Unwatched scope;
   self().block->note_copied(pointer, bytes);
 }
+void note_begun() {
+  const Unwatched scope;  // the next block's thread has the same place
+  self().begun = true;
+}
 void fence_copies() {
   const Unwatched scope;
   ++self().proxy_fences;

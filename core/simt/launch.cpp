@@ -199,7 +199,7 @@ void enqueue_grid(const Launch& launch, const char* kernel, void (*body)(const v
   // The work owns the arguments: a graph runs it many times.
   issue(launch.stream, [=, arguments = std::move(arguments)](const Options& at_launch) {
     run_grid(std::make_unique<Grid>(Grid{kernel, launch.grid, launch.block, launch.shared_bytes,
-                                         at_launch, body, arguments.get()}),
+                                         launch.overlaps, at_launch, body, arguments.get()}),
              launch.cooperative);
   });
 }

@@ -280,6 +280,8 @@ void Block::run_thread(Thread& thread, int fiber) {
       grid_->body(grid_->arguments);
     }
     for (const auto& family : thread.in_flight) family->ended();
+    if (grid_->overlaps && !thread.begun)
+      fault("the thread ends and has not waited for the kernel before, which may still run");
     check_arithmetic("its end");
     note_write("its end");
   } catch (const Cancelled&) {

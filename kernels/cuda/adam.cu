@@ -17,6 +17,7 @@ using Scratch = BlockScratch<double, kThreads>;
 // partials[block] = sum of g^2 over every (grid size)-th pack
 template <int N>
 __global__ void square_sum_kernel(int64_t packs, const float* g, double* partials) {
+  ptx::begin_kernel();
   double sum = 0;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += stride) {
@@ -29,6 +30,7 @@ __global__ void square_sum_kernel(int64_t packs, const float* g, double* partial
 
 // One block.
 __global__ void root_of_sum_kernel(int count, const double* partials, float* norm) {
+  ptx::begin_kernel();
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
   sum = block_reduce(sum, Sum{}, shared_memory<Scratch>());
@@ -37,7 +39,7 @@ __global__ void root_of_sum_kernel(int count, const double* partials, float* nor
 
 template <int N>
 void square_sums(Stream& stream, const Tensor& grads, Tensor& partials) {
-  launch<square_sum_kernel<N>>(
+  launch_next<square_sum_kernel<N>>(
       {cuda_stream(stream), dim3(unsigned(partials.numel())), dim3(kThreads), sizeof(Scratch)},
       grads.numel() / N, grads.data<float>(), partials.data<double>());
 }
@@ -66,6 +68,7 @@ __device__ __forceinline__ bool passes_latch(int64_t step, const AdamPointers& a
 template <int N>
 __global__ void adam_step_kernel(int64_t packs, int64_t step, AdamFactors<float> f, float max_norm,
                                  AdamPointers a) {
+  ptx::begin_kernel();
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (a.now) step = *a.now, f = *a.factors;
   if (!passes_latch(step, a) || i >= packs) return;
@@ -97,8 +100,9 @@ void adam_steps(Stream& stream, const AdamSpec& spec, int64_t step, int64_t n,
                 const AdamPointers& a) {
   // At least one block: the latch is set even where there is nothing to update.
   const int64_t blocks = std::max<int64_t>(ceil_div(n / N, kThreads), 1);
-  launch<adam_step_kernel<N>>({cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads)}, n / N,
-                              step, AdamFactors<float>(spec, step), float(spec.max_norm), a);
+  launch_next<adam_step_kernel<N>>({cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads)},
+                                   n / N, step, AdamFactors<float>(spec, step),
+                                   float(spec.max_norm), a);
 }
 
 template <int N>
@@ -123,8 +127,8 @@ void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
   packs_fit<float, kPack<float>>(n, grads.data<float>())
       ? square_sums<kPack<float>>(stream, grads, partials)
       : square_sums<1>(stream, grads, partials);
-  launch<root_of_sum_kernel>({cuda_stream(stream), dim3(1), dim3(kThreads), sizeof(Scratch)},
-                             int(blocks), partials.data<double>(), norm.data<float>());
+  launch_next<root_of_sum_kernel>({cuda_stream(stream), dim3(1), dim3(kThreads), sizeof(Scratch)},
+                                  int(blocks), partials.data<double>(), norm.data<float>());
 }
 
 void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {

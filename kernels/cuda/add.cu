@@ -31,6 +31,7 @@ void add(Stream& stream, int64_t n, const T* a, const T* b, T* y) {
 template <class T, class B, int V>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     add_broadcast_fwd_kernel(Tiling tiling, const T* x, const B* t, T* y) {
+  ptx::begin_kernel();
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
   constexpr int N = V < kPack<B> ? V : kPack<B>;
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 template <class T, int V>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     sum_pixels_kernel(Tiling tiling, const T* x, float* partial) {
+  ptx::begin_kernel();
   auto& scratch = shared_memory<ColumnScratch<V>>();
   const Tile<V> tile(tiling);
   Pack<T, V> in[kTilePixels];
@@ -94,7 +96,7 @@ void add_broadcast_fwd(Stream& stream, const Tensor& x, const Tensor& t, Tensor&
     if (tiling.empty()) return;
     const auto add_term = [&](auto type_of_t) {
       using B = decltype(type_of_t);
-      launch<add_broadcast_fwd_kernel<T, B, V>>(
+      launch_next<add_broadcast_fwd_kernel<T, B, V>>(
           {cuda_stream(stream), tiling.grid(), dim3(kTileThreads)}, tiling, x.data<T>(),
           t.data<B>(), y.data<T>());
     };
@@ -114,7 +116,7 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
       return;
     }
     Tensor partial = Tensor::empty(stream, {tiling.N, tiling.slices, tiling.C});
-    launch<sum_pixels_kernel<T, V>>(
+    launch_next<sum_pixels_kernel<T, V>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
         dy.data<T>(), partial.data<float>());
     const auto put_sums = [&](auto type_of_dt) {

@@ -168,6 +168,7 @@ struct RowSums {
 
 template <class T, int V, class Put>
 __global__ void __launch_bounds__(kTileThreads) sum_rows_kernel(RowSums<T, V> sums, Put put) {
+  ptx::begin_kernel();
   sums.block(blockIdx.x, shared_memory<ColumnScratch<V>>(), put);
 }
 
@@ -180,7 +181,7 @@ void sum_rows(Stream& stream, int64_t outer, int64_t rows, int64_t count, int64_
     constexpr int V = decltype(pack)::value;
     const RowSums<T, V> sums(outer, rows, count, inner, x);
     if (const unsigned blocks = sums.blocks())
-      launch<sum_rows_kernel<T, V, Put>>(
+      launch_next<sum_rows_kernel<T, V, Put>>(
           {cuda_stream(stream), dim3(blocks), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, sums,
           put);
   };

@@ -341,6 +341,7 @@ __device__ __forceinline__ void halo_block(HaloShared<Tile, Source>& shared, con
 template <class Tile, class Source, class Output>
 __global__ void __launch_bounds__(Tile::kThreads, BlocksWanted<Tile, Source, Output>::value)
     conv_halo_kernel(Source source, HaloSizes sizes, Output output) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<HaloShared<Tile, Source>>();
   int block = int(blockIdx.x);
   const int column = sizes.column_tiles.divide(block) * Tile::BN;

@@ -169,7 +169,7 @@ void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source&
   static_assert(kFitsAllCards<Tile, Source>);
   const int64_t blocks = pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN);
   ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
-  launch<conv_halo_kernel<Tile, Source, Output>>(
+  launch_next<conv_halo_kernel<Tile, Source, Output>>(
       {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
        sizeof(HaloShared<Tile, Source>)},
       source, HaloSizes(Tile{}, N, H, W, columns), output);
@@ -214,7 +214,7 @@ WgradSplit split_of(int N, int H, int W, int K, int C) {
 template <class Tile>
 void launch_wgrad(Stream& stream, int N, const Image<bf16>& x, const WgradSplit& s, WgradArgs a) {
   a.tiles = int(s.tiles), a.tiles_per_part = int(s.part);
-  launch<conv_halo_wgrad_kernel<Tile>>(
+  launch_next<conv_halo_wgrad_kernel<Tile>>(
       {cuda_stream(stream), dim3(unsigned(s.blocks), 1, unsigned(s.parts)), dim3(Tile::kThreads),
        sizeof(WgradShared<Tile>)},
       x, HaloSizes(Tile{}, N, x.H, x.W, x.C), a);

@@ -265,6 +265,7 @@ __device__ __forceinline__ void wgrad_block(WgradShared<Tile>& shared, const Ima
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
     conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<WgradShared<Tile>>();
   if (ptx::has_wgmma())
     wgrad_block<Tile, GroupWgrad<Tile>>(shared, image, sizes, a);

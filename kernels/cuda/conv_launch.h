@@ -91,9 +91,9 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
                         depth_per_split};
   epilogue.packs = packs_fit<Out, 4>(epilogue.layout.stride, epilogue.out);
   const auto start = [&]<auto kernel, class Shared>() {
-    launch<kernel>({cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(splits)),
-                    dim3(Tile::kThreads), sizeof(Shared)},
-                   p.a, p.b, sizes, epilogue);
+    launch_next<kernel>({cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(splits)),
+                         dim3(Tile::kThreads), sizeof(Shared)},
+                        p.a, p.b, sizes, epilogue);
   };
   if constexpr (Tile::kTensorCores)
     start.template

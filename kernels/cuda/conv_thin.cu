@@ -126,6 +126,7 @@ template <class T, int V, int R>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     one_to_many_kernel(ThinSizes s, const T* one, const T* f, const float* b, T* many,
                        bool accumulate) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<OneToManyShared<V, R>>();
   int block = int(blockIdx.x);
   const ThinThread<V> mine(s.by_slices.divide(block));
@@ -223,6 +224,7 @@ struct ThinSums {
 template <class T, int V, int R>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     thin_wgrad_kernel(ThinSizes s, int tiles_per_part, const T* one, const T* many, ThinGrads to) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<typename ThinSums<V, R>::Shared>();
   int part = int(blockIdx.x);
   const ThinThread<V> mine(s.by_slices.divide(part));
@@ -263,6 +265,7 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     many_to_one_kernel(int pixels, int K, int lanes, const T* many, const T* f, const float* b,
                        T* one) {
+  ptx::begin_kernel();
   const int lane = int(threadIdx.x) % lanes, step = kThreads / lanes;
   const int first = int(blockIdx.x) * step * kPixels + int(threadIdx.x) / lanes;
   float sums[kPixels] = {};
@@ -309,9 +312,9 @@ void run_one_to_many(Stream& stream, const Sizes& s, int K, const T* one, const 
                      const float* b, T* many, GradMode mode) {
   with_thin_tile<T>(s, K, many, [&](auto V, auto R) {
     const ThinSizes sizes(s, K, V);
-    launch<one_to_many_kernel<T, V, R>>({cuda_stream(stream), sizes.grid(sizes.tiles),
-                                         dim3(kThreads), sizeof(OneToManyShared<V, R>)},
-                                        sizes, one, f, b, many, mode == GradMode::Accumulate);
+    launch_next<one_to_many_kernel<T, V, R>>({cuda_stream(stream), sizes.grid(sizes.tiles),
+                                              dim3(kThreads), sizeof(OneToManyShared<V, R>)},
+                                             sizes, one, f, b, many, mode == GradMode::Accumulate);
   });
 }
 
@@ -323,7 +326,7 @@ void run_many_to_one(Stream& stream, const Sizes& s, const T* many, const T* f, 
       [&](auto V) {
         const int lanes = int(std::bit_ceil(unsigned(std::min(32, s.C / V))));
         const int64_t blocks = ceil_div(s.y_pixels, kThreads / lanes * kPixels);
-        launch<many_to_one_kernel<T, V>>(
+        launch_next<many_to_one_kernel<T, V>>(
             {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads)}, s.y_pixels, s.C, lanes,
             many, f, b, one);
       },
@@ -340,9 +343,10 @@ void run_thin_wgrad(Stream& stream, const Sizes& s, int K, const T* one, const T
     const int per_part = int(ceil_div(sizes.tiles, ceil_div(kParts, sizes.slices)));
     const int64_t parts = ceil_div(sizes.tiles, per_part);
     const auto start = [&](const ThinGrads& to) {
-      launch<thin_wgrad_kernel<T, V, R>>({cuda_stream(stream), sizes.grid(parts), dim3(kThreads),
-                                          sizeof(typename ThinSums<V, R>::Shared)},
-                                         sizes, per_part, one, many, to);
+      launch_next<thin_wgrad_kernel<T, V, R>>(
+          {cuda_stream(stream), sizes.grid(parts), dim3(kThreads),
+           sizeof(typename ThinSums<V, R>::Shared)},
+          sizes, per_part, one, many, to);
     };
     if (parts == 1)  // is the result; more are added in order
       return start({dw.tensor.data<float>(), data_or_null<float>(db.tensor), biases, one_is_dy,

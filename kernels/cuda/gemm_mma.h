@@ -89,6 +89,7 @@ __device__ __forceinline__ void gemm_block(MmaShared<Tile, A, B>& shared, const 
 template <class Tile, class A, class B, class Out, bool packed>
 __global__ void __launch_bounds__(Tile::kThreads)
     gemm_mma_kernel(A a, B b, GemmSizes sizes, Epilogue<Out> epilogue) {
+  ptx::begin_kernel();
   using T = typename A::Element;
   auto& shared = shared_memory<MmaShared<Tile, A, B>>();
   if constexpr (sizeof(T) == 2)

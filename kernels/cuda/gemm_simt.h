@@ -74,6 +74,7 @@ class StagedTile {
 template <class Tile, class A, class B, class Out, bool packed>
 __global__ void __launch_bounds__(Tile::kThreads)
     gemm_simt_kernel(A a, B b, GemmSizes sizes, Epilogue<Out> epilogue) {
+  ptx::begin_kernel();
   constexpr int BM = Tile::BM, BN = Tile::BN, TM = Tile::TM, TN = Tile::TN;
   constexpr int BK = SimtShared<Tile>::BK, kAcross = BN / TN;
   auto& shared = shared_memory<SimtShared<Tile>>();

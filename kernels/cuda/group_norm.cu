@@ -34,6 +34,7 @@ constexpr int kMomentBlocks = sizeof(T) == 2 ? 3 : 4;
 template <class T, int V>
 __global__ void __launch_bounds__(kTileThreads)
     channel_moments_kernel(Tiling tiling, const T* x, float* partial) {
+  ptx::begin_kernel();
   auto& scratch = shared_memory<ColumnScratch<V>>();
   const Tile<V> tile(tiling);
   Pack<T, V> values[kTilePixels];
@@ -97,6 +98,7 @@ struct Tiles {
 template <class Parts>
 __global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, int per_group,
                                      float eps, const float* partial, float* moments) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<MergeShared>();
   const int64_t G = C / per_group, n = blockIdx.x / G, c = blockIdx.x % G * per_group;
   const float* means = partial + n * parts.parts * C + c;
@@ -126,10 +128,10 @@ template <class Parts>
 void merge_parts(Stream& stream, const Parts& parts, const GroupNormSpec& spec, int64_t P,
                  const Tensor& partial, Tensor& moments) {
   const int64_t N = partial.dim(1), C = partial.dim(3);
-  launch<group_moments_kernel<Parts>>({cuda_stream(stream), dim3(unsigned(N * spec.groups)),
-                                       dim3(kMergeThreads), sizeof(MergeShared)},
-                                      parts, N, P, int(C), int(C / spec.groups), spec.eps,
-                                      partial.data<float>(), moments.data<float>());
+  launch_next<group_moments_kernel<Parts>>({cuda_stream(stream), dim3(unsigned(N * spec.groups)),
+                                            dim3(kMergeThreads), sizeof(MergeShared)},
+                                           parts, N, P, int(C), int(C / spec.groups), spec.eps,
+                                           partial.data<float>(), moments.data<float>());
 }
 
 // ---- Forward
@@ -137,6 +139,7 @@ void merge_parts(Stream& stream, const Parts& parts, const GroupNormSpec& spec, 
 template <class T, int V, class Act>
 __global__ void __launch_bounds__(kTileThreads, kFwdBlocks)
     norm_act_fwd_kernel(Tiling tiling, NormArgs<T> in, T* y) {
+  ptx::begin_kernel();
   const Tile<V> tile(tiling);
   if (tile.count == 0) return;
   const Affine<V> z(in, tile.n, tile.channel, tiling.C);
@@ -159,6 +162,7 @@ __global__ void __launch_bounds__(kTileThreads, kFwdBlocks)
 template <class T, int V, class Act>
 __global__ void __launch_bounds__(kTileThreads)
     norm_act_sums_kernel(Tiling tiling, NormArgs<T> in, const T* dy, float* partial) {
+  ptx::begin_kernel();
   auto& scratch = shared_memory<ColumnScratch<V>>();
   const Tile<V> tile(tiling);
   float sum[V] = {}, product[V] = {};
@@ -211,6 +215,7 @@ struct GroupSums {
 
 template <class T>
 __global__ void group_sums_kernel(GroupSums<T> a) {
+  ptx::begin_kernel();
   auto& scratch = shared_memory<ColumnScratch<2>>();
   const int64_t G = a.C / a.per_group, n = blockIdx.x / G, second = a.N * a.parts * a.C;
   const int first = int(blockIdx.x % G) * a.per_group;
@@ -247,6 +252,7 @@ template <class T, int V, class Act>
 __global__ void __launch_bounds__(kTileThreads)
     norm_act_bwd_kernel(Tiling tiling, NormArgs<T> in, const T* dy, const float* terms, T* dx,
                         bool accumulate, RowSums<float, 1> images, PutParameters parameters) {
+  ptx::begin_kernel();
   if (const unsigned tiles = unsigned(tiling.N) * unsigned(tiling.slices); blockIdx.x >= tiles) {
     if (blockIdx.y == 0)
       images.block(blockIdx.x - tiles, shared_memory<ColumnScratch<1>>(), parameters);
@@ -285,7 +291,7 @@ void take_moments(Stream& stream, const GroupNormSpec& spec, const Tensor& x, Te
   const Tiling tiling = tiling_of(stream, x, V, kMomentBlocks<T>, kTilePixels);
   if (tiling.empty()) return;
   Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
-  launch<channel_moments_kernel<T, V>>(
+  launch_next<channel_moments_kernel<T, V>>(
       {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
       x.data<T>(), partial.data<float>());
   merge_parts(stream, Slices<T>{x.data<T>(), tiling.P, tiling.C, tiling.pixels, tiling.slices},
@@ -302,7 +308,7 @@ void norm_act_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
     if (!known) take_moments<T, V>(stream, spec, x, moments);
     const Tiling tiling = tiling_of(stream, x, V, kFwdBlocks, kTileLoop);
     if (tiling.empty()) return;
-    launch<norm_act_fwd_kernel<T, V, Act>>(
+    launch_next<norm_act_fwd_kernel<T, V, Act>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads)}, tiling,
         norm_args<T>(spec, x, moments, gamma, beta, t, residual), y.data<T>());
   };
@@ -325,7 +331,7 @@ void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, con
   const int per_group = C / in.groups;
   const cudaStream_t on = cuda_stream(stream);
   Tensor sums = Tensor::empty(stream, {2, N, C}), terms = Tensor::empty(stream, {groups, 2});
-  launch<group_sums_kernel<T>>(
+  launch_next<group_sums_kernel<T>>(
       {on, dim3(unsigned(groups)), dim3(kTileThreads), sizeof(ColumnScratch<2>)},
       GroupSums<T>{N, P, partial.dim(2), C, per_group, std::min(per_group, kTileCols),
                    partial.data<float>(), in.gamma, in.moments, sums.data<float>(),
@@ -337,7 +343,7 @@ void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, con
   if (grid.x == 0) return;
   Tiling tiles = tiling;
   if (!dx) tiles.N = 0;
-  launch<norm_act_bwd_kernel<T, V, Act>>(
+  launch_next<norm_act_bwd_kernel<T, V, Act>>(
       {on, grid, dim3(kTileThreads), sizeof(ColumnScratch<1>)}, tiles, in, dy, terms.data<float>(),
       data_or_null<T>(dx.tensor), dx.mode == GradMode::Accumulate, images,
       PutParameters{data_or_null<float>(dbeta.tensor), data_or_null<float>(dgamma.tensor),
@@ -355,7 +361,7 @@ void norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
     const Tiling tiling = tiling_of(stream, x, V, kBwdBlocks<T, Act>, kTileLoop);
     const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, {});
     Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
-    launch<norm_act_sums_kernel<T, V, Act>>(
+    launch_next<norm_act_sums_kernel<T, V, Act>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
         in, dy.data<T>(), partial.data<float>());
     finish_bwd<Act, T, V>(stream, tiling, in, dy.data<T>(), partial, dx, dgamma, dbeta, dt);

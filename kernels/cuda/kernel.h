@@ -4,6 +4,7 @@
 
 #include "core/cuda/cuda.h"
 #include "kernels/cuda/ptx/convert.h"
+#include "kernels/cuda/ptx/grid_dependency.h"
 #include "kernels/kernels.h"
 
 namespace tessera::TESSERA_CUDA {
@@ -95,6 +96,7 @@ inline constexpr int kElementwiseThreads = 256;
 // f(i) for i = 0 .. n-1, one thread each; f is a struct with a __device__ operator().
 template <class F>
 __global__ void elementwise_kernel(int64_t n, F f) {
+  ptx::begin_kernel();
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n) f(i);
 }
@@ -102,7 +104,7 @@ __global__ void elementwise_kernel(int64_t n, F f) {
 template <class F>
 void for_each(Stream& stream, int64_t n, const F& f) {
   if (n == 0) return;
-  launch<elementwise_kernel<F>>(
+  launch_next<elementwise_kernel<F>>(
       {cuda_stream(stream), dim3(unsigned(ceil_div(n, kElementwiseThreads))),
        dim3(kElementwiseThreads)},
       n, f);

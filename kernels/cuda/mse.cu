@@ -17,6 +17,7 @@ struct SumShared {
 template <class T, int V>
 __global__ void squared_error_kernel(int64_t packs, const T* prediction, const float* target,
                                      double* partial) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<SumShared<kThreads>>();
   const int64_t first = int64_t(blockIdx.x) * (kThreads * kLoads) + threadIdx.x;
   double sum = 0;
@@ -37,6 +38,7 @@ __global__ void squared_error_kernel(int64_t packs, const T* prediction, const f
 // loss = sum of partial [count] / n. One block.
 __global__ void __launch_bounds__(kMergeThreads)
     mean_kernel(int64_t count, const double* partial, int64_t n, float* loss) {
+  ptx::begin_kernel();
   auto& shared = shared_memory<SumShared<kMergeThreads>>();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kMergeThreads) sum += partial[i];
@@ -88,10 +90,10 @@ void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Ten
       constexpr int V = decltype(pack)::value;
       const int64_t packs = n / V, blocks = ceil_div(packs, kThreads * kLoads);
       Tensor partial = Tensor::empty(stream, {blocks}, DType::f64);
-      launch<squared_error_kernel<T, V>>({cuda_stream(stream), dim3(unsigned(blocks)),
-                                          dim3(kThreads), sizeof(SumShared<kThreads>)},
-                                         packs, p, t, partial.data<double>());
-      launch<mean_kernel>(
+      launch_next<squared_error_kernel<T, V>>({cuda_stream(stream), dim3(unsigned(blocks)),
+                                               dim3(kThreads), sizeof(SumShared<kThreads>)},
+                                              packs, p, t, partial.data<double>());
+      launch_next<mean_kernel>(
           {cuda_stream(stream), dim3(1), dim3(kMergeThreads), sizeof(SumShared<kMergeThreads>)},
           blocks, partial.data<double>(), n, loss.data<float>());
     };

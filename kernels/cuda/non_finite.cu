@@ -20,6 +20,7 @@ struct Least {
 // firsts[block] = the first index the block found, or N * packs.
 template <class T, int N>
 __global__ void find_non_finite_kernel(int64_t packs, const T* x, int64_t* firsts) {
+  ptx::begin_kernel();
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   int64_t first = N * packs;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += stride) {
@@ -37,9 +38,10 @@ std::vector<int64_t> firsts_of(Stream& stream, const Tensor& x) {
   const int64_t packs = x.numel() / N;
   const int64_t blocks = std::min(ceil_div(packs, kThreads * kPacksPerThread), kMaxBlocks);
   Tensor firsts = Tensor::empty(stream, {blocks}, DType::i64);
-  launch<find_non_finite_kernel<T, N>>({cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads),
-                                        sizeof(BlockScratch<int64_t, kThreads>)},
-                                       packs, x.data<T>(), firsts.data<int64_t>());
+  launch_next<find_non_finite_kernel<T, N>>(
+      {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads),
+       sizeof(BlockScratch<int64_t, kThreads>)},
+      packs, x.data<T>(), firsts.data<int64_t>());
   return firsts.to_vector<int64_t>(stream);
 }
 

@@ -83,6 +83,7 @@ struct RangeSums {
 // together.
 template <int N>
 __global__ void __launch_bounds__(kSumThreads, 4) sum_parts_kernel(SumParts a, SumParts b) {
+  ptx::begin_kernel();
   auto& ranges = shared_memory<RangeSums<N>>();
   const bool is_first = int(blockIdx.x) < a.blocks;
   const SumParts s = is_first ? a : b;
@@ -129,9 +130,9 @@ inline void sum_parts(Stream& stream, SumParts a, SumParts b = {}) {
     constexpr int N = decltype(pack)::value;
     a.split(N), b.split(N);
     if (a.blocks + b.blocks == 0) return;
-    launch<sum_parts_kernel<N>>({cuda_stream(stream), dim3(unsigned(a.blocks + b.blocks)),
-                                 dim3(kSumThreads), sizeof(RangeSums<N>)},
-                                a, b);
+    launch_next<sum_parts_kernel<N>>({cuda_stream(stream), dim3(unsigned(a.blocks + b.blocks)),
+                                      dim3(kSumThreads), sizeof(RangeSums<N>)},
+                                     a, b);
   };
   if (a.packs<4>() && b.packs<4>()) return run(std::integral_constant<int, 4>{});
   run(std::integral_constant<int, 1>{});

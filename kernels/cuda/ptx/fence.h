@@ -1,7 +1,7 @@
 // fence.proxy.async: bulk copies and wgmma see shared memory by another way than loads and stores;
 // after this fence they see what the thread wrote before it. sm_90 and up. (PTX ISA,
-// "membar/fence", "Async proxy".) __threadfence and its kin are CUDA's own. The host model notes which
-// bytes cp.async has written, and finds them unfenced in wgmma; plain stores it does not see.
+// "membar/fence", "Async proxy".) __threadfence and its kin are CUDA's own. The host model notes
+// which bytes cp.async has written, and finds them unfenced in wgmma; plain stores it does not see.
 #pragma once
 
 #include "kernels/cuda/ptx/common.h"
