@@ -17,7 +17,7 @@ Var conv2d(Tape& tape, const ConvSpec& spec, const Var& x, const Var& w, const V
   conv2d_fwd(tape.stream(), spec, x.value, w.value, b.value, y.value);
   tape.record("conv2d", {&x, &w, &b}, y, [spec, x, w, b = b.slot](Stream& s, const Tensor& dy) {
     conv2d_bwd_weight(s, spec, x.value, dy, w.slot->out(s), b->out(s));
-    conv2d_bwd_data(s, spec, dy, w.value, x.slot->out(s));
+    conv2d_bwd_data(s, spec, dy, w.value, x.slot->out(s), w.forms);
   });
   return y;
 }
@@ -198,12 +198,11 @@ Var upcat_conv2d(Tape& tape, const Var& low, const Var& skip, const Var& w, cons
   const Var b = given(bias);
   Var y = tape.output(with_channels(skip.shape(), w.shape()[0]), low.value.dtype(),
                       {&low, &skip, &w, &b});
-  upcat_conv2d_fwd(tape.stream(), low.value, skip.value, w.value, w.phases, b.value, y.value);
+  upcat_conv2d_fwd(tape.stream(), low.value, skip.value, w.value, w.forms, b.value, y.value);
   tape.record("upcat_conv2d", {&low, &skip, &w, &b}, y,
               [low, skip, w, b = b.slot](Stream& s, const Tensor& dy) {
                 upcat_conv2d_bwd_weight(s, low.value, skip.value, dy, w.slot->out(s), b->out(s));
-                upcat_conv2d_bwd_data(s, dy, w.value, w.phases, low.slot->out(s),
-                                      skip.slot->out(s));
+                upcat_conv2d_bwd_data(s, dy, w.value, w.forms, low.slot->out(s), skip.slot->out(s));
               });
   return y;
 }

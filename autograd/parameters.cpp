@@ -33,6 +33,22 @@ Shape with_rows(const Shape& shape, int64_t rows) {
 
 }  // namespace
 
+// Those are kernels of tensor cores, of 3x3 filters with channels in packs. (With stride 2, in one
+// variant, nobody reads them: a filter does not know its stride.)
+void add_turned_forms(Stream& stream, const Tensor& w, int64_t upsampled, FilterForms& forms,
+                      std::vector<TurnedFilter>& turned) {
+  if (w.dtype() != DType::bf16 || w.rank() != 4 || w.dim(1) != 3 || w.dim(2) != 3 || w.dim(0) % 8 ||
+      w.dim(3) % 8 || upsampled % 8 || stream.device().type() == DeviceType::cpu ||
+      stream.device().info().capability < 80)
+    return;
+  const auto turn = [&](const Tensor& from, int64_t channels, Tensor& to) {
+    to = Tensor::empty(stream, {channels, from.dim(1), from.dim(2), from.dim(0)}, from.dtype());
+    turned.push_back({from, to});
+  };
+  turn(w, w.dim(3) - upsampled, forms.turned);
+  if (forms.phases) turn(forms.phases, upsampled, forms.turned_phases);
+}
+
 Shape Parameter::file_shape() const {
   const Shape& s = var.slot->shape;
   if (layout == FileLayout::Filter) return {s[0], s[3], s[1], s[2]};
@@ -99,7 +115,7 @@ void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t s
     p.var.slot->dtype = precision.master;
     const Shape& shape = p.var.slot->shape;
     if (copies && p.upsampled)
-      p.var.phases = Tensor::empty(stream, {shape[0], 4, 4, p.upsampled}, copies.dtype());
+      p.var.forms.phases = Tensor::empty(stream, {shape[0], 4, 4, p.upsampled}, copies.dtype());
     const RngKey key{seed, 0, position++, Purpose::init};
     precision.master == DType::f64 ? draw<double>(stream, p.master, p.init, key)
                                    : draw<float>(stream, p.master, p.init, key);
@@ -127,7 +143,9 @@ void Parameters::prepare_training(Stream& stream) {
   for (Parameter& p : list_) {
     p.var.slot->grad = grads.slice(p.offset, p.var.slot->shape);
     p.var.slot->wanted = true;
+    add_turned_forms(stream, p.var.value, p.upsampled, p.var.forms, turned_);
   }
+  turn_filters(stream, turned_);
   for (ParameterStack& stack : stacks_) {
     stack.var.slot->grad = grads.slice(stack.offset, stack.var.slot->shape);
     stack.var.slot->wanted = true;
@@ -142,12 +160,13 @@ int64_t Parameters::count() const {
 
 void Parameters::refresh_copies(Stream& stream) {
   if (copies) copy_rounded(stream, values, copies);
-  refresh_phases(stream);
+  refresh_forms(stream);
 }
 
-void Parameters::refresh_phases(Stream& stream) {
+void Parameters::refresh_forms(Stream& stream) {
   for (Parameter& p : list_)
-    if (p.var.phases) upcat_phases(stream, p.master, p.var.phases);
+    if (p.var.forms.phases) upcat_phases(stream, p.master, p.var.forms.phases);
+  turn_filters(stream, turned_);
 }
 
 void Parameters::clear_gradients() {
@@ -171,7 +190,7 @@ void Adam::update(const Tensor& loss) {
   if (!norm_is_known_) grad_norm(stream_, parameters_.grads, norm_);
   norm_is_known_ = false;
   adam_step(stream_, spec_, ++step, tensors(loss));
-  parameters_.refresh_phases(stream_);
+  parameters_.refresh_forms(stream_);
 }
 
 void Adam::issue(const Tensor& loss, const Tensor& now, const Tensor& factors) {
@@ -179,7 +198,7 @@ void Adam::issue(const Tensor& loss, const Tensor& now, const Tensor& factors) {
   AdamTensors t = tensors(loss);
   t.now = now, t.factors = factors;
   adam_step(stream_, spec_, step + 1, t);
-  parameters_.refresh_phases(stream_);
+  parameters_.refresh_forms(stream_);
 }
 
 AdamTensors Adam::tensors(const Tensor& loss) const {

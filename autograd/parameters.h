@@ -31,8 +31,8 @@ struct Parameter {
   std::string name;  // PyTorch's
   FileLayout layout;
   Init init;
-  int64_t upsampled;   // first channels of a 3x3 filter, that read an upsampled image: phases of
-                       // them are kept where kernels want these (upcat_conv2d)
+  int64_t upsampled;   // first channels of a 3x3 filter, that read an upsampled image
+                       // (upcat_conv2d)
   int64_t offset = 0;  // of the first element in the arenas
   Tensor master;       // the value: a slice of Parameters::values
   Var var;             // what operations read: the master, or its bf16 copy; and the gradient
@@ -59,6 +59,12 @@ struct RunningStatistics {
   Tensor mean, var;  // [C], slices of it: 0 and 1 at the start
 };
 
+// Makes the forms for data gradients that kernels of this device read of a filter w, of which
+// `upsampled` channels read an upsampled image, and adds them to those that turn_filters is to
+// fill.
+void add_turned_forms(Stream& stream, const Tensor& w, int64_t upsampled, FilterForms& forms,
+                      std::vector<TurnedFilter>& turned);
+
 class Parameters {
  public:
   // Adds a parameter; addresses stay valid. Before allocate(). Throws when the name is taken, or
@@ -72,7 +78,8 @@ class Parameters {
 
   // Makes the arenas and draws the initial values from (seed, position of the parameter).
   void allocate(Stream& stream, const Precision& precision, uint64_t seed);
-  // Makes the arenas of gradients and of Adam's moments, zero. From here on gradients are wanted.
+  // Makes the arenas of gradients and of Adam's moments, zero, and the forms of filters that data
+  // gradients read. From here on gradients are wanted.
   void prepare_training(Stream& stream);
 
   const std::deque<Parameter>& list() const { return list_; }
@@ -82,8 +89,8 @@ class Parameters {
 
   // After the values were written: brings the copies up to date.
   void refresh_copies(Stream& stream);
-  // The part of it that the optimizer's own pass cannot do: sums of several values.
-  void refresh_phases(Stream& stream);
+  // The part of it that the optimizer's own pass does not do: the forms of filters.
+  void refresh_forms(Stream& stream);
 
   // The next backward pass overwrites gradients instead of adding to them.
   void clear_gradients();
@@ -106,6 +113,7 @@ class Parameters {
   std::deque<Parameter> list_;
   std::deque<ParameterStack> stacks_;  // behind all other parameters in the arenas
   std::deque<RunningStatistics> running_;
+  std::vector<TurnedFilter> turned_;  // what is turned around after each update
   int64_t statistics_size_ = 0;
   int64_t size_ = 0;  // of an arena, elements
 };

@@ -25,7 +25,7 @@ Var composed(Tape& tape, const Var& x, const Var& t, const ResidualBlockArgs& a)
 // A convolution of the block's input: of x, or of concat(upsample(x), skip).
 void conv_in(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
              const Var& b, Tensor& y, MomentsOut* moments = nullptr) {
-  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, w.phases, b.value, y, moments)
+  skip.slot ? upcat_conv2d_fwd(stream, x.value, skip.value, w.value, w.forms, b.value, y, moments)
             : conv2d_fwd(stream, spec, x.value, w.value, b.value, y, moments);
 }
 
@@ -34,10 +34,10 @@ void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& 
   const Grad dw = w.slot->out(stream), db = b.slot->out(stream), dx = x.slot->out(stream);
   if (!skip.slot) {
     conv2d_bwd_weight(stream, spec, x.value, dy, dw, db);
-    return conv2d_bwd_data(stream, spec, dy, w.value, dx);
+    return conv2d_bwd_data(stream, spec, dy, w.value, dx, w.forms);
   }
   upcat_conv2d_bwd_weight(stream, x.value, skip.value, dy, dw, db);
-  upcat_conv2d_bwd_data(stream, dy, w.value, w.phases, dx, skip.slot->out(stream));
+  upcat_conv2d_bwd_data(stream, dy, w.value, w.forms, dx, skip.slot->out(stream));
 }
 
 // What the fused block keeps for its way back: its input and the convolutions' outputs.
@@ -70,7 +70,7 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
   Tensor d1 = std::move(h);  // h had its last use: its memory takes a gradient
   norm_act_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
                       a.norm1_beta.value, k.t.value, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
-                      out(a.norm1_beta), out(k.t));
+                      out(a.norm1_beta), out(k.t), a.conv2_w.forms);
   d2 = {}, k.y1 = {};
   // Without a shortcut convolution dx = dy + conv1's, in dy's memory if that is free.
   const bool adds = !a.shortcut_w.slot, adopted = adds && k.x.slot->adopt(dy);
@@ -131,13 +131,15 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& t, const Residua
 Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& t,
                    const ResidualBlockArgs& args) {
   ENSURE(!args.shortcut_w.slot == !args.shortcut_b.slot, "a shortcut has both weight and bias");
+  ResidualBlockArgs joined = args;           // for an input that exists
+  if (skip.slot) joined.conv1_w.forms = {};  // these are for its two parts
   if (fusion == Fusion::Off || args.batch1 || args.batch2) {
     const Var in = skip.slot ? concat_channels(tape, upsample_nearest(tape, x), skip) : x;
-    return composed(tape, in, t, args);
+    return composed(tape, in, t, joined);
   }
   // Without a shortcut convolution the block adds its input, which then has to exist.
   if (skip.slot && !args.shortcut_w.slot)
-    return fused(tape, concat_upsample(tape, x, skip), {}, t, args);
+    return fused(tape, concat_upsample(tape, x, skip), {}, t, joined);
   return fused(tape, x, skip, t, args);
 }
 

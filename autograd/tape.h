@@ -36,7 +36,7 @@ struct GradSlot {
 struct Var {
   Tensor value;
   std::shared_ptr<GradSlot> slot;
-  Tensor phases = {};  // of a filter over an upsampled image, if they are kept (upcat_phases)
+  FilterForms forms = {};  // of a filter, those that are kept
 
   // A leaf: data (wanted = false), or an input whose gradient somebody reads.
   static Var leaf(Tensor value, bool wanted = false, std::string name = "");

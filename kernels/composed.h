@@ -9,10 +9,11 @@ namespace tessera::composed {
 inline void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv,
                                 const Tensor& x, const Tensor& moments, const Tensor& gamma,
                                 const Tensor& beta, const Tensor& t, const Tensor& w,
-                                const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+                                const Tensor& dy, Grad dx, Grad dgamma, Grad dbeta, Grad dt,
+                                const FilterForms& forms) {
   Tensor d = dx && dx.mode == GradMode::Overwrite ? dx.tensor
                                                   : Tensor::empty(stream, x.shape(), x.dtype());
-  conv2d_bwd_data(stream, conv, dy, w, {d});
+  conv2d_bwd_data(stream, conv, dy, w, {d}, forms);
   group_norm_act_bwd(stream, spec, x, moments, gamma, beta, t, d, dx, dgamma, dbeta, dt);
 }
 

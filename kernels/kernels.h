@@ -52,11 +52,27 @@ struct ConvProblem {
   double flops() const { return 2.0 * double(N * P * Q) * double(K * R * S * C); }
 };
 
+// Other forms of a filter w [K,R,S,C], in bf16, where they are kept: kernels that read one make
+// their own of w if it is undefined. A: channels of w that read an upsampled image.
+struct FilterForms {
+  Tensor phases = {};         // [K,4,4,A], by upcat_phases
+  Tensor turned = {};         // [C-A,R,S,K], by turn_filters
+  Tensor turned_phases = {};  // [A,4,4,K], by turn_filters of the phases
+};
+
+// Filters as data gradients read them, which are convolutions by the filter turned around:
+// turned[c-A,R-1-r,S-1-s,k] = w[k,r,s,c] for the channels of w [K,R,S,C] from A on, which turned
+// [C-A,R,S,K] tells. All of one type.
+struct TurnedFilter {
+  Tensor w, turned;
+};
+void turn_filters(Stream& stream, std::span<const TurnedFilter> filters);
+
 // b [K] may be undefined; db is computed only with dw. moments: see MomentsOut; may be null.
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
-                     Grad dx);
+                     Grad dx, const FilterForms& forms = {});
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db);
 
@@ -115,7 +131,7 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,
                          const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                          const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
-                         Grad dbeta, Grad dt);
+                         Grad dbeta, Grad dt, const FilterForms& forms = {});
 
 // ---- BatchNorm: Ioffe and Szegedy, "Batch normalization" (2015), as torch.nn.BatchNorm2d. The
 // norm itself is group_norm of the batch seen as one image, x [1,N*H,W,C] in C groups, whose
@@ -167,13 +183,13 @@ void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
 // [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
 // dskip are computed together, and db only with dw.
-// phases: bf16, what upcat_phases makes of a 3x3 filter; may be undefined. The sub-pixel form in
-// bf16 uses it; without it it makes its own, from a filter that is rounded already.
+// The sub-pixel form of a 3x3 filter in bf16 uses its forms; phases that it makes itself are of a
+// filter that is rounded already.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& phases, const Tensor& b, Tensor& y,
+                      const FilterForms& forms, const Tensor& b, Tensor& y,
                       MomentsOut* moments = nullptr);
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
-                           Grad dlow, Grad dskip);
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
+                           const FilterForms& forms, Grad dlow, Grad dskip);
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db);
 // The sub-pixel form: at output pixels (2y+p, 2x+q) the 3x3 filter w [K,3,3,A+B] is a 2x2 filter

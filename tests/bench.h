@@ -135,6 +135,7 @@ class OpRun {
   void run();
 
  private:
+  void keep_forms();
   void forward();
 
   Stream& stream_;

@@ -145,9 +145,11 @@ void add_norm_conv(Cases& cases, const std::string& name, const Shape& shape) {
       group_norm_act_fwd(stream, spec, x, gamma, beta, t, {}, y, moments);
       const Grad dx{y}, dgamma{empty(stream, {C})}, dbeta{empty(stream, {C})},
           dt{empty(stream, {N, C}, storage)};
+      FilterForms forms;
+      if (storage == DType::bf16) forms.turned = random(filter);
       return [=, &stream] {
         norm_act_conv2d_bwd(stream, spec, same, x, moments, gamma, beta, t, w, dy, dx, dgamma,
-                            dbeta, dt);
+                            dbeta, dt, forms);
       };
     };
     const double size = double(shape.numel());
@@ -170,6 +172,22 @@ void add_phases(Cases& cases, const std::string& name, int64_t width) {
   const double channels = double(2 * width * width), stored = 16 * 2;
   cases.add("upcat_phases", concat(name, filter), kF32,
             {4 * (9 - 4) * channels, (9 * 4 + stored) * channels}, prepare);
+}
+
+// All of `count` filters in one launch.
+void add_turned(Cases& cases, const std::string& name, int64_t width, int count) {
+  const Shape filter{width, 3, 3, width};
+  for (const Mode& mode : {kF32, kBf16}) {
+    const DType storage = mode.arithmetic.storage;
+    const auto prepare = [=](Stream& stream) -> Call {
+      std::vector<TurnedFilter> filters;
+      for (int i = 0; i < count; ++i)
+        filters.push_back({random_tensor(stream, filter, storage), empty(stream, filter, storage)});
+      return [&stream, filters] { turn_filters(stream, filters); };
+    };
+    const double bytes = 2.0 * count * double(filter.numel()) * double(size_of(storage));
+    cases.add("turn_filters", concat(name, count, " of ", filter), mode, {0, bytes}, prepare);
+  }
 }
 
 // The running statistics of a BatchNorm.
@@ -219,6 +237,7 @@ void add_stages(Cases& cases) {
     add_norm_conv(cases, name, shape);
     add_statistics(cases, name, s.width);
     if (!s.bottleneck) add_phases(cases, name, s.width);
+    add_turned(cases, name, s.width, 4);
   }
 }
 
@@ -234,6 +253,7 @@ std::vector<KernelCase> kernel_cases(bool tiny) {
     add_norm_conv(cases, "", {2, 8, 8, 16});
     add_statistics(cases, "", 3);
     add_phases(cases, "", 8);
+    add_turned(cases, "", 16, 3);
   } else {
     add_models(cases);
     add_sweep(cases);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "autograd/parameters.h"
 #include "tests/bench.h"
 #include "tests/prediction.h"
 
@@ -88,8 +89,27 @@ OpRun::OpRun(Stream& stream, const OpCase& c, Direction direction, const Mode& m
     input.slot->dtype = gradient_dtype(c, i, storage);
     inputs_.push_back(std::move(input));
   }
+  keep_forms();
   forward();
   if (backward_) dy_ = random_tensor(stream, y_.shape(), y_.value.dtype());
+}
+
+// Of filters, as a model's parameters keep them: made once a step.
+void OpRun::keep_forms() {
+  std::vector<TurnedFilter> turned;
+  int64_t upsampled = case_.upsampled;
+  for (size_t i = 0; i < case_.roles.size(); ++i) {
+    const Tensor& w = inputs_[i].value;
+    FilterForms& forms = inputs_[i].forms;
+    if (case_.roles[i] != Role::Weight || w.dtype() != DType::bf16 || w.rank() != 4) continue;
+    if (upsampled && w.dim(1) == 3) {
+      forms.phases = Tensor::empty(stream_, {w.dim(0), 4, 4, upsampled}, w.dtype());
+      upcat_phases(stream_, w, forms.phases);
+    }
+    if (backward_) add_turned_forms(stream_, w, upsampled, forms, turned);
+    upsampled = 0;
+  }
+  turn_filters(stream_, turned);
 }
 
 void OpRun::forward() {

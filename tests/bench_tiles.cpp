@@ -31,13 +31,11 @@ struct BlockNeeds {
   size_t shared;
   std::string tile;
 };
-BlockNeeds needs_of(ConvTile tile, bool data_gradient) {
+BlockNeeds needs_of(ConvTile tile) {
   BlockNeeds needs{};
   simt::conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
     using namespace simt::conv;
-    needs = {Tile::kThreads,
-             data_gradient ? sizeof(HaloShared<Tile, HaloSource<TurnedFilters>>)
-                           : sizeof(HaloShared<Tile, HaloSource<StraightFilters>>),
+    needs = {Tile::kThreads, sizeof(HaloShared<Tile, HaloSource>),
              fmt::format("HaloTile<{}, {}, {}, {}, {}, 1, {}>", Tile::TH, Tile::TW, Tile::BN,
                          Tile::WM, Tile::WN, Tile::TN)};
   });
@@ -46,10 +44,8 @@ BlockNeeds needs_of(ConvTile tile, bool data_gradient) {
 
 int registers_of(const KernelResources& resources, int architecture, const std::string& tile,
                  bool data_gradient) {
-  const auto row = resources.find(
-      architecture, {"conv_halo_kernel<" + tile,
-                     data_gradient ? "HaloSource<TurnedFilters>" : "HaloSource<StraightFilters>",
-                     data_gradient ? "HaloImage" : "HaloMoments"});
+  const auto row = resources.find(architecture, {"conv_halo_kernel<" + tile, "HaloSource",
+                                                 data_gradient ? "HaloImage" : "HaloMoments"});
   return row.registers;
 }
 
@@ -59,7 +55,7 @@ void print_card(const std::string& name, int architecture, int multiprocessors,
   const MultiprocessorLimits* const limits = limits_of(architecture);
   for (const ConvShape& s : network_convs(false)) {
     const ConvTile tile = tiles.choose(architecture, s);
-    const BlockNeeds needs = needs_of(tile, s.data_gradient);
+    const BlockNeeds needs = needs_of(tile);
     const int registers = registers_of(resources, architecture, needs.tile, s.data_gradient);
     std::string waves = "-";
     if (limits) {
@@ -82,7 +78,10 @@ std::function<void()> prepare(Stream& stream, const ConvShape& s) {
                b = random_tensor(stream, {K}, DType::f32);
   Tensor x = random_tensor(stream, {s.N, s.H, s.W, C}, DType::bf16),
          y = random_tensor(stream, {s.N, s.H, s.W, K}, DType::bf16);
-  if (s.data_gradient) return [=, &stream] { conv2d_bwd_data(stream, {1, 1, 1}, y, w, {x}); };
+  if (s.data_gradient) {
+    const Tensor turned = random_tensor(stream, {C, 3, 3, K}, DType::bf16);
+    return [=, &stream] { conv2d_bwd_data(stream, {1, 1, 1}, y, w, {x}, {{}, turned}); };
+  }
   const int groups = int(UNetConfig{}.groups);
   MomentsOut moments{{groups}, Tensor::empty(stream, {s.N, groups, 2})};
   return [=, &stream]() mutable { conv2d_fwd(stream, {1, 1, 1}, x, w, b, y, &moments); };

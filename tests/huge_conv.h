@@ -42,6 +42,21 @@ inline void fill_last_channels(Huge& x, int64_t count) {
   for (int64_t end = C; end <= x.tensor.numel(); end += C) x.fill(end - std::min(count, C), end);
 }
 
+// w's last `channels` channels as turn_filters makes them, the last `filled` of these at least; in
+// bf16, which is where kernels read them. Made by a kernel they would be the work of its last
+// blocks.
+inline Tensor turned(Stream& stream, const Huge& w, int64_t channels, int64_t filled) {
+  const int64_t K = w.tensor.dim(0), C = w.tensor.dim(3);
+  if (w.tensor.dtype() != DType::bf16) return {};
+  Tensor turned = Tensor::empty(stream, {channels, 3, 3, K}, DType::bf16);
+  for (int64_t c = channels - std::min(filled, channels); c < channels; ++c)
+    for (int64_t tap = 0; tap < 9; ++tap)
+      for (int64_t k = 0; k < K; ++k)
+        turned.data<bf16>()[(c * 9 + 8 - tap) * K + k] =
+            w.tensor.data<bf16>()[(k * 9 + tap) * C + C - channels + c];
+  return turned;
+}
+
 // The elements of an image and the zeros around it.
 inline auto padded(const Huge& x) {
   return [&x](int64_t n, int64_t h, int64_t w, int64_t c) {

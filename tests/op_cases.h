@@ -39,6 +39,7 @@ struct OpCase {
   float scale = 1;                       // standard deviation of random inputs
   double tolerance = 1e-5;               // of f32 against f64, see difference() in op_runner.h
   std::optional<ConvProblem> conv = {};  // what a library would do instead; its bias comes last
+  int64_t upsampled = 0;  // first channels of the first weight: of an upsampled image
 };
 
 struct CaseTable {

@@ -270,6 +270,50 @@ TEST_CASE("the optimizer's latch tells the step when it is polled", "[adam][cuda
   });
 }
 
+TEST_CASE("the turned forms of a filter follow its values", "[adam][cuda]") {
+  on_all_devices([](Stream& stream) {
+    Parameters parameters;
+    const auto add = [&](const char* name, const Shape& shape, int64_t upsampled = 0) {
+      return &parameters.add(name, shape, {0.5f, 0}, FileLayout::Filter, upsampled);
+    };
+    const Parameter *plain = add("plain", {16, 3, 3, 8}), *up = add("up", {8, 3, 3, 24}, 16),
+                    *odd = add("odd", {8, 3, 3, 12}), *one = add("one", {16, 1, 1, 8});
+    parameters.allocate(stream, Precision::bf16(), 1);
+    CHECK(!plain->var.forms.turned);  // nobody asks for a gradient yet
+    parameters.prepare_training(stream);
+    const bool kept =
+        stream.device().type() != DeviceType::cpu && stream.device().info().capability >= 80;
+    for (const Parameter* p : {odd, one}) CHECK(!p->var.forms.turned);
+    CHECK(bool(plain->var.forms.turned) == kept);
+    CHECK(bool(up->var.forms.turned_phases) == kept);
+    if (!kept) return;
+
+    const auto check = [&] {
+      const auto turned = [&](const Tensor& from, const Tensor& like) {
+        const Tensor to = Tensor::empty(stream, like.shape(), DType::bf16);
+        turn_filters(stream, std::vector<TurnedFilter>{{from, to}});
+        return values_of(stream, to).data;
+      };
+      for (const Parameter* p : {plain, up})
+        CHECK(values_of(stream, p->var.forms.turned).data ==
+              turned(p->var.value, p->var.forms.turned));
+      CHECK(up->var.forms.turned.shape() == Shape{8, 3, 3, 8});
+      CHECK(values_of(stream, up->var.forms.turned_phases).data ==
+            turned(up->var.forms.phases, up->var.forms.turned_phases));
+    };
+    check();
+    const auto drawn = values_of(stream, plain->var.forms.turned).data;
+    fill(stream, parameters.grads, 1);
+    Adam adam(stream, parameters, {0.1});
+    adam.update();
+    check();
+    CHECK(values_of(stream, plain->var.forms.turned).data != drawn);
+    fill(stream, parameters.values, 0.5);  // as a checkpoint does
+    parameters.refresh_copies(stream);
+    check();
+  });
+}
+
 TEST_CASE("the phases of a filter over an upsampled image follow its values", "[adam][cuda]") {
   on_all_devices([](Stream& stream) {
     Parameters parameters;
@@ -282,27 +326,27 @@ TEST_CASE("the phases of a filter over an upsampled image follow its values", "[
       return values_of(stream, phases).data;
     };
     const auto drawn = expected();
-    CHECK(values_of(stream, w.var.phases).data == drawn);
+    CHECK(values_of(stream, w.var.forms.phases).data == drawn);
 
     parameters.prepare_training(stream);
     fill(stream, parameters.grads, 1);
     Adam adam(stream, parameters, {0.1});
     adam.update();
-    CHECK(values_of(stream, w.var.phases).data == expected());
-    CHECK(values_of(stream, w.var.phases).data != drawn);
+    CHECK(values_of(stream, w.var.forms.phases).data == expected());
+    CHECK(values_of(stream, w.var.forms.phases).data != drawn);
 
     // As a step that is recorded does it.
     const Tensor now = Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{2}),
                  factors = Tensor::from<float>(stream, {8}, adam_factors(adam.spec(), 2));
     const auto second = expected();
     adam.issue({}, now, factors);
-    CHECK(values_of(stream, w.var.phases).data == expected());
-    CHECK(values_of(stream, w.var.phases).data != second);
+    CHECK(values_of(stream, w.var.forms.phases).data == expected());
+    CHECK(values_of(stream, w.var.forms.phases).data != second);
 
     // Where no kernel reads them there are none.
     Parameters full;
     const Parameter& same = full.add("w", {4, 3, 3, 5}, {0.5f, 0}, FileLayout::Filter, 3);
     full.allocate(stream, Precision::f32(), 1);
-    CHECK(!same.var.phases);
+    CHECK(!same.var.forms.phases);
   });
 }

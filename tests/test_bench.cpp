@@ -81,7 +81,7 @@ TEST_CASE("bench times the kernels that no tape records on the host model", "[be
                                        "batch_norm_update", "copy_rounded", "draw_timesteps",
                                        "fill", "find_non_finite", "grad_norm", "make_batch",
                                        "norm_act_conv2d_bwd", "normalize_images",
-                                       "timestep_embedding_fwd", "upcat_phases"});
+                                       "timestep_embedding_fwd", "turn_filters", "upcat_phases"});
 }
 
 TEST_CASE("every op is timed for lesson and quick and over a sweep, in 8 GB at most", "[bench]") {
@@ -297,7 +297,7 @@ TEST_CASE("bench predicts what launches need on cards that are not there", "[ben
   const TempDir dir;
   const std::string kernel =
       "`conv::conv_halo_kernel<conv::HaloTile<16, 16, 64, 64, 32, 1, 1>, "
-      "conv::HaloSource<conv::StraightFilters>, conv::HaloImage>`";
+      "conv::HaloSource, conv::HaloImage>`";
   write_text(dir / "resources.md",
              concat("| kernel | arch | registers |\n| --- | --- | ---: |\n| ", kernel,
                     " | sm_90a | 120 |\n| ", kernel, " | sm_80 | 130 |\n"));

@@ -244,7 +244,7 @@ TEST_CASE("bench --tiles shows the table in force", "[tiles][bench]") {
       resources,
       "| kernel | arch | threads | shared | registers |\n| --- | --- | ---: | ---: | ---: |\n"
       "| `conv::conv_halo_kernel<conv::HaloTile<16, 16, 64, 64, 32, 1, 1>, "
-      "conv::HaloSource<conv::TurnedFilters>, conv::HaloImage>` | sm_90a | 256 | 79872 | 168 |\n");
+      "conv::HaloSource, conv::HaloImage>` | sm_90a | 256 | 79872 | 168 |\n");
   const Finished run =
       run_program("bench", {"--tiles", "--resources", resources}, "TESSERA_TILES=" + file);
   INFO(run.err);

@@ -236,7 +236,7 @@ TEST_CASE("the gradient of 128 and more channels of low", "[cuda][slow]") {
               {DType::bf16});
 }
 
-TEST_CASE("phases that are given are those that are used", "[cuda]") {
+TEST_CASE("forms of a filter that are given are those that are used", "[cuda]") {
   const simt::ScopedOptions restore(simt::options());
   Stream stream(poisoned(DeviceType::simt));
   const auto input = [&](const char* name, const Shape& shape) {
@@ -244,29 +244,74 @@ TEST_CASE("phases that are given are those that are used", "[cuda]") {
   };
   const Tensor low = input("low", {1, 5, 6, 8}), skip = input("skip", {1, 10, 12, 8}),
                w = input("w", {8, 3, 3, 16}), dy = input("dy", {1, 10, 12, 8});
-  const auto results = [&](const Tensor& phases) {
+  const auto results = [&](const FilterForms& forms) {
     Tensor y = Tensor::empty(stream, dy.shape(), DType::bf16),
            dlow = Tensor::empty(stream, low.shape(), DType::bf16),
            dskip = Tensor::empty(stream, skip.shape(), DType::bf16);
-    upcat_conv2d_fwd(stream, low, skip, w, phases, {}, y);
-    upcat_conv2d_bwd_data(stream, dy, w, phases, {dlow}, {dskip});
+    upcat_conv2d_fwd(stream, low, skip, w, forms, {}, y);
+    upcat_conv2d_bwd_data(stream, dy, w, forms, {dlow}, {dskip});
     return std::vector{values_of(stream, y).data, values_of(stream, dlow).data,
                        values_of(stream, dskip).data};
   };
   // Alone, and between two packs: there kernels make their own.
-  Tensor phases = Tensor::empty(stream, {8, 4, 4, 8}, DType::bf16),
-         more = Tensor::empty(stream, {8 * 16 * 8 + 4}, DType::bf16),
-         between = more.slice(4, phases.shape());
+  const auto empty = [&](const Shape& shape) { return Tensor::empty(stream, shape, DType::bf16); };
+  Tensor phases = empty({8, 4, 4, 8});
+  const Tensor turned = empty({8, 3, 3, 8}), turned_phases = empty({8, 4, 4, 8}),
+               more = empty({8 * 16 * 8 + 4});
   upcat_phases(stream, w, phases);
+  turn_filters(stream, std::vector<TurnedFilter>{{w, turned}, {phases, turned_phases}});
   const auto own = results({});
-  CHECK(results(phases) == own);
-  phases.zero(stream);
-  between.zero(stream);
-  const auto none = results(phases);
-  CHECK(none[0] != own[0]);
-  CHECK(none[1] == std::vector<double>(none[1].size(), 0.0));
-  CHECK(none[2] == own[2]);
-  CHECK(results(between) == own);
+  CHECK(results({phases, turned, turned_phases}) == own);
+  const auto zeros = [&](const Shape& shape, int64_t before = 0) {
+    Tensor zeros = more.slice(before, shape);
+    zeros.zero(stream);
+    return zeros;
+  };
+  const std::vector<double> none(own[1].size()), no_skip(own[2].size());
+  auto got = results({zeros(phases.shape())});
+  CHECK(got[0] != own[0]);
+  CHECK(got[1] == none);
+  CHECK(got[2] == own[2]);
+  got = results({phases, zeros(turned.shape()), turned_phases});
+  CHECK(got == std::vector{own[0], own[1], no_skip});
+  got = results({phases, turned, zeros(turned_phases.shape())});
+  CHECK(got == std::vector{own[0], none, own[2]});
+  const auto between = [&](const Tensor& t) { return zeros(t.shape(), 4); };
+  CHECK(results({between(phases)}) == own);
+  CHECK(results({{}, between(turned)}) == own);
+  CHECK(results({{}, {}, between(turned_phases)}) == own);
+}
+
+TEST_CASE("a turned filter that is given is the one that is used", "[cuda]") {
+  const simt::ScopedOptions restore(simt::options());
+  Stream stream(poisoned(DeviceType::simt));
+  const auto input = [&](const char* name, const Shape& shape, DType dtype = DType::bf16) {
+    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape)), dtype);
+  };
+  const Tensor x = input("x", {2, 9, 7, 16}), w = input("w", {24, 3, 3, 16}),
+               dy = input("dy", {2, 9, 7, 24}), gamma = input("gamma", {16}, DType::f32),
+               beta = input("beta", {16}, DType::f32);
+  Tensor moments = Tensor::empty(stream, {2, 4, 2}),
+         h = Tensor::empty(stream, x.shape(), x.dtype());
+  group_norm_fwd(stream, {4}, x, gamma, beta, h, moments);
+  const auto results = [&](const FilterForms& forms) {
+    Tensor dx = Tensor::empty(stream, x.shape(), x.dtype()),
+           dz = Tensor::empty(stream, x.shape(), x.dtype());
+    conv2d_bwd_data(stream, {1, 1, 1}, dy, w, {dx}, forms);
+    norm_act_conv2d_bwd(stream, {{4}}, {1, 1, 1}, x, moments, gamma, beta, {}, w, dy, {dz}, {}, {},
+                        {}, forms);
+    return std::vector{values_of(stream, dx).data, values_of(stream, dz).data};
+  };
+  const auto own = results({});
+  const Tensor more = Tensor::empty(stream, {16 * 9 * 24 + 4}, DType::bf16);
+  for (const int64_t before : {0, 4}) {
+    Tensor turned = more.slice(before, {16, 3, 3, 24});
+    turn_filters(stream, std::vector<TurnedFilter>{{w, turned}});
+    CHECK(results({{}, turned}) == own);
+    turned.zero(stream);
+    const std::vector none(2, std::vector<double>(own[0].size()));
+    CHECK(results({{}, turned}) == (before ? own : none));
+  }
 }
 
 TEST_CASE("a filter's phases are sums of its taps, rounded once", "[cuda][small]") {

@@ -27,7 +27,8 @@ TEST_CASE("conv2d_fwd and bwd_data past 2^31 elements", "[cuda][huge]") {
         MomentsOut moments{{1}, Tensor::empty(stream, {N, 1, 2})};
         conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y.tensor);
         conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y_too.tensor, &moments);
-        conv2d_bwd_data(stream, kSame, dy.tensor, w.tensor, dx.grad());
+        conv2d_bwd_data(stream, kSame, dy.tensor, w.tensor, dx.grad(),
+                        {{}, turned(stream, w, C, C)});
         stream.synchronize();
         CHECK(moments.made == (path.dtype == DType::bf16 && odd == 0));
         int wrong = 0;
@@ -66,7 +67,8 @@ TEST_CASE("norm_act_conv2d_bwd past 2^31 elements", "[cuda][huge]") {
     moments.set(2 * i + 1, 0.25);
   }
   norm_act_conv2d_bwd(stream, {{kGroups}}, kSame, x.tensor, moments.tensor, gamma.tensor,
-                      beta.tensor, t.tensor, w.tensor, dy.tensor, dx.grad(), {}, {}, {});
+                      beta.tensor, t.tensor, w.tensor, dy.tensor, dx.grad(), {}, {}, {},
+                      {{}, turned(stream, w, C, C)});
   stream.synchronize();
   int wrong = 0;
   for (int64_t q = W - kPixels; q < W; ++q)
@@ -124,7 +126,8 @@ TEST_CASE("conv2d with filters past 2^31 elements", "[cuda][huge]") {
       fill_last_channels(w_back, 16);
       fill_last_channels(dx, 16);
       conv2d_fwd(stream, kSame, x.tensor, w.tensor, b.tensor, y.tensor);
-      conv2d_bwd_data(stream, kSame, x.tensor, w_back.tensor, dx.grad());
+      conv2d_bwd_data(stream, kSame, x.tensor, w_back.tensor, dx.grad(),
+                      {{}, turned(stream, w_back, many[3], 16)});
       stream.synchronize();
       int wrong = 0;
       for (int64_t q = kColumns - kPixels; q < kColumns; ++q)

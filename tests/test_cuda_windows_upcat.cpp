@@ -46,7 +46,7 @@ TEST_CASE("upcat_conv2d_fwd past 2^31 elements", "[cuda][huge]") {
         UpcatInputs in(stream, path, A, B, K);
         Huge b(stream, {K}, DType::f32), y(stream, {N, H, W, K}, path.dtype);
         b.fill();
-        upcat_conv2d_fwd(stream, in.low.tensor, in.skip.tensor, in.w.tensor, in.phases, b.tensor,
+        upcat_conv2d_fwd(stream, in.low.tensor, in.skip.tensor, in.w.tensor, {in.phases}, b.tensor,
                          y.tensor);
         stream.synchronize();
         int wrong = 0;
@@ -74,7 +74,13 @@ TEST_CASE("upcat_conv2d_bwd_data past 2^31 elements", "[cuda][huge]") {
     dy.fill_from(dy.index(N - 1, H - 3, W - kPixels - 1, 0));
     fill_last_windows(dskip);
     dlow.fill_from(dlow.index(N - 1, H / 2 - 1, W / 2 - kPixels / 2, 0));
-    upcat_conv2d_bwd_data(stream, dy.tensor, in.w.tensor, in.phases, dlow.grad(), dskip.grad());
+    Tensor turned_phases = Tensor::empty(stream, {A, 4, 4, K}, DType::bf16);
+    for (int64_t i = 0; i < in.phases.numel(); ++i)
+      turned_phases.data<bf16>()[(i % A * 16 + 15 - i / A % 16) * K + i / A / 16] =
+          in.phases.data<bf16>()[i];
+    upcat_conv2d_bwd_data(stream, dy.tensor, in.w.tensor,
+                          {in.phases, turned(stream, in.w, B, B), turned_phases}, dlow.grad(),
+                          dskip.grad());
     stream.synchronize();
     int wrong = 0;
     for (int64_t q = W - kPixels; q < W; ++q)

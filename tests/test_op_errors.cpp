@@ -185,7 +185,7 @@ TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
     return error_of([&] {
       Tensor y = b.zeros({1, 4, 4, 7});
       upcat_conv2d_fwd(b.stream, b.zeros({1, 2, 2, 3}), b.zeros({1, 4, 4, 2}),
-                       b.zeros({7, R, R, 5}), b.zeros(shape, dtype), {}, y);
+                       b.zeros({7, R, R, 5}), {b.zeros(shape, dtype)}, {}, y);
     });
   };
   CHECK_THAT(with_phases(3, {7, 4, 4, 3}, DType::f32),
@@ -193,6 +193,24 @@ TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(with_phases(3, {7, 4, 4, 5}, DType::bf16),
              Contains("phases is [7,4,4,5] bf16, expected [7,4,4,3] bf16"));
   CHECK_THAT(with_phases(1, {7, 4, 4, 3}, DType::bf16), Contains("phases of a filter 1x1"));
+  const auto turned = [&](const Shape& w, const Shape& shape, DType dtype = DType::f32) {
+    return error_of([&] {
+      const TurnedFilter one[] = {{b.zeros(w), b.zeros(shape, dtype)}};
+      turn_filters(b.stream, one);
+    });
+  };
+  CHECK(turned({7, 3, 2, 5}, {4, 3, 2, 7}) == "");
+  CHECK_THAT(turned({7, 3, 5}, {5, 3, 7}), Contains("w is [7,3,5], expected [K,R,S,C]"));
+  CHECK_THAT(turned({7, 3, 3, 5}, {6, 3, 3, 7}), Contains("turned is [6,3,3,7], w is [7,3,3,5]"));
+  CHECK_THAT(turned({7, 3, 2, 5}, {5, 2, 3, 7}),
+             Contains("turned is [5,2,3,7] f32, expected [5,3,2,7] f32"));
+  CHECK_THAT(turned({7, 3, 3, 5}, {5, 3, 3, 7}, DType::bf16),
+             Contains("turned is [5,3,3,7] bf16, expected [5,3,3,7] f32"));
+  CHECK_THAT(error_of([&] {
+               conv2d_bwd_data(b.stream, {1, 1, 1}, b.zeros({1, 4, 4, 7}), b.zeros({7, 3, 3, 5}),
+                               {b.zeros({1, 4, 4, 5})}, {{}, b.zeros({7, 3, 3, 5}, DType::bf16)});
+             }),
+             Contains("turned is [7,3,3,5] bf16, expected [5,3,3,7] bf16"));
   const auto phases = [&](const Shape& w, const Shape& shape) {
     return error_of([&] {
       Tensor made = b.zeros(shape);

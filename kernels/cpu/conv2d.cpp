@@ -49,7 +49,7 @@ void conv2d_fwd(Stream&, const ConvSpec& spec, const Tensor& x, const Tensor& w,
 }
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
-                     Grad dx) {
+                     Grad dx, const FilterForms&) {
   start_sum(stream, dx);
   const double *out = dy.data<double>(), *filter = w.data<double>();
   double* in = dx.tensor.data<double>();
@@ -98,7 +98,7 @@ void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Ten
 }
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
-                     Grad dx) {
+                     Grad dx, const FilterForms&) {
   const auto whole = ConvProblem::of(spec, dx.tensor.shape(), w.shape());
   if (goes_by_winograd(stream, whole, dy))
     return winograd_bwd_data(stream, whole, dy, w, {{dx.tensor, 0, false, dx.mode}});
@@ -140,14 +140,16 @@ void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Ten
 }
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
-                     Grad dx) {
+                     Grad dx, const FilterForms& forms) {
   if (!dx) return;
   const auto problem = ConvProblem::of(spec, dx.tensor.shape(), w.shape());
   expect("conv2d_bwd_data: dy", dy, problem.y(), w.dtype());
   expect("conv2d_bwd_data: dx", dx.tensor, problem.x(), w.dtype());
+  expect_if("conv2d_bwd_data: turned", forms.turned, {problem.C, problem.R, problem.S, problem.K},
+            DType::bf16);
   if (dx.tensor.numel() == 0) return;
   if (dy.numel() == 0) return start_sum(stream, dx);
-  DISPATCH(stream, dy.dtype(), conv2d_bwd_data(stream, spec, dy, w, dx));
+  DISPATCH(stream, dy.dtype(), conv2d_bwd_data(stream, spec, dy, w, dx, forms));
 }
 
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,

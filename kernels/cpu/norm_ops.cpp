@@ -237,7 +237,7 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,
                          const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                          const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
-                         Grad dbeta, Grad dt) {
+                         Grad dbeta, Grad dt, const FilterForms& forms) {
   check_norm(spec.norm, x, gamma, moments);
   const auto problem = ConvProblem::of(conv, x.shape(), w.shape());
   expect("norm_act_conv2d_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
@@ -248,12 +248,14 @@ void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& co
   expect_if("norm_act_conv2d_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
   expect_if("norm_act_conv2d_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
   expect_if("norm_act_conv2d_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
+  expect_if("norm_act_conv2d_bwd: turned", forms.turned,
+            {problem.C, problem.R, problem.S, problem.K}, DType::bf16);
   if (dy.numel() == 0)
     return composed::norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
-                                         dgamma, dbeta, dt);
+                                         dgamma, dbeta, dt, forms);
   DISPATCH(stream, x.dtype(),
            norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx, dgamma,
-                               dbeta, dt));
+                               dbeta, dt, forms));
 }
 
 }  // namespace tessera

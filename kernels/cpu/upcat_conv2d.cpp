@@ -70,14 +70,14 @@ void upcat_phases(Stream&, const Tensor& w, Tensor& phases) {
 
 // By definition: through the concatenation.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor&, const Tensor& b, Tensor& y, MomentsOut*) {
+                      const FilterForms&, const Tensor& b, Tensor& y, MomentsOut*) {
   const int pad = int(w.dim(1) / 2);
   Tensor x = Tensor::empty(stream, {skip.dim(0), skip.dim(1), skip.dim(2), w.dim(3)}, DType::f64);
   concat_upsample_fwd(stream, low, skip, x);
   tessera::conv2d_fwd(stream, {1, pad, pad}, x, w, b, y);
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor&,
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const FilterForms&,
                            Grad dlow, Grad dskip) {
   const int pad = int(w.dim(1) / 2);
   Tensor dx = Tensor::empty(stream, {dy.dim(0), dy.dim(1), dy.dim(2), w.dim(3)}, DType::f64);
@@ -258,11 +258,11 @@ void weight_gradient(Stream& stream, const Upcat& u, const Tensor& low, const Te
 }  // namespace
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut*) {
+                      const FilterForms& forms, const Tensor& b, Tensor& y, MomentsOut*) {
   const Upcat whole = check(low.shape(), skip.shape(), w.shape());
   if (goes_by_winograd(stream, whole.skip_part(), skip))
     return winograd_fwd(stream, whole.skip_part(), {{skip, whole.A}, {low, 0, true}}, w, b, y);
-  const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, phases);
+  const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, forms.phases);
   for_images(stream, whole, y.dtype(), [&](const Upcat& u, int64_t n) {
     const auto part = [&](const Tensor& x) { return operand(stream, images(x, n, u.N)); };
     Tensor target = images(y, n, u.N);
@@ -272,14 +272,14 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
   });
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
-                           Grad dlow, Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
+                           const FilterForms& forms, Grad dlow, Grad dskip) {
   const Upcat whole = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
   if (goes_by_winograd(stream, whole.skip_part(), dy))
     return winograd_bwd_data(
         stream, whole.skip_part(), dy, w,
         {{dskip.tensor, whole.A, false, dskip.mode}, {dlow.tensor, 0, true, dlow.mode}});
-  const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, phases);
+  const Tensor filter = operand(stream, w), four = phases_of(stream, whole, w, forms.phases);
   for_images(stream, whole, dy.dtype(), [&](const Upcat& u, int64_t n) {
     const Tensor part = operand(stream, images(dy, n, u.N));
     convolve_bwd_data(stream, u.skip_part(), part, FilterView::of(filter, u.A),
@@ -314,6 +314,14 @@ void expect_phases(const char* what, const Upcat& u, const Tensor& phases) {
   ENSURE(!phases || u.R == 3, what, " of a filter ", u.R, "x", u.R);
   expect_if(what, phases, u.phases(), DType::bf16);
 }
+void expect_turned(const Upcat& u, const FilterForms& forms) {
+  ENSURE(!forms.turned_phases || u.R == 3, "upcat_conv2d_bwd_data: turned_phases of a filter ", u.R,
+         "x", u.R);
+  expect_if("upcat_conv2d_bwd_data: turned", forms.turned, {u.skip_part().C, u.R, u.R, u.K},
+            DType::bf16);
+  expect_if("upcat_conv2d_bwd_data: turned_phases", forms.turned_phases, {u.A, 4, 4, u.K},
+            DType::bf16);
+}
 
 }  // namespace
 
@@ -330,29 +338,30 @@ void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
 }
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut* moments) {
+                      const FilterForms& forms, const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
   expect("upcat_conv2d_fwd: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_fwd: w", w, w.shape(), low.dtype());
-  expect_phases("upcat_conv2d_fwd: phases", u, phases);
+  expect_phases("upcat_conv2d_fwd: phases", u, forms.phases);
   expect_if("upcat_conv2d_fwd: b", b, {u.K}, master_of(low.dtype()));
   expect("upcat_conv2d_fwd: y", y, u.skip_part().y(), low.dtype());
   if (moments) expect_moments(*moments, y);
   if (y.numel() == 0) return;
-  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, phases, b, y, moments));
+  DISPATCH(stream, low.dtype(), upcat_conv2d_fwd(stream, low, skip, w, forms, b, y, moments));
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
-                           Grad dlow, Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
+                           const FilterForms& forms, Grad dlow, Grad dskip) {
   if (!dlow && !dskip) return;
   ENSURE(dlow && dskip, "upcat_conv2d_bwd_data: only one of dlow and dskip is wanted");
   const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
   expect("upcat_conv2d_bwd_data: dy", dy, u.skip_part().y(), w.dtype());
-  expect_phases("upcat_conv2d_bwd_data: phases", u, phases);
+  expect_phases("upcat_conv2d_bwd_data: phases", u, forms.phases);
+  expect_turned(u, forms);
   expect("upcat_conv2d_bwd_data: dlow", dlow.tensor, dlow.tensor.shape(), w.dtype());
   expect("upcat_conv2d_bwd_data: dskip", dskip.tensor, dskip.tensor.shape(), w.dtype());
   if (dy.numel() == 0) return;
-  DISPATCH(stream, w.dtype(), upcat_conv2d_bwd_data(stream, dy, w, phases, dlow, dskip));
+  DISPATCH(stream, w.dtype(), upcat_conv2d_bwd_data(stream, dy, w, forms, dlow, dskip));
 }
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,

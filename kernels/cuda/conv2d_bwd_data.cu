@@ -17,8 +17,7 @@ bool halo_bwd_data_fits(Stream& stream, const ConvSpec& spec, const Tensor& dy, 
   if (dy.dtype() != DType::bf16) return false;
   const Sizes s(ConvProblem::of(spec, dx.shape(), w.shape()));
   return has_halo_kernels(stream, s) && !is_tiny(s.H, s.W) &&
-         packs_fit<bf16, 8>(s.K, dy.data<bf16>()) &&
-         packs_fit<bf16, 8>(s.C, w.data<bf16>(), dx.data<bf16>());
+         packs_fit<bf16, 8>(s.K, dy.data<bf16>()) && packs_fit<bf16, 8>(s.C, dx.data<bf16>());
 }
 
 // Whether the windows cover x, and no pixel twice.
@@ -52,13 +51,14 @@ void run_patches(Stream& stream, const Sizes& s, const Tensor& dy, const Tensor&
 }  // namespace conv
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
-                     Grad dx) {
+                     Grad dx, const FilterForms& forms) {
   const conv::Sizes s(ConvProblem::of(spec, dx.tensor.shape(), w.shape()));
-  if (conv::halo_bwd_data_fits(stream, spec, dy, w, dx.tensor))
-    return conv::run_halo(
-        stream, int(dy.dim(0)), conv::Image<bf16>{dy.data<bf16>(), s.P, s.Q, s.K},
-        conv::TurnedFilters{w.data<bf16>(), s.K, s.C, s.C},
-        conv::HaloImage{dx.tensor.data<bf16>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
+  if (conv::halo_bwd_data_fits(stream, spec, dy, w, dx.tensor)) {
+    const Tensor turned = conv::turned_of(stream, w, forms.turned, s.C);
+    return conv::run_halo_grad(
+        stream, int(dy.dim(0)), {{dy.data<bf16>(), s.P, s.Q, s.K}, {turned.data<bf16>(), s.K, s.C}},
+        {dx.tensor.data<bf16>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
+  }
   if (conv::is_to_one(s)) return conv::thin_bwd_data(stream, s, dy, w, dx);
   with_storage(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -72,21 +72,21 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
 void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,
                          const Tensor& moments, const Tensor& gamma, const Tensor& beta,
                          const Tensor& t, const Tensor& w, const Tensor& dy, Grad dx, Grad dgamma,
-                         Grad dbeta, Grad dt) {
+                         Grad dbeta, Grad dt, const FilterForms& forms) {
   if (!conv::halo_bwd_data_fits(stream, conv, dy, w, x) ||
       !packs_fit<bf16, 8>(0, data_or_null<bf16>(dx.tensor), data_or_null<bf16>(t)) ||
       !packs_fit<float, 4>(0, gamma.data<float>(), data_or_null<float>(beta)))
     return composed::norm_act_conv2d_bwd(stream, spec, conv, x, moments, gamma, beta, t, w, dy, dx,
-                                         dgamma, dbeta, dt);
+                                         dgamma, dbeta, dt, forms);
   Tensor dh = dx && dx.mode == GradMode::Overwrite ? dx.tensor
                                                    : Tensor::empty(stream, x.shape(), x.dtype());
   const auto in = norm_args<bf16>(spec.norm, x, moments, gamma, beta, t, {});
   const int N = int(dy.dim(0)), H = int(dy.dim(1)), W = int(dy.dim(2)), K = int(w.dim(0)),
             C = int(w.dim(3));
-  const conv::HaloSource<conv::TurnedFilters> source{{dy.data<bf16>(), H, W, K},
-                                                     {w.data<bf16>(), K, C, C}};
+  const Tensor turned = conv::turned_of(stream, w, forms.turned, C);
+  const conv::HaloSource source{{dy.data<bf16>(), H, W, K}, {turned.data<bf16>(), K, C}};
   with_activation(spec.act, [&]<Activation a>() {
-    conv::with_halo_tile(conv::tile_for(stream, N, source.image, source.filters), [&](auto tile) {
+    conv::with_halo_tile(conv::tile_for(stream, true, N, source), [&](auto tile) {
       conv::launch_halo_sums<decltype(tile)>(
           stream, N, H, W, C, source,
           [&](const conv::TileSums& to) {

@@ -11,9 +11,8 @@ void halo_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b,
               MomentsOut* moments) {
   const int N = int(x.dim(0)), H = int(x.dim(1)), W = int(x.dim(2)), C = int(x.dim(3)),
             K = int(w.dim(0));
-  const conv::HaloSource<conv::StraightFilters> source{{x.data<bf16>(), H, W, C},
-                                                       {w.data<bf16>(), C, K}};
-  conv::with_halo_tile(conv::tile_for(stream, N, source.image, source.filters), [&](auto tile) {
+  const conv::HaloSource source{{x.data<bf16>(), H, W, C}, {w.data<bf16>(), C, K}};
+  conv::with_halo_tile(conv::tile_for(stream, false, N, source), [&](auto tile) {
     conv::launch_halo_fwd<decltype(tile)>(
         stream, N, H, W, source, {y.data<bf16>(), data_or_null<float>(b), K, false}, moments);
   });

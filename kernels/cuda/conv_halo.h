@@ -136,58 +136,42 @@ struct HaloWindows {
 };
 
 // ---- The filters: that of column x, depth k and tap (r,s) is at
-//   w + x column_stride + k depth_stride + tap(r,s) tap_stride.
+//   w + x column_stride + k + tap(r,s) tap_stride.
 
-// w [K,3,3,C] of a forward convolution: columns k, depth c, in which memory runs.
-struct StraightFilters {
-  static constexpr bool kAlongDepth = true;
+// w [columns,3,3,depth]: columns k and depth c of a forward convolution, columns c and depth k of a
+// data gradient, whose filter is turned around (turn_filters).
+struct HaloFilters {
   const bf16* w;
-  int depth, columns;  // C, K
+  int depth, columns;
   __device__ __forceinline__ int column_stride() const { return 9 * depth; }
-  __device__ __forceinline__ int depth_stride() const { return 1; }
   __device__ __forceinline__ int tap_stride() const { return depth; }
   static __device__ __forceinline__ int tap(int r, int s) { return 3 * r + s; }
 };
-// Of the data's gradient, a convolution of dy by the filter turned around: columns c, `columns` of
-// its C from w on, in which memory runs, depth k.
-struct TurnedFilters {
-  static constexpr bool kAlongDepth = false;
-  const bf16* w;
-  int depth, columns, C;  // depth: K
-  __device__ __forceinline__ int column_stride() const { return 1; }
-  __device__ __forceinline__ int depth_stride() const { return 9 * C; }
-  __device__ __forceinline__ int tap_stride() const { return C; }
-  static __device__ __forceinline__ int tap(int r, int s) { return 8 - (3 * r + s); }
-};
 
 // The taps of a step.
-template <class Tile, bool along_depth, int count>
+template <class Tile, int count>
 struct FilterRow {
-  using Operand = MmaOperandTile<bf16, Tile::BN, 32, along_depth>;
+  using Operand = MmaOperandTile<bf16, Tile::BN, 32, true>;
   Operand taps[count];
 
   // Starts to load taps (r, 0 ..), depth `depth` and on.
   template <class Filters>
   __device__ __forceinline__ void fill(const Filters& filters, int column, int depth, int r) {
-    constexpr int kPacks = (along_depth ? 32 : Tile::BN) / 8;  // of a line
-    constexpr int kLines = along_depth ? Tile::BN : 32, kAtOnce = Tile::kThreads / kPacks;
-    static_assert(kLines % kAtOnce == 0 && kAtOnce % 8 == 0);
+    constexpr int kPacks = 32 / 8, kAtOnce = Tile::kThreads / kPacks;  // of a column; columns
+    static_assert(Tile::BN % kAtOnce == 0 && kAtOnce % 8 == 0);
     const int point = int(threadIdx.x) % kPacks * 8, first = int(threadIdx.x) / kPacks;
-    const int x = column + (along_depth ? first : point), k = depth + (along_depth ? point : first);
-    const bf16* const from =
-        filters.w + int64_t(x) * filters.column_stride() + int64_t(k) * filters.depth_stride();
-    const int stride = along_depth ? filters.column_stride() : filters.depth_stride();
+    const int x = column + first, k = depth + point;
+    const bf16* const from = filters.w + int64_t(x) * filters.column_stride() + k;
     TESSERA_UNROLL
-    for (int line = 0; line < kLines; line += kAtOnce) {
-      const bool has_filter = (along_depth ? x + line : x) < filters.columns &&
-                              (along_depth ? k : k + line) < filters.depth;
+    for (int line = 0; line < Tile::BN; line += kAtOnce) {
+      const bool has_filter = x + line < filters.columns && k < filters.depth;
       TESSERA_UNROLL
       for (int s = 0; s < count; ++s)
-        ptx::cp_async16(
-            taps[s].pack(first, point) + line * Operand::kPiece,
-            has_filter ? from + int64_t(line) * stride + filters.tap(r, s) * filters.tap_stride()
-                       : filters.w,
-            has_filter ? 16 : 0);
+        ptx::cp_async16(taps[s].pack(first, point) + line * Operand::kPiece,
+                        has_filter ? from + int64_t(line) * filters.column_stride() +
+                                         filters.tap(r, s) * filters.tap_stride()
+                                   : filters.w,
+                        has_filter ? 16 : 0);
     }
   }
 };
@@ -202,16 +186,15 @@ struct BlockPlace {
 };
 
 // 3x3 windows of an image.
-template <class Filters>
 struct HaloSource {
   static constexpr int kBlocks = 0, kSteps = 3;
   Image<bf16> image;
-  Filters filters;
+  HaloFilters filters;
 
   template <class Tile>
   struct Shared {
     HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32> input[2];
-    FilterRow<Tile, Filters::kAlongDepth, 3> filters[kSteps];
+    FilterRow<Tile, 3> filters[kSteps];
   };
   __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 3; }
 

@@ -152,11 +152,11 @@ void with_halo_tile(ConvTile tile, const F& f) {
       return call.template operator()<ConvTile::k8x8x64, 32, 32>();
   }
 }
-template <class Filters>
-ConvTile tile_for(Stream& stream, int N, const Image<bf16>& x, const Filters& filters) {
+inline ConvTile tile_for(Stream& stream, bool data_gradient, int N, const HaloSource& source) {
+  const auto& [image, filters] = source;
   return stream.state<ConvTiles>().choose(
       stream.device().info().capability,
-      {!Filters::kAlongDepth, N, x.H, x.W, filters.columns, filters.depth});
+      {data_gradient, N, image.H, image.W, filters.columns, filters.depth});
 }
 
 // Whether a block finds its shared memory on every card from 8.0 on: 8.6 and 8.9 have 99 KB.
@@ -175,13 +175,27 @@ void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source&
       source, HaloSizes(Tile{}, N, H, W, columns), output);
 }
 
-// Windows of x, of which y has the pixels.
-template <class Filters>
-void run_halo(Stream& stream, int N, const Image<bf16>& x, const Filters& filters,
-              const HaloImage& y) {
-  with_halo_tile(tile_for(stream, N, x, filters), [&](auto tile) {
-    launch_halo<decltype(tile)>(stream, N, x.H, x.W, filters.columns,
-                                HaloSource<Filters>{x, filters}, y);
+// dx += or = the sums of dy's windows by filters that are turned around.
+inline void run_halo_grad(Stream& stream, int N, const HaloSource& source, const HaloImage& dx) {
+  with_halo_tile(tile_for(stream, true, N, source), [&](auto tile) {
+    launch_halo<decltype(tile)>(stream, N, source.image.H, source.image.W, source.filters.columns,
+                                source, dx);
+  });
+}
+
+// What was given of a form of a filter, if it lies at an address of packs, else what `make` makes.
+template <class Make>
+Tensor form_of(const Tensor& given, const Make& make) {
+  return given && packs_fit<bf16, 8>(0, given.data<bf16>()) ? given : make();
+}
+// The last `channels` channels of w, turned around.
+inline Tensor turned_of(Stream& stream, const Tensor& w, const Tensor& given, int64_t channels) {
+  return form_of(given, [&] {
+    const Tensor turned =
+        Tensor::empty(stream, {channels, w.dim(1), w.dim(2), w.dim(0)}, w.dtype());
+    const TurnedFilter one[] = {{w, turned}};
+    turn_filters(stream, one);
+    return turned;
   });
 }
 

@@ -55,21 +55,17 @@ struct SplitRows : PixelPlanes<TN * TH*(2 * TW + taps - 2), 32> {
 // Of phases [K,4,4,A], those of one phase, from w on: columns k, depth a, in which memory runs;
 // s = 2u+v.
 struct PhaseFilters {
-  static constexpr bool kAlongDepth = true;
   const bf16* w;
   int depth, columns;  // A, K
   __device__ __forceinline__ int column_stride() const { return 16 * depth; }
-  __device__ __forceinline__ int depth_stride() const { return 1; }
   __device__ __forceinline__ int tap_stride() const { return depth; }
   static __device__ __forceinline__ int tap(int, int s) { return s; }
 };
 // `depth` of the channels of w [K,3,3,..], from w on; `row` of them are there.
 struct SkipFilters {
-  static constexpr bool kAlongDepth = true;
   const bf16* w;
   int depth, columns, row;
   __device__ __forceinline__ int column_stride() const { return 9 * row; }
-  __device__ __forceinline__ int depth_stride() const { return 1; }
   __device__ __forceinline__ int tap_stride() const { return row; }
   static __device__ __forceinline__ int tap(int r, int s) { return 3 * r + s; }
 };
@@ -84,12 +80,12 @@ struct PhaseSource {
   template <class Tile>
   struct Low {
     HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32, 1> input;
-    FilterRow<Tile, true, 4> filters;
+    FilterRow<Tile, 4> filters;
   };
   template <class Tile>
   struct Skip {
     SplitRows<Tile::TN, Tile::TH, Tile::TW, 3> input;
-    FilterRow<Tile, true, 3> filters;
+    FilterRow<Tile, 3> filters;
   };
   template <class Tile>
   union Stage {
@@ -141,17 +137,16 @@ struct PhaseSource {
   }
 };
 
-// Of phases [K,4,4,A], as a 4x4 filter turned around: columns a, in which memory runs, depth k.
+// Of phases that are turned around, [A,4,4,K]: columns a, depth k. Tap (r,s) of a 4x4 filter is of
+// phase (1 - r % 2, 1 - s % 2) and there tap (1 - r / 2, 1 - s / 2), whose place counts from the
+// end.
 struct TurnedPhases {
-  static constexpr bool kAlongDepth = false;
   const bf16* w;
   int depth, columns;  // K, A
-  __device__ __forceinline__ int column_stride() const { return 1; }
-  __device__ __forceinline__ int depth_stride() const { return 16 * columns; }
-  __device__ __forceinline__ int tap_stride() const { return columns; }
+  __device__ __forceinline__ int column_stride() const { return 16 * depth; }
+  __device__ __forceinline__ int tap_stride() const { return depth; }
   static __device__ __forceinline__ int tap(int r, int s) {
-    const int phase = 2 * (1 - r % 2) + (1 - s % 2);
-    return 4 * phase + 2 * (1 - r / 2) + (1 - s / 2);
+    return 4 * (2 * (r % 2) + s % 2) + 2 * (r / 2) + s / 2;
   }
 };
 
@@ -163,7 +158,7 @@ struct PhaseGradSource {
 
   template <class Tile>
   struct Shared {
-    FilterRow<Tile, false, 4> filters[2];  // first: their alignment costs nothing here
+    FilterRow<Tile, 4> filters[2];  // first: their alignment costs nothing here
     SplitRows<Tile::TN, Tile::TH, Tile::TW, 4> input[2];
   };
 

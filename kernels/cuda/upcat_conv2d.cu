@@ -40,12 +40,17 @@ bool phases_fit(Stream& stream, const Sizes& s, const Tensor& low, const Tensor&
          packs_fit<bf16, 8>(s.K, y.data<bf16>());
 }
 
-// The phases that were given, if they lie at an address of packs, or those of w.
-Tensor phases_of(Stream& stream, const Tensor& w, const Tensor& given, int64_t A) {
-  if (given && packs_fit<bf16, 8>(0, given.data<bf16>())) return given;
-  Tensor phases = Tensor::empty(stream, {w.dim(0), 4, 4, A}, w.dtype());
-  upcat_phases(stream, w, phases);
-  return phases;
+Tensor phases_of(Stream& stream, const Tensor& w, const FilterForms& forms, int64_t A) {
+  return conv::form_of(forms.phases, [&] {
+    Tensor phases = Tensor::empty(stream, {w.dim(0), 4, 4, A}, w.dtype());
+    upcat_phases(stream, w, phases);
+    return phases;
+  });
+}
+Tensor turned_phases_of(Stream& stream, const Tensor& w, const FilterForms& forms, int64_t A) {
+  return conv::form_of(forms.turned_phases, [&] {
+    return conv::turned_of(stream, phases_of(stream, w, forms, A), {}, A);
+  });
 }
 
 // A thread has the nine taps of one k and a.
@@ -163,11 +168,11 @@ void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
 }
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
-                      const Tensor& phases, const Tensor& b, Tensor& y, MomentsOut* moments) {
+                      const FilterForms& forms, const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Sizes s = sizes_of(skip.shape(), w.shape());
   const int N = int(skip.dim(0)), A = int(low.dim(3));
   if (phases_fit(stream, s, low, skip, y) && packs_fit<bf16, 8>(0, w.data<bf16>())) {
-    const Tensor filters = phases_of(stream, w, phases, A);
+    const Tensor filters = phases_of(stream, w, forms, A);
     const conv::PhaseSource source{image_of<bf16>(low), image_of<bf16>(skip), filters.data<bf16>(),
                                    w.data<bf16>(), s.K};
     return with_phase_tile(N, s.H, s.W, s.K, s.C, [&](auto tile) {
@@ -183,20 +188,20 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
   });
 }
 
-void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, const Tensor& phases,
-                           Grad dlow, Grad dskip) {
+void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
+                           const FilterForms& forms, Grad dlow, Grad dskip) {
   if (w.dim(1) == 1) return bwd_data_1x1(stream, dy, w, dlow, dskip);
   const Shape& skip = dskip.tensor.shape();
   const Sizes s = sizes_of(skip, w.shape());
   const int N = int(skip[0]), A = int(dlow.tensor.dim(3)), B = int(skip[3]);
-  if (phases_fit(stream, s, dlow.tensor, dskip.tensor, dy) &&
-      packs_fit<bf16, 8>(0, w.data<bf16>())) {
-    const Tensor filters = phases_of(stream, w, phases, A);
+  if (phases_fit(stream, s, dlow.tensor, dskip.tensor, dy)) {
+    const Tensor of_low = turned_phases_of(stream, w, forms, A),
+                 of_skip = conv::turned_of(stream, w, forms.turned, B);
     const Image<bf16> up = image_of<bf16>(dy);
-    run_phase_grad(stream, N, {up, {filters.data<bf16>(), s.K, A}},
+    run_phase_grad(stream, N, {up, {of_low.data<bf16>(), s.K, A}},
                    {dlow.tensor.data<bf16>(), nullptr, A, dlow.mode == GradMode::Accumulate});
-    return conv::run_halo(
-        stream, N, up, conv::TurnedFilters{w.data<bf16>() + A, s.K, B, A + B},
+    return conv::run_halo_grad(
+        stream, N, {up, {of_skip.data<bf16>(), s.K, B}},
         {dskip.tensor.data<bf16>(), nullptr, B, dskip.mode == GradMode::Accumulate});
   }
   // So many images at a time that the gradient of their concatenation takes no more than dy.

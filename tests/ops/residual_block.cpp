@@ -58,6 +58,7 @@ OpCase residual_block_case(const std::string& name, const Sizes& s, Activation a
   c.apply = block(ops::Fusion::On, spec, C != K, s.B > 0);
   c.composition = block(ops::Fusion::Off, spec, C != K, s.B > 0);
   c.bf16_steps = c.cpu_bf16_steps = rounded_block(spec, C != K, s.B > 0);
+  if (s.B) c.upsampled = s.x[3];
   c.tolerance = 3e-5;  // a chain of two norms, whose statistics round too
   const double products = double(N * H * W * K) * double(9 * C + 9 * K + (C != K ? C : 0));
   const double bytes = f32_bytes(c.inputs) + f32_bytes({{N, H, W, K}});

@@ -23,6 +23,7 @@ OpCase upcat_conv2d_case(const std::string& name, const Shape& low, int64_t B, i
     return ops::conv2d(tape, spec, ops::concat_upsample(tape, in[0], in[1]), in[2], in[3]);
   };
   c.exact = true;
+  c.upsampled = A;
   // Its gradient is made in bf16, before low's is summed and skip's is added to what is there: but
   // for 1x1 filters, and where the sub-pixel form is taken.
   const bool packs = A % 8 == 0 && B % 8 == 0 && K % 8 == 0 && low[1] >= 5 && low[2] >= 5;
