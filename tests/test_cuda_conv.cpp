@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/simt/trace.h"
+#include "kernels/conv_tiles.h"
 #include "tests/conv_runs.h"
 
 using namespace tessera;
@@ -209,6 +210,8 @@ TEST_CASE("what is added to is read of images that there are", "[cuda][small]") 
   // not there.
   const Shape x{3, 8, 8, 64}, w{64, 3, 3, 64};
   Stream stream(poisoned(DeviceType::simt));
+  stream.state<ConvTiles>().set(stream.device().info().capability, {true, 3, 8, 8, 64, 64},
+                                ConvTile::k2x8x8x64);
   const auto ones = [&](const Shape& shape) {
     return tensor_of(stream, {shape, std::vector<double>(size_t(shape.numel()), 1)}, DType::bf16);
   };
