@@ -9,19 +9,11 @@
 
 #include "core/simt/options.h"
 #include "kernels/kernels.h"
+#include "tests/conv_paths.h"
 #include "tests/forced_tile.h"
 #include "tests/op_runner.h"
 
 namespace tessera::conv_runs {
-
-struct Mode {
-  const char* name;
-  DType storage;
-  Math math;
-};
-inline constexpr Mode kModes[] = {{"f32", DType::f32, Math::f32},
-                                  {"tf32", DType::f32, Math::tf32},
-                                  {"bf16", DType::bf16, Math::f32}};
 
 struct ConvCase {
   ConvSpec spec;
@@ -84,15 +76,15 @@ inline std::vector<Values> run(Stream& stream, const ConvCase& c, DType storage,
 }
 
 // What the results of `run` are, by the oracle: activations rounded once.
-inline std::vector<Values> expected(Stream& oracle, const ConvCase& c, const Mode& mode) {
-  std::vector<Values> results = run(oracle, c, DType::f64, Numbers::Integers, mode.storage);
-  if (mode.storage == DType::bf16)
+inline std::vector<Values> expected(Stream& oracle, const ConvCase& c, const Path& mode) {
+  std::vector<Values> results = run(oracle, c, DType::f64, Numbers::Integers, mode.dtype);
+  if (mode.dtype == DType::bf16)
     for (size_t i = 0; i + 2 < results.size(); ++i)
       for (double& x : results[i].data) x = to_float(to_bf16(float(x)));
   return results;
 }
 
-inline std::vector<Values> on_simt(const ConvCase& c, const Mode& mode, Numbers numbers,
+inline std::vector<Values> on_simt(const ConvCase& c, const Path& mode, Numbers numbers,
                                    int capability, uint64_t seed, simt::Landing landing) {
   simt::Options options;
   options.profile = simt::profile_of(capability);
@@ -103,7 +95,7 @@ inline std::vector<Values> on_simt(const ConvCase& c, const Mode& mode, Numbers 
   const simt::ScopedOptions scope(options);
   Stream stream(poisoned(DeviceType::simt));
   stream.math = mode.math;
-  return run(stream, c, mode.storage, numbers, mode.storage);
+  return run(stream, c, mode.dtype, numbers, mode.dtype);
 }
 
 }  // namespace tessera::conv_runs

@@ -4,19 +4,11 @@
 
 #include <catch2/catch.hpp>
 
+#include "tests/conv_paths.h"
 #include "tests/huge.h"
 
 namespace tessera {
 
-// The mainloops: plain f32, tensor cores in tf32 and in bf16.
-struct Path {
-  const char* name;
-  DType dtype;
-  Math math;
-};
-inline constexpr Path kPaths[] = {{"f32", DType::f32, Math::f32},
-                                  {"tf32", DType::f32, Math::tf32},
-                                  {"bf16", DType::bf16, Math::f32}};
 inline constexpr ConvSpec kSame{1, 1, 1};  // 3x3
 
 struct ConvStream : HugeStream {

@@ -7,7 +7,6 @@
 #include <span>
 
 #include "core/simt/trace.h"
-#include "kernels/conv_tiles.h"
 #include "tests/conv_runs.h"
 
 using namespace tessera;
@@ -17,23 +16,23 @@ namespace {
 
 // Whether sub-pixel kernels serve an upcat_conv2d: they round once, where others round the gradient
 // of the concatenation first.
-bool has_phases(const ConvCase& c, const Mode& mode, int capability) {
+bool has_phases(const ConvCase& c, const Path& mode, int capability) {
   const bool packs = c.A % 8 == 0 && c.x[3] % 8 == 0 && c.w[0] % 8 == 0;
-  return mode.storage == DType::bf16 && capability >= 80 && packs && c.w[1] == 3 && c.x[1] >= 10 &&
+  return mode.dtype == DType::bf16 && capability >= 80 && packs && c.w[1] == 3 && c.x[1] >= 10 &&
          c.x[2] >= 10;
 }
 
 void check_exact(const ConvCase& c, std::initializer_list<int> capabilities,
-                 std::span<const Mode> modes = kModes) {
+                 std::span<const Path> modes = kPaths) {
   Stream oracle(poisoned_cpu());
-  for (const Mode& mode : modes) {
+  for (const Path& mode : modes) {
     const std::vector<Values> right = expected(oracle, c, mode);
     for (int capability : capabilities) {
       INFO(mode.name << " on " << capability << ": x " << c.x << ", w " << c.w << ", stride "
                      << c.spec.stride << ", A " << c.A);
       const auto got = on_simt(c, mode, Numbers::Integers, capability, 1, simt::Landing::Latest);
       const bool rounded_twice =
-          c.A && c.w[1] == 3 && mode.storage == DType::bf16 && !has_phases(c, mode, capability);
+          c.A && c.w[1] == 3 && mode.dtype == DType::bf16 && !has_phases(c, mode, capability);
       for (size_t i = rounded_twice ? 2 : 0; i < right.size(); ++i) {
         INFO("result " << i << " of " << right.size());
         CHECK(difference(got[i], right[i], 0) == "");
@@ -97,7 +96,7 @@ TEST_CASE("every tile of the convolutions", "[cuda][slow]") {
 }
 
 TEST_CASE("halo tiles at small sizes", "[cuda][small]") {
-  const std::span<const Mode> bf16_only(&kModes[2], 1);
+  const std::span<const Path> bf16_only(&kPaths[2], 1);
   // Two steps of depth, and two tiles.
   check_exact({{1, 1, 1}, {1, 5, 9, 40}, {8, 3, 3, 40}}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {1, 10, 10, 24}, {8, 3, 3, 24}, 16}, {80}, bf16_only);
@@ -106,7 +105,7 @@ TEST_CASE("halo tiles at small sizes", "[cuda][small]") {
 }
 
 TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") {
-  const std::span<const Mode> bf16_only(&kModes[2], 1);
+  const std::span<const Path> bf16_only(&kPaths[2], 1);
   // Images that tiles do not divide, and channels that steps and tiles do not.
   for (const ConvCase& c : {ConvCase{{1, 1, 1}, {3, 17, 19, 40}, {72, 3, 3, 40}},
                             {{1, 1, 1}, {3, 5, 7, 8}, {8, 3, 3, 8}},
@@ -124,7 +123,7 @@ TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") 
 }
 
 TEST_CASE("the sub-pixel form: borders, tails of channels, every tile", "[cuda][slow]") {
-  const std::span<const Mode> bf16_only(&kModes[2], 1);
+  const std::span<const Path> bf16_only(&kPaths[2], 1);
   // Few blocks; steps of 32 channels that low and skip do not fill; more than 128 of low, for the
   // filters; images as narrow as they come, and two of them in a tile of the filters' gradient.
   for (const ConvCase& c : {ConvCase{{1, 1, 1}, {2, 18, 20, 112}, {72, 3, 3, 112}, 72},
@@ -210,8 +209,7 @@ TEST_CASE("what is added to is read of images that there are", "[cuda][small]") 
   // not there.
   const Shape x{3, 8, 8, 64}, w{64, 3, 3, 64};
   Stream stream(poisoned(DeviceType::simt));
-  stream.state<ConvTiles>().set(stream.device().info().capability, {true, 3, 8, 8, 64, 64},
-                                ConvTile::k2x8x8x64);
+  force_tile(stream, ConvTile::k2x8x8x64, x, 64);
   const auto ones = [&](const Shape& shape) {
     return tensor_of(stream, {shape, std::vector<double>(size_t(shape.numel()), 1)}, DType::bf16);
   };
@@ -352,7 +350,7 @@ TEST_CASE("convolutions have the same bits in any order", "[cuda]") {
                             {{1, 1, 1}, {3, 9, 8, 72}, {136, 3, 3, 72}},
                             {{1, 1, 1}, {2, 10, 18, 40}, {40, 3, 3, 40}, 24},
                             {{}, {2, 30, 32, 24}, {72, 1, 1, 24}, 8}})
-    for (const Mode& mode : kModes)
+    for (const Path& mode : kPaths)
       for (int capability : {75, 80}) {
         INFO(mode.name << " on " << capability << ": x " << c.x);
         const auto one = on_simt(c, mode, Numbers::Normal, capability, 1, simt::Landing::Earliest),

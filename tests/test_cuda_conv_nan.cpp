@@ -15,14 +15,14 @@ const ConvCase kCases[] = {{{1, 1, 1}, {1, 9, 11, 20}, {12, 3, 3, 20}},
                            {{2, 0, 0}, {1, 8, 10, 8}, {8, 2, 2, 8}},
                            {{1, 1, 1}, {1, 10, 12, 40}, {8, 3, 3, 40}, 24}};
 
-std::vector<Values> on_simt(const ConvCase& c, const Mode& mode, int capability,
+std::vector<Values> on_simt(const ConvCase& c, const Path& mode, int capability,
                             const std::string& nan_in) {
   simt::Options options;
   options.profile = simt::profile_of(capability);
   const simt::ScopedOptions scope(options);
   Stream stream(poisoned(DeviceType::simt));
   stream.math = mode.math;
-  return run(stream, c, mode.storage, Numbers::Integers, mode.storage, nan_in);
+  return run(stream, c, mode.dtype, Numbers::Integers, mode.dtype, nan_in);
 }
 
 Values without_nans(Values values) {
@@ -36,12 +36,11 @@ Values without_nans(Values values) {
 TEST_CASE("a convolution's NaN stays in its windows", "[cuda]") {
   Stream oracle(poisoned_cpu());
   for (const ConvCase& c : kCases)
-    for (const Mode& mode : kModes)
+    for (const Path& mode : kPaths)
       for (const char* name : {"x", "dy", "low"}) {
         if (c.A == 0 && std::string(name) == "low") continue;
-        std::vector<Values> right =
-            run(oracle, c, DType::f64, Numbers::Integers, mode.storage, name);
-        if (mode.storage == DType::bf16)
+        std::vector<Values> right = run(oracle, c, DType::f64, Numbers::Integers, mode.dtype, name);
+        if (mode.dtype == DType::bf16)
           for (size_t i = 0; i + 2 < right.size(); ++i) right[i] = as_bf16(right[i]);
         for (int capability : {75, 80, 90}) {
           INFO(mode.name << " on " << capability << ": x " << c.x << ", NaN in " << name);
@@ -59,7 +58,7 @@ TEST_CASE("a filter's NaN stays in its channels", "[cuda]") {
   };
   Stream oracle(poisoned_cpu());
   for (const ConvCase& c : kCases)
-    for (const Mode& mode : kModes) {
+    for (const Path& mode : kPaths) {
       const std::vector<Values> right = expected(oracle, c, mode);  // without a NaN
       for (int capability : {75, 80, 90}) {
         INFO(mode.name << " on " << capability << ": x " << c.x);
