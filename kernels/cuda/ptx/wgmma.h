@@ -231,7 +231,8 @@ class Products : public InFlight {
   std::vector<One> products_;
   int64_t group_ = 0;
   bool fenced_ = false;
-  std::map<const float*, std::vector<float> > left_;  // sums as products left them since a fence
+  using Sums = std::vector<float>;
+  std::map<const float*, Sums> left_;  // as products left them since a fence
 };
 
 inline void require_wgmma(const char* name, Where where) {
