@@ -144,7 +144,7 @@ void forgotten_product_kernel() {
   __syncthreads();
   float d[8][4] = {};
   ptx::wgmma_fence();
-  ptx::wgmma<64, false, false>(d, plain_matrix(zeros.a), plain_matrix(zeros.b));
+  ptx::wgmma<64, false>(d, plain_matrix(zeros.a), plain_matrix(zeros.b));
   ptx::wgmma_commit();
 }
 
@@ -164,7 +164,7 @@ void fenced_products_kernel(const bf16* in, float* out) {
   float d[8][4] = {};
   for (int i = 0; i < 2; ++i) {
     if (unfenced != Unfenced::Product && (unfenced != Unfenced::Sums || i == 0)) ptx::wgmma_fence();
-    ptx::wgmma<64, false, false>(d, plain_matrix(matrices.a), plain_matrix(matrices.b));
+    ptx::wgmma<64, false>(d, plain_matrix(matrices.a), plain_matrix(matrices.b));
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     for (auto& four : d)
@@ -172,6 +172,30 @@ void fenced_products_kernel(const bf16* in, float* out) {
   }
   for (int i = 0; i < 32; ++i) out[thread * 32 + i] = d[i / 4][i % 4];
 }
+enum class Touched { BeforeFence, InFlight, AfterFence, WithoutFence };
+// Two products of an A in registers, which changes.
+template <Touched touched>
+void fragment_kernel() {
+  auto& zeros = shared_memory<Matrices>();
+  if (threadIdx.x == 0) std::memset(&zeros, 0, sizeof zeros);
+  __syncthreads();
+  float d[8][4] = {};
+  uint32_t a[4] = {};
+  for (int i = 0; i < 2; ++i) {
+    if (touched != Touched::WithoutFence || i == 0) ptx::wgmma_fence();
+    if (touched == Touched::AfterFence) ++a[1];
+    ptx::wgmma<64, false>(d, a, plain_matrix(zeros.b));
+    ptx::wgmma_commit();
+    if (touched == Touched::InFlight) ++a[3];
+    ptx::wgmma_wait<0>();
+    ++a[0];
+  }
+}
+template <Touched touched>
+std::string outcome_of_fragment() {
+  return SimtRun().fault_of<fragment_kernel<touched>>(128, sizeof(Matrices));
+}
+
 template <Unfenced unfenced>
 std::string outcome_of_fences() {
   SimtRun simt;
@@ -319,6 +343,18 @@ TEST_CASE("wgmma without its fences is found", "[ptx]") {
   const ScopedOptions restore(options());
   options().landing = Landing::Latest;
   CHECK(contains(outcome_of_fences<Unfenced::TooSoon>(), "has not fenced"));
+}
+
+TEST_CASE("what becomes of wgmma's A in registers is seen", "[ptx]") {
+  for_each_schedule([] {
+    CHECK(outcome_of_fragment<Touched::BeforeFence>() == "");
+    CHECK(contains(outcome_of_fragment<Touched::AfterFence>(), "since the last wgmma.fence"));
+    CHECK(contains(outcome_of_fragment<Touched::WithoutFence>(), "since the last wgmma.fence"));
+  });
+  const ScopedOptions restore(options());
+  options().landing = Landing::Latest;
+  CHECK(contains(outcome_of_fragment<Touched::InFlight>(),
+                 "registers of A were written before their wgmma.mma_async had ended"));
 }
 
 TEST_CASE("what cp.async must not be given", "[ptx]") {

@@ -1,7 +1,7 @@
 // The filter's gradient of the 3x3 convolutions of conv_halo.h: dw[k,r,s,c] = sum over n,p,q of
 // dy[n,p,q,k] x[n,p+r-1,q+s-1,c]. A block has 64 k by 64 c of all nine taps in registers, and adds
-// the products of its share of the pixels, tile by tile: depth is pixels, and both operands are
-// read through ldmatrix.trans. The shares' sums are added in order by a second kernel.
+// the products of its share of the pixels, tile by tile: depth is pixels, across which both
+// operands run. The shares' sums are added in order by a second kernel.
 //
 // A step of mma takes 16 pixels of one row of the tile: 16 neighbours, or 8 of each of two images.
 // Row y of dy meets rows y, y+1, y+2 of x's halo, of which the last two serve the next row of dy
@@ -22,7 +22,7 @@ struct WgradTile {
   static constexpr int R = R_, kTaps = R * R, kPhases = R == 2 ? 4 : 1;
   static constexpr int BM = 64, BN = R == 2 ? 128 : 64;  // k, c
   static constexpr int WM = 32, WN = BN / 4;             // of a warp
-  static constexpr int kThreads = 256, kStages = 3;
+  static constexpr int kThreads = 256, kStages = R == 2 ? 3 : 4;
   static_assert(TN * TW == 16 && TW % 8 == 0 && (R == 2 || R == 3));
 };
 
@@ -73,7 +73,8 @@ __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const 
   }
 }
 
-// ---- Products of a tile. each(f): f(k, c, tap, pair) for each pair of neighbours of the block's.
+// ---- Products of a tile. each_row(f): f(k, c, tap, count, pair) for what a thread has of a row of
+// the block's; pair(j) are two neighbours, from 8 j columns further on, j < count, a constant.
 
 // By mma.sync: a warp has all taps of WM k by WN c.
 template <class Tile>
@@ -119,17 +120,15 @@ class WarpWgrad {
   static __device__ __forceinline__ void see_writes() {}
   __device__ __forceinline__ void finish() {}
   template <class F>
-  __device__ __forceinline__ void each(const F& f) const {
+  __device__ __forceinline__ void each_row(const F& f) const {
     const int lane = int(threadIdx.x) % 32;
     TESSERA_UNROLL
     for (int i = 0; i < 4; ++i) {
       TESSERA_UNROLL
-      for (int half = 0; half < 2 * kPacks; ++half) {
-        TESSERA_UNROLL
-        for (int tap = 0; tap < Tile::kTaps; ++tap)
-          f(row_ + 8 * i + lane / 4, column_ + 8 * half + lane % 4 * 2, tap,
-            &sums_[tap][i / 2][half][i % 2 * 2]);
-      }
+      for (int tap = 0; tap < Tile::kTaps; ++tap)
+        f(row_ + 8 * i + lane / 4, column_ + lane % 4 * 2, tap,
+          std::integral_constant<int, 2 * kPacks>{},
+          [&](int j) { return &sums_[tap][i / 2][j][i % 2 * 2]; });
     }
   }
 
@@ -139,7 +138,9 @@ class WarpWgrad {
   int row_, column_;
 };
 
-// By wgmma: a warpgroup has some of the taps of all k and c.
+// By wgmma: a warpgroup has some of the taps of all k and c. A warp's rows of dy are in its
+// registers for all of them: an A in shared memory would be read again for each, 2 KB beside the 2
+// KB of x that a product of 64 columns takes, which is as much as shared memory delivers meanwhile.
 template <class Tile>
 class GroupWgrad {
  public:
@@ -150,16 +151,19 @@ class GroupWgrad {
   __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage) {
     using Input = typename WgradShared<Tile>::Input;
     constexpr int kImage = Input::kHeight * Input::kWidth;
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
+    TESSERA_UNROLL
+    for (int y = 0; y < Tile::TH; ++y) stage.dy.load_a(dy_[y], 16 * warp, 16 * y, lane);
     ptx::wgmma_fence();
     TESSERA_UNROLL
     for (int i = 0; i < kMost; ++i) {
+      if (!has(i)) break;
       const int tap = first_tap() + i;
-      if (tap == Tile::kTaps) break;
       const int shift = tap / Tile::R * Input::kWidth + tap % Tile::R;
       TESSERA_UNROLL
       for (int y = 0; y < Tile::TH; ++y)
-        ptx::wgmma<Tile::BN, true, true>(
-            sums_[i], stage.dy.matrix(0, 16 * y),
+        ptx::wgmma<Tile::BN, true>(
+            sums_[i], dy_[y],
             ptx::SharedMatrix(stage.x.elements, (Tile::TN == 1 ? 8 : kImage) * 16,
                               int(sizeof stage.x.elements[0]), ptx::Layout::Plain)
                 .further((y * Input::kWidth + shift) * 16));
@@ -169,18 +173,17 @@ class GroupWgrad {
   static __device__ __forceinline__ void see_writes() { ptx::fence_proxy_async(); }
   __device__ __forceinline__ void finish() { ptx::wgmma_wait<0>(); }
   template <class F>
-  __device__ __forceinline__ void each(const F& f) const {
+  __device__ __forceinline__ void each_row(const F& f) const {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
     TESSERA_UNROLL
     for (int i = 0; i < kMost; ++i) {
+      if (!has(i)) break;
       const int tap = first_tap() + i;
-      if (tap == Tile::kTaps) break;
       TESSERA_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        TESSERA_UNROLL
-        for (int j = 0; j < Tile::BN / 8; ++j)
-          f(16 * warp + 8 * half + lane / 4, 8 * j + lane % 4 * 2, tap, &sums_[i][j][2 * half]);
-      }
+      for (int half = 0; half < 2; ++half)
+        f(16 * warp + 8 * half + lane / 4, lane % 4 * 2, tap,
+          std::integral_constant<int, Tile::BN / 8>{},
+          [&](int j) { return &sums_[i][j][2 * half]; });
     }
   }
 
@@ -189,8 +192,13 @@ class GroupWgrad {
   static_assert(Tile::BM == 64 && Tile::kThreads == 256);
 
   __device__ __forceinline__ int first_tap() const { return group_ * kMost; }
+  // The second group has one less of an odd number.
+  __device__ __forceinline__ bool has(int i) const {
+    return i < Tile::kTaps - kMost || group_ == 0;
+  }
 
   float sums_[kMost][Tile::BN / 8][4] = {};
+  uint32_t dy_[Tile::TH][4];
   int group_;
 };
 
@@ -198,13 +206,20 @@ class GroupWgrad {
 template <class Sums>
 __device__ __forceinline__ void put_wgrad(const Sums& sums, const WgradArgs& a, int taps, float* dw,
                                           int k, int c) {
-  sums.each([&](int row, int column, int tap, const float* pair) {
-    if (k + row >= a.K || c + column >= a.C) return;
+  sums.each_row([&](int row, int column, int tap, auto pairs, const auto& pair) {
+    if (k + row >= a.K) return;
     float* const to = dw + (int64_t(k + row) * taps + tap) * a.row + c + column;
-    Pack<float, 2> two{};
-    if (a.add_dw) two = Pack<float, 2>::load(to);
-    two.values[0] += pair[0], two.values[1] += pair[1];
-    two.store(to);
+    Pack<float, 2> old[pairs] = {};
+    if (a.add_dw) {
+      TESSERA_UNROLL
+      for (int j = 0; j < pairs; ++j)
+        if (c + column + 8 * j < a.C) old[j] = Pack<float, 2>::load(to + 8 * j);
+    }
+    TESSERA_UNROLL
+    for (int j = 0; j < pairs; ++j) {
+      const float two[2] = {old[j][0] + pair(j)[0], old[j][1] + pair(j)[1]};
+      if (c + column + 8 * j < a.C) Pack<float, 2>::of(two).store(to + 8 * j);
+    }
   });
 }
 
@@ -232,22 +247,30 @@ __device__ __forceinline__ void wgrad_block(WgradShared<Tile>& shared, const Ima
     }
     ptx::cp_async_commit();
   };
+  // What takes the place of the last tile is begun before the products of this one, unless these go
+  // on by themselves: then behind the barrier that they hide.
+  constexpr int kAhead = Sums::kAsync ? kStages - 2 : kStages - 1;
+  const auto meet = [&] {  // all have one tile more
+    ptx::cp_async_wait<kAhead - 1>();
+    Sums::see_writes();
+    __syncthreads();
+  };
   TESSERA_UNROLL
-  for (int i = 0; i < kStages - 1; ++i) start(first + i);
+  for (int i = 0; i < kAhead; ++i) start(first + i);
+  meet();
+  if constexpr (Sums::kAsync) start(first + kAhead);
 
   Sums sums;
   float bias = 0;
   for (int tile = first; tile < end; ++tile) {
-    ptx::cp_async_wait<kStages - 2>();
-    Sums::see_writes();
-    __syncthreads();  // all have this stage, and nobody reads the previous one any more
     const auto& stage = shared.stages[(tile - first) % kStages];
     if constexpr (!Sums::kAsync) start(tile + kStages - 1);
     sums.multiply(stage);
-    if constexpr (Sums::kAsync) start(tile + kStages - 1);
     if (has_bias)
       for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
         bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
+    meet();
+    if constexpr (Sums::kAsync) start(tile + kStages - 1);
     sums.finish();
   }
   const int part = int(blockIdx.z);
@@ -266,6 +289,7 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
     conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
   ptx::begin_kernel();
+  static_assert(sizeof(WgradShared<Tile>) <= 99 * 1024);  // what every card from 8.0 on has
   auto& shared = shared_memory<WgradShared<Tile>>();
   if (ptx::has_wgmma())
     wgrad_block<Tile, GroupWgrad<Tile>>(shared, image, sizes, a);

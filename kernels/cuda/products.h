@@ -167,7 +167,8 @@ class WarpProducts {
   int row_, column_;
 };
 
-// By wgmma, 9.0a, bf16: a warpgroup has kSquares times 64 rows by BN.
+// By wgmma, 9.0a, bf16: a warpgroup has kSquares times 64 rows by BN. An A that runs across depth
+// goes through registers: ldmatrix.trans reads it as fast as any.
 template <class Tile>
 class GroupProducts {
  public:
@@ -183,12 +184,18 @@ class GroupProducts {
 
   template <class A, class B>
   __device__ __forceinline__ void multiply(const A& a, const B& b) {
+    if constexpr (!A::kAlongDepth) load(a);
     TESSERA_UNROLL
-    for (int k = 0; k < Tile::template BK<bf16>; k += 16) {
+    for (int k = 0; k < kDepth; k += 16) {
       TESSERA_UNROLL
-      for (int i = 0; i < kSquares; ++i)
-        ptx::wgmma<Tile::BN, !A::kAlongDepth, !B::kAlongDepth>(
-            sums_[i], a.matrix(Tile::row(group_ * kSquares + i, 0), k), b.matrix(0, k));
+      for (int i = 0; i < kSquares; ++i) {
+        const int square = group_ * kSquares + i;
+        if constexpr (A::kAlongDepth)
+          ptx::wgmma<Tile::BN, !B::kAlongDepth>(sums_[i], a.matrix(Tile::row(square, 0), k),
+                                                b.matrix(0, k));
+        else
+          ptx::wgmma<Tile::BN, !B::kAlongDepth>(sums_[i], a_[i][k / 16], b.matrix(0, k));
+      }
     }
   }
   template <class F>
@@ -206,8 +213,24 @@ class GroupProducts {
 
  private:
   static constexpr int kSquares = Tile::BM / 64 / (Tile::kThreads / 128);
+  static constexpr int kDepth = Tile::template BK<bf16>;
   static_assert(kSquares > 0 && Tile::kThreads % 128 == 0);
+
+  // The warp's rows, of all of the stage's depth: once between start() and finish().
+  template <class A>
+  __device__ __forceinline__ void load(const A& a) {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
+    TESSERA_UNROLL
+    for (int i = 0; i < kSquares; ++i) {
+      TESSERA_UNROLL
+      for (int k = 0; k < kDepth; k += 16)
+        a.load_a(a_[i][k / 16], Tile::row(group_ * kSquares + i, 2 * warp), k, lane);
+    }
+    ptx::wgmma_fence();
+  }
+
   float sums_[kSquares][Tile::BN / 8][4] = {};
+  uint32_t a_[kSquares][kDepth / 16][4];
   int group_;
 };
 

@@ -43,13 +43,13 @@ int check_all(int capability) {
   int failed = 0;
   for (const PrimitiveDefinition& definition : primitive_definitions()) {
     if (capability < definition.capability || capability > definition.last) {
-      std::printf("%-20s not checked: of sm_%d, and this is sm_%d\n", definition.name.c_str(),
+      std::printf("%-28s not checked: of sm_%d, and this is sm_%d\n", definition.name.c_str(),
                   definition.capability, capability);
       continue;
     }
     const std::string difference = check(definition);
     failed += !difference.empty();
-    std::printf("%-20s %s\n", definition.name.c_str(),
+    std::printf("%-28s %s\n", definition.name.c_str(),
                 difference.empty() ? "ok" : concat("DIFFERS: ", difference).c_str());
   }
   std::printf("check_primitives: %d differ\n", failed);

@@ -173,9 +173,10 @@ std::vector<PrimitiveDefinition> mma_definitions() {
          [one](const uint32_t* in, uint32_t* out, double* error) {
            multiply_tile(*one, in, out, error);
          }});
-  for (const char* name : {"wgmma.n64 plain, 64", "wgmma.n128 plain, 64", "wgmma.n64 plain, 128",
-                           "wgmma.n128 plain, 128", "wgmma.n64 64, 64", "wgmma.n64 128, plain",
-                           "wgmma.n128 128, plain", "wgmma.n128 128, 128"}) {
+  for (const char* name :
+       {"wgmma.n64 plain, 64", "wgmma.n128 plain, 64", "wgmma.n64 plain, 128",
+        "wgmma.n128 plain, 128", "wgmma.n64 64, 64", "wgmma.n64 registers, plain",
+        "wgmma.n128 registers, plain", "wgmma.n128 registers, 128"}) {
     const int N = std::string(name).starts_with("wgmma.n128") ? 128 : 64;
     all.push_back(
         {name, 90, (64 + N) * 8 + 64 * N, 64 * N,

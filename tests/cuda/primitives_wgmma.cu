@@ -37,17 +37,20 @@ struct Operand {
   __device__ ptx::SharedMatrix matrix() const { return {bytes, kLeading, kStride, layout}; }
 };
 
+// A in registers.
+struct Fragment {};
+
 // in: A [64,8] pairs by rows, B [N,8] pairs by columns, D [64,N]; out: D.
-template <int N, Layout a_layout, bool a_across, Layout b_layout, bool b_across>
+template <int N, class A, Layout b_layout, bool b_across>
 struct GroupMma {
   static constexpr int in = 64 * 8 + N * 8 + 64 * N, out = 64 * N, threads = 128;
   struct Shared {
-    Operand<64, a_layout, a_across> a;
+    A a;
     Operand<N, b_layout, b_across> b;
   };
   __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
     auto& shared = shared_memory<Shared>();
-    shared.a.fill(in, thread);
+    if constexpr (!std::is_same_v<A, Fragment>) shared.a.fill(in, thread);
     shared.b.fill(in + 64 * 8, thread);
     ptx::fence_proxy_async();
     __syncthreads();
@@ -56,8 +59,13 @@ struct GroupMma {
     float d[N / 8][4];
     for (int j = 0; j < N / 8; ++j)
       for (int i = 0; i < 4; ++i) d[j][i] = __uint_as_float(in[64 * 8 + N * 8 + at(j, i)]);
+    const uint32_t* const pairs = in + row * 8 + thread % 4;
+    const uint32_t fragment[4] = {pairs[0], pairs[8 * 8], pairs[4], pairs[8 * 8 + 4]};
     ptx::wgmma_fence();
-    ptx::wgmma<N, a_across, b_across>(d, shared.a.matrix(), shared.b.matrix());
+    if constexpr (std::is_same_v<A, Fragment>)
+      ptx::wgmma<N, b_across>(d, fragment, shared.b.matrix());
+    else
+      ptx::wgmma<N, b_across>(d, shared.a.matrix(), shared.b.matrix());
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     for (int j = 0; j < N / 8; ++j)
@@ -69,14 +77,16 @@ struct GroupMma {
 
 void add_wgmma_kernels(std::vector<PrimitiveKernel>& all) {
   using enum Layout;
-  all.push_back(kernel<GroupMma<64, Plain, false, Swizzle64, false>>("wgmma.n64 plain, 64"));
-  all.push_back(kernel<GroupMma<128, Plain, false, Swizzle64, false>>("wgmma.n128 plain, 64"));
-  all.push_back(kernel<GroupMma<64, Plain, false, Swizzle128, true>>("wgmma.n64 plain, 128"));
-  all.push_back(kernel<GroupMma<128, Plain, false, Swizzle128, true>>("wgmma.n128 plain, 128"));
-  all.push_back(kernel<GroupMma<64, Swizzle64, false, Swizzle64, false>>("wgmma.n64 64, 64"));
-  all.push_back(kernel<GroupMma<64, Swizzle128, true, Plain, true>>("wgmma.n64 128, plain"));
-  all.push_back(kernel<GroupMma<128, Swizzle128, true, Plain, true>>("wgmma.n128 128, plain"));
-  all.push_back(kernel<GroupMma<128, Swizzle128, true, Swizzle128, true>>("wgmma.n128 128, 128"));
+  using PlainA = Operand<64, Plain, false>;
+  all.push_back(kernel<GroupMma<64, PlainA, Swizzle64, false>>("wgmma.n64 plain, 64"));
+  all.push_back(kernel<GroupMma<128, PlainA, Swizzle64, false>>("wgmma.n128 plain, 64"));
+  all.push_back(kernel<GroupMma<64, PlainA, Swizzle128, true>>("wgmma.n64 plain, 128"));
+  all.push_back(kernel<GroupMma<128, PlainA, Swizzle128, true>>("wgmma.n128 plain, 128"));
+  all.push_back(
+      kernel<GroupMma<64, Operand<64, Swizzle64, false>, Swizzle64, false>>("wgmma.n64 64, 64"));
+  all.push_back(kernel<GroupMma<64, Fragment, Plain, true>>("wgmma.n64 registers, plain"));
+  all.push_back(kernel<GroupMma<128, Fragment, Plain, true>>("wgmma.n128 registers, plain"));
+  all.push_back(kernel<GroupMma<128, Fragment, Swizzle128, true>>("wgmma.n128 registers, 128"));
 }
 
 }  // namespace tessera::TESSERA_CUDA

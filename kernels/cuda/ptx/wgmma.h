@@ -5,10 +5,13 @@
 //   d[j][0..1] of the first row, d[j][2..3] of the second.
 // Only sm_90a. (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".)
 //
-//   wgmma_fence()             before the first one, and after registers of D were touched
-//   wgmma<N, a_across, b_across>(d, a, b)
-//                             issues one. across: memory runs along A's rows, or B's columns, and
-//                             not along the depth
+//   wgmma_fence()             before the first one, and after registers of D or A were touched
+//   wgmma<N, b_across>(d, a, b)
+//                             issues one. across: memory runs along B's columns, and not along the
+//                             depth, as it does in an A of shared memory. Or A is in registers: a
+//                             warp has its 16 rows as a fragment of mma.m16n8k16 (mma.h), which
+//                             stays as it is until the wait. On the host model d and a live until
+//                             the thread's last wgmma_fence()
 //   wgmma_commit()            what was issued since the last commit becomes a group
 //   wgmma_wait<n>()           until all groups but the last n are done: D may be read, and memory
 //                             written
@@ -29,8 +32,9 @@
 //
 // On the host model a product takes place at the issue (Landing::Earliest) or in the wait that
 // covers it, where the operands must still be there. Faults: a product before the first
-// wgmma_fence(), or of sums that have changed since a product left them, without a fence after that
-// one; operands that cp.async wrote and no fence_proxy_async() of the copying thread followed.
+// wgmma_fence(), or of an earlier product's registers that have changed since the last one;
+// registers of A that change before their product; operands that cp.async wrote and no
+// fence_proxy_async() of the copying thread followed.
 #pragma once
 
 #include "core/dtype.h"
@@ -38,6 +42,7 @@
 
 #ifndef TESSERA_GPU
 #include <map>
+#include <optional>
 
 #include "core/simt/trace.h"
 #endif
@@ -87,27 +92,47 @@ __device__ __forceinline__ void wgmma_wait() {
 #define TESSERA_D4(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define TESSERA_D16(j) TESSERA_D4(j), TESSERA_D4(j + 1), TESSERA_D4(j + 2), TESSERA_D4(j + 3)
 
-template <int N, bool a_across, bool b_across>
+#define TESSERA_SUMS_64                                                                         \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24," \
+  "%25,%26,%27,%28,%29,%30,%31}, "
+#define TESSERA_SUMS_128                                                                        \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24," \
+  "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,"    \
+  "%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+
+template <int N, bool b_across>
 __device__ __forceinline__ void wgmma(float (&d)[N / 8][4], SharedMatrix a, SharedMatrix b) {
   static_assert(N == 64 || N == 128);
   if constexpr (N == 64)
-    TESSERA_WGMMA(
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
-        "%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, 1, 1, 1, %34, %35;"
-        : TESSERA_D16(0), TESSERA_D16(4)
-        : "l"(a.bits()), "l"(b.bits()), "n"(int(a_across)), "n"(int(b_across)));
+    TESSERA_WGMMA("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " TESSERA_SUMS_64
+                  "%32, %33, 1, 1, 1, 0, %34;"
+                  : TESSERA_D16(0), TESSERA_D16(4)
+                  : "l"(a.bits()), "l"(b.bits()), "n"(int(b_across)));
   else
-    TESSERA_WGMMA(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"
-        "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,"
-        "%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, "
-        "1, %66, %67;"
-        : TESSERA_D16(0), TESSERA_D16(4), TESSERA_D16(8), TESSERA_D16(12)
-        : "l"(a.bits()), "l"(b.bits()), "n"(int(a_across)), "n"(int(b_across)));
+    TESSERA_WGMMA("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " TESSERA_SUMS_128
+                  "%64, %65, 1, 1, 1, 0, %66;"
+                  : TESSERA_D16(0), TESSERA_D16(4), TESSERA_D16(8), TESSERA_D16(12)
+                  : "l"(a.bits()), "l"(b.bits()), "n"(int(b_across)));
 }
 
+template <int N, bool b_across>
+__device__ __forceinline__ void wgmma(float (&d)[N / 8][4], const uint32_t (&a)[4],
+                                      SharedMatrix b) {
+  static_assert(N == 64 || N == 128);
+  if constexpr (N == 64)
+    TESSERA_WGMMA("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " TESSERA_SUMS_64
+                  "{%32,%33,%34,%35}, %36, 1, 1, 1, %37;"
+                  : TESSERA_D16(0), TESSERA_D16(4)
+                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits()), "n"(int(b_across)));
+  else
+    TESSERA_WGMMA("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " TESSERA_SUMS_128
+                  "{%64,%65,%66,%67}, %68, 1, 1, 1, %69;"
+                  : TESSERA_D16(0), TESSERA_D16(4), TESSERA_D16(8), TESSERA_D16(12)
+                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits()), "n"(int(b_across)));
+}
+
+#undef TESSERA_SUMS_128
+#undef TESSERA_SUMS_64
 #undef TESSERA_D16
 #undef TESSERA_D4
 #undef TESSERA_WGMMA
@@ -146,12 +171,33 @@ struct SharedMatrix {
   }
 };
 
-// One lane's operands.
+// Registers of a lane.
+struct Registers {
+  using Values = std::vector<std::byte>;
+  const void* first = nullptr;
+  size_t bytes = 0;
+
+  auto operator<=>(const Registers&) const = default;
+  Values values() const {
+    const auto* from = static_cast<const std::byte*>(first);
+    return {from, from + bytes};
+  }
+};
+
+// One lane's operands: A in registers, or in shared memory.
 struct GroupProduct {
   float* d;
   int sums;  // at d
-  SharedMatrix a, b;
+  std::optional<SharedMatrix> a;
+  const uint32_t* fragment;
+  SharedMatrix b;
   int warp;  // of the group
+
+  std::vector<Registers> registers() const {
+    std::vector<Registers> all{{d, size_t(sums) * sizeof(float)}};
+    if (fragment) all.push_back({fragment, 16});
+    return all;
+  }
 };
 
 // f(x, k, value) for an operand's elements, `size` rows or columns from `first` on: 8 neighbours in
@@ -167,11 +213,26 @@ void each_element(const SharedMatrix& matrix, int first, int size, const F& f) {
     }
 }
 
-template <int N, bool a_across, bool b_across>
+// f(row, k, value) for the elements of a warp's fragment of A.
+template <class F>
+void each_of_fragment(void* const* lanes, const F& f) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t word = static_cast<GroupProduct*>(lanes[lane])->fragment[i / 2];
+      f(lane / 4 + i / 2 % 2 * 8, lane % 4 * 2 + i % 2 + i / 4 * 8,
+        to_float(bf16{uint16_t(word >> i % 2 * 16)}));
+    }
+}
+
+template <int N, bool b_across>
 void multiply_group(void* const* lanes) {
   const GroupProduct& first = *static_cast<GroupProduct*>(lanes[0]);
   float a[16][16], b[16][N], d[16][N];
-  each_element<a_across>(first.a, 16 * first.warp, 16, [&](int x, int k, float v) { a[x][k] = v; });
+  const auto put = [&](int x, int k, float value) { a[x][k] = value; };
+  if (first.a)
+    each_element<false>(*first.a, 16 * first.warp, 16, put);
+  else
+    each_of_fragment(lanes, put);
   each_element<b_across>(first.b, 0, N, [&](int x, int k, float v) { b[k][x] = v; });
   const auto each_pair = [&](const auto& f) {
     for (int lane = 0; lane < 32; ++lane) {
@@ -192,7 +253,9 @@ class Products : public InFlight {
  public:
   void issue(const GroupProduct& product, Combine combine, Where where) {
     check_fence(product, where);
-    products_.push_back({product, combine, where, group_});
+    Registers::Values fragment;
+    if (product.fragment) fragment = Registers{product.fragment, 16}.values();
+    products_.push_back({product, combine, where, group_, fragment});
     if (current_grid().options.landing == Landing::Earliest) wait(-1);
   }
   void commit() { ++group_; }
@@ -200,13 +263,15 @@ class Products : public InFlight {
     while (!products_.empty() && (n < 0 || products_.front().group < group_ - n)) {
       One one = products_.front();
       products_.erase(products_.begin());
+      if (one.product.fragment && Registers{one.product.fragment, 16}.values() != one.fragment)
+        fault("registers of A were written before their wgmma.mma_async had ended", one.where);
       whole_warp(&one.product, one.combine, "wgmma", one.where);
-      left_[one.product.d].assign(one.product.d, one.product.d + one.product.sums);
+      for (const Registers& some : one.product.registers()) known_[some] = some.values();
     }
   }
   void fence() {
     fenced_ = true;
-    left_.clear();
+    for (auto& [some, values] : known_) values = some.values();
   }
   void suspended() override {}
   void ended() override { expect_none_left(products_.size(), "wgmma.mma_async"); }
@@ -217,22 +282,21 @@ class Products : public InFlight {
     Combine combine;
     Where where;
     int64_t group;
+    Registers::Values fragment;  // as it was at the issue
   };
   void check_fence(const GroupProduct& product, Where where) const {
     if (!fenced_) fault("wgmma.mma_async without a wgmma.fence before it", where);
-    const auto left = left_.find(product.d);
-    if (left != left_.end() &&
-        (left->second.size() != size_t(product.sums) ||
-         std::memcmp(left->second.data(), product.d, size_t(product.sums) * sizeof(float))))
-      fault("wgmma.mma_async adds to registers that were written since the last wgmma.fence",
-            where);
+    for (const Registers& some : product.registers())
+      if (const auto known = known_.find(some);
+          known != known_.end() && known->second != some.values())
+        fault("wgmma.mma_async of registers that were written since the last wgmma.fence", where);
   }
 
   std::vector<One> products_;
   int64_t group_ = 0;
   bool fenced_ = false;
-  using Sums = std::vector<float>;
-  std::map<const float*, Sums> left_;  // as products left them since a fence
+  // Of earlier products, as the last fence saw them, or the product if that came later.
+  std::map<Registers, Registers::Values> known_;
 };
 
 inline void require_wgmma(const char* name, Where where) {
@@ -261,29 +325,46 @@ inline void check_fenced(const SharedMatrix& matrix, bool across, int size, Wher
               where);
 }
 
-template <int N, bool a_across, bool b_across>
+// What is wrong with an operand in shared memory, of `size` rows or columns.
+inline void check_matrix(const SharedMatrix& matrix, bool across, int size, Where where) {
+  if (matrix.layout != Layout::Plain && (matrix.layout == Layout::Swizzle128) != across)
+    fault("wgmma.mma_async of a layout that is not emulated", where);
+  check_shared(matrix.start, 16, 16, "wgmma.mma_async", where);
+  for (const int x : {0, size - 1})
+    for (const int k : {0, 15})
+      check_shared(matrix.at(across, x, k), 2, 2, "wgmma.mma_async", where);
+  if (self().lane() == 0) check_fenced(matrix, across, size, where);
+}
+
+// Of a warp's share: a quarter of each operand in shared memory, in matrices as ldmatrix counts
+// them.
+inline void count_group(int N, int matrices) {
+  if (self().lane() != 0) return;
+  count(kProducts, 1);
+  count(kMultiplyAdds, 16 * 16 * uint64_t(N));
+  count(kMatrices, uint64_t(matrices));
+  count(kPasses, uint64_t(matrices));
+}
+
+template <int N, bool b_across>
 void wgmma(float (&d)[N / 8][4], SharedMatrix a, SharedMatrix b, Where where = Where::current()) {
   static_assert(N == 64 || N == 128);
   require_wgmma("wgmma.mma_async", where);
-  const auto check = [&](const SharedMatrix& matrix, bool across, int size) {
-    if (matrix.layout != Layout::Plain && (matrix.layout == Layout::Swizzle128) != across)
-      fault("wgmma.mma_async of a layout that is not emulated", where);
-    check_shared(matrix.start, 16, 16, "wgmma.mma_async", where);
-    for (const int x : {0, size - 1})
-      for (const int k : {0, 15})
-        check_shared(matrix.at(across, x, k), 2, 2, "wgmma.mma_async", where);
-    if (self().lane() == 0) check_fenced(matrix, across, size, where);
-  };
-  check(a, a_across, 64), check(b, b_across, N);
-  // Of a warp's share: a quarter of each operand, in matrices as ldmatrix counts them.
-  if (self().lane() == 0) {
-    count(kProducts, 1);
-    count(kMultiplyAdds, 16 * 16 * N);
-    count(kMatrices, 4 + N / 16);
-    count(kPasses, 4 + N / 16);
-  }
-  in_flight<Products>().issue({&d[0][0], N / 2, a, b, int(self().warp() % 4)},
-                              multiply_group<N, a_across, b_across>, where);
+  check_matrix(a, false, 64, where), check_matrix(b, b_across, N, where);
+  count_group(N, 4 + N / 16);
+  in_flight<Products>().issue({&d[0][0], N / 2, a, nullptr, b, int(self().warp() % 4)},
+                              multiply_group<N, b_across>, where);
+}
+
+template <int N, bool b_across>
+void wgmma(float (&d)[N / 8][4], const uint32_t (&a)[4], SharedMatrix b,
+           Where where = Where::current()) {
+  static_assert(N == 64 || N == 128);
+  require_wgmma("wgmma.mma_async", where);
+  check_matrix(b, b_across, N, where);
+  count_group(N, N / 16);
+  in_flight<Products>().issue({&d[0][0], N / 2, std::nullopt, a, b, int(self().warp() % 4)},
+                              multiply_group<N, b_across>, where);
 }
 
 #endif
