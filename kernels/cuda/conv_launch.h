@@ -89,7 +89,9 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
   ENSURE(blocks <= INT32_MAX && splits <= 65535, "conv2d: ", blocks, " blocks, ", splits, " parts");
   const GemmSizes sizes{p.rows, p.columns, p.depth, int(ceil_div(p.columns, Tile::BN)),
                         depth_per_split};
-  epilogue.packs = packs_fit<Out, 4>(epilogue.layout.stride, epilogue.out);
+  ENSURE(!epilogue.bias || !epilogue.accumulate, "conv2d: a bias where D is added");
+  epilogue.packs = packs_fit<Out, kPack<Out>>(epilogue.layout.stride, epilogue.out) &&
+                   packs_fit<float, 4>(0, epilogue.bias);
   const auto start = [&]<auto kernel, class Shared>() {
     launch_next<kernel>({cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(splits)),
                          dim3(Tile::kThreads), sizeof(Shared)},

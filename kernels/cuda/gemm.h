@@ -101,67 +101,81 @@ struct ResultLayout {
   Divisor32 rows{1 << 30}, columns{1 << 30};
   int64_t row_gap = 0, column_gap = 0;
 
-  __device__ __forceinline__ int64_t at(int row, int column) const {
-    return row * stride + column + rows.quotient(row) * row_gap +
-           columns.quotient(column) * column_gap;
+  // An element is at row(its row) + column(its column).
+  __device__ __forceinline__ int64_t row(int i) const {
+    return i * stride + rows.quotient(i) * row_gap;
+  }
+  __device__ __forceinline__ int64_t column(int i) const {
+    return i + columns.quotient(i) * column_gap;
   }
 };
 
-// Writes or adds D, with a bias: one result, or one per part of the depth, which follow each other.
+// Writes D with a bias, or adds it: one result, or one per part of the depth, which follow each
+// other.
 template <class Out>
 struct Epilogue {
   Out* out;
-  const float* bias;  // [columns] or null
+  const float* bias;  // [columns] or null; not where D is added
   bool accumulate;
   ResultLayout layout;
-  bool packs = false;  // 4 neighbours can be written as one
+  bool packs = false;  // kPack<Out> neighbours can be written as one, 4 floats of the bias read
 
-  // Results of V neighbouring columns.
-  template <int V>
-  __device__ __forceinline__ void put(const GemmSizes& sizes, int row, int column,
-                                      const float (&values)[V]) const {
-    put_some<1, V>(sizes, row, column, [&](int, int i) { return values[i]; });
+  // A row of the block's part of the depth.
+  __device__ __forceinline__ Out* line(const GemmSizes& sizes, int row) const {
+    return out + int64_t(blockIdx.z) * sizes.rows * layout.stride + layout.row(row);
   }
-  // n pairs of neighbouring columns, 8 apart: pair(j)[0], pair(j)[1].
-  template <int n, class Pair>
-  __device__ __forceinline__ void put_row(const GemmSizes& sizes, int row, int column,
-                                          const Pair& pair) const {
-    put_some<n, 2>(sizes, row, column, [&](int j, int i) { return pair(j)[i]; });
+  // n times V neighbouring columns, 8 apart: value(j, i) for column + 8 j + i.
+  template <int n, int V, class Value>
+  __device__ __forceinline__ void put(const GemmSizes& sizes, int row, int column,
+                                      const Value& value) const {
+    if (row >= sizes.rows) return;
+    Out* const to = line(sizes, row);
+    if (layout.column_gap)
+      put_at<n, V>(sizes, column, value, [&](int x) { return to + layout.column(x); });
+    else  // x - column is a constant, and so is the distance
+      put_at<n, V>(sizes, column, value, [&](int x) { return to + column + (x - column); });
   }
 
  private:
-  // n times V neighbouring columns, 8 apart. What is there is read before anything is written: the
-  // reads are on their way together.
-  template <int n, int V, class Value>
-  __device__ __forceinline__ void put_some(const GemmSizes& sizes, int row, int column,
-                                           const Value& value) const {
-    if (row >= sizes.rows) return;
-    Out* const part = out + int64_t(blockIdx.z) * sizes.rows * layout.stride;
-    if (!packs) {
-      // Rolled, a loop of 16 would index the sums in local memory.
+  // at(x): where column x lies. What is added is read before anything is written: the reads are on
+  // their way together.
+  template <int n, int V, class Value, class At>
+  __device__ __forceinline__ void put_at(const GemmSizes& sizes, int column, const Value& value,
+                                         const At& at) const {
+    float added[n][V] = {};
+    if (bias) {
       TESSERA_UNROLL
       for (int j = 0; j < n; ++j)
-        for (int i = 0; i < V; ++i)
-          if (const int x = column + 8 * j + i; x < sizes.columns)
-            put_at(part + layout.at(row, x), value(j, i) + (bias ? bias[x] : 0), accumulate);
-      return;
+        read(added[j], sizes, column + 8 * j, [&](int x) { return bias + x; });
+    } else if (accumulate) {
+      TESSERA_UNROLL
+      for (int j = 0; j < n; ++j) read(added[j], sizes, column + 8 * j, at);
     }
-    Pack<Out, V> old[n];
-    TESSERA_UNROLL
-    for (int j = 0; j < n; ++j)
-      if (accumulate && column + 8 * j < sizes.columns)
-        old[j] = Pack<Out, V>::load(part + layout.at(row, column + 8 * j));
     TESSERA_UNROLL
     for (int j = 0; j < n; ++j) {
-      if (column + 8 * j >= sizes.columns) continue;
+      const int first = column + 8 * j;
       float results[V];
       TESSERA_UNROLL
-      for (int i = 0; i < V; ++i) {
-        const float sum = value(j, i) + (bias ? bias[column + 8 * j + i] : 0);
-        results[i] = accumulate ? old[j][i] + sum : sum;
-      }
-      Pack<Out, V>::of(results).store(part + layout.at(row, column + 8 * j));
+      for (int i = 0; i < V; ++i) results[i] = value(j, i) + added[j][i];
+      if (packs && first < sizes.columns) Pack<Out, V>::of(results).store(at(first));
+      TESSERA_UNROLL
+      for (int i = 0; i < V; ++i)
+        if (!packs && first + i < sizes.columns) *at(first + i) = from_float<Out>(results[i]);
     }
+  }
+  // values = what V columns have, those that there are.
+  template <int V, class At>
+  __device__ __forceinline__ void read(float (&values)[V], const GemmSizes& sizes, int column,
+                                       const At& at) const {
+    using T = std::remove_cvref_t<decltype(*at(0))>;
+    if (packs && column < sizes.columns) {
+      const auto pack = Pack<T, V>::load(at(column));
+      TESSERA_UNROLL
+      for (int i = 0; i < V; ++i) values[i] = pack[i];
+    }
+    TESSERA_UNROLL
+    for (int i = 0; i < V; ++i)
+      if (!packs && column + i < sizes.columns) values[i] = to_float(*at(column + i));
   }
 };
 

@@ -28,10 +28,19 @@ template <class Tile, class A, class B>
 struct MmaShared {
   using T = typename A::Element;
   static constexpr int BK = Tile::template BK<T>;
-  struct {
+  struct Stage {
     MmaOperandTile<T, Tile::BM, BK, A::kAlongDepth> a;
     MmaOperandTile<T, Tile::BN, BK, B::kAlongDepth> b;
-  } stages[Tile::kStages];
+  };
+  // bf16 on its way from or to rows of packs; rows of 16 bytes more: no bank conflicts.
+  struct Results {
+    alignas(16) bf16 out[Tile::BM][Tile::BN + 8];
+    float bias[Tile::BN];
+  };
+  union {
+    Stage stages[Tile::kStages];
+    Results results;
+  };
 };
 
 // Starts to load a tile. What is not packed goes through registers and is there at once.
@@ -43,6 +52,73 @@ __device__ __forceinline__ void fill(Shared& tile, const Loader& loader, int dep
       ptx::cp_async16(to, from ? from : loader.any(), from ? 16 : 0);
     else
       to[j] = from ? *from : typename Loader::T{};
+  });
+}
+
+// f(n, m, x, place): for what a thread moves of a block's tile of the output, n neighbours from
+// element (m, x) of the tile on, and their place in memory, null outside of the output: packs of 8
+// if they fit, else single ones.
+template <class Tile, class F>
+__device__ __forceinline__ void each_of_tile(const GemmSizes& sizes, const BlockPlace<Tile>& place,
+                                             const Epilogue<bf16>& epilogue, const F& f) {
+  const auto each = [&](auto n, int i) {
+    const int m = i / Tile::BN, x = i % Tile::BN, row = place.row + m, column = place.column + x;
+    const bool inside = row < sizes.rows && column < sizes.columns;
+    f(n, m, x, inside ? epilogue.line(sizes, row) + epilogue.layout.column(column) : nullptr);
+  };
+  constexpr int kAll = Tile::BM * Tile::BN, kStep = Tile::kThreads * 8;
+  static_assert(kAll % kStep == 0 && kStep % Tile::BN == 0);  // a thread has one column
+  if (epilogue.packs) {
+    TESSERA_UNROLL
+    for (int i = 0; i < kAll; i += kStep)
+      each(std::integral_constant<int, 8>{}, i + int(threadIdx.x) * 8);
+  } else {
+    for (int i = int(threadIdx.x); i < kAll; i += Tile::kThreads)
+      each(std::integral_constant<int, 1>{}, i);
+  }
+}
+
+// The block's sums -> memory by way of shared memory.
+template <class Tile, class Sums, class A, class B>
+__device__ __forceinline__ void put_sums(const Sums& sums, MmaShared<Tile, A, B>& shared,
+                                         const GemmSizes& sizes, const BlockPlace<Tile>& place,
+                                         const Epilogue<bf16>& epilogue) {
+  auto& out = shared.results.out;
+  auto& bias = shared.results.bias;
+  __syncthreads();  // these take the place of what was multiplied
+  for (int i = int(threadIdx.x); i < Tile::BN; i += Tile::kThreads)
+    bias[i] =
+        epilogue.bias && place.column + i < sizes.columns ? epilogue.bias[place.column + i] : 0;
+  if (epilogue.accumulate)
+    each_of_tile(sizes, place, epilogue, [&](auto n, int m, int x, const bf16* from) {
+      (from ? Pack<bf16, n>::load(from) : Pack<bf16, n>{}).store(&out[m][x]);
+    });
+  __syncthreads();
+  sums.each_row([&](int m, int x, auto pairs, const auto& pair) {
+    TESSERA_UNROLL
+    for (int j = 0; j < pairs; ++j) {
+      const auto added = Pack<float, 2>::load(&bias[x + 8 * j]);
+      float two[2] = {pair(j)[0] + added[0], pair(j)[1] + added[1]};
+      if (epilogue.accumulate) {
+        const auto old = Pack<bf16, 2>::load(&out[m][x + 8 * j]);
+        two[0] += old[0], two[1] += old[1];
+      }
+      Pack<bf16, 2>::of(two).store(&out[m][x + 8 * j]);
+    }
+  });
+  __syncthreads();
+  each_of_tile(sizes, place, epilogue, [&](auto n, int m, int x, bf16* to) {
+    if (to) Pack<bf16, n>::load(&out[m][x]).store(to);
+  });
+}
+// Sums in float a thread writes as it has them: four threads have 32 neighbouring bytes.
+template <class Tile, class Sums, class A, class B>
+__device__ __forceinline__ void put_sums(const Sums& sums, MmaShared<Tile, A, B>&,
+                                         const GemmSizes& sizes, const BlockPlace<Tile>& place,
+                                         const Epilogue<float>& epilogue) {
+  sums.each_row([&](int row, int x, auto pairs, const auto& pair) {
+    epilogue.template put<pairs, 2>(sizes, place.row + row, place.column + x,
+                                    [&](int j, int i) { return pair(j)[i]; });
   });
 }
 
@@ -81,9 +157,7 @@ __device__ __forceinline__ void gemm_block(MmaShared<Tile, A, B>& shared, const 
     sums.finish();
     stage = (stage + 1) % kStages;
   }
-  sums.each_row([&](int row, int column, auto pairs, const auto& pair) {
-    epilogue.template put_row<pairs>(sizes, place.row + row, place.column + column, pair);
-  });
+  put_sums(sums, shared, sizes, place, epilogue);
 }
 
 template <class Tile, class A, class B, class Out, bool packed>

@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
     const int row = place.row + i / 4 * (BM / (TM / 4)) + y + i % 4;
     TESSERA_UNROLL
     for (int j = 0; j < TN; j += 4) {
-      const float four[4] = {sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]};
-      epilogue.put(sizes, row, place.column + j / 4 * (BN / (TN / 4)) + x, four);
+      epilogue.template put<1, 4>(sizes, row, place.column + j / 4 * (BN / (TN / 4)) + x,
+                                  [&](int, int k) { return sums[i][j + k]; });
     }
   }
 }
