@@ -1,7 +1,7 @@
 // dw of conv2d as an implicit matrix product: rows k, columns r s c, depth n p q. The result is
 // small and the depth is long: blocks take parts of it and leave partial sums, which a second
-// kernel adds in order. db is the sum of dy over its pixels, in the same two steps. One channel on
-// one side: conv_thin.h.
+// kernel adds in order. db is the sum of dy over its pixels, whose parts the same launch adds. One
+// channel on one side: conv_thin.h.
 #include "kernels/cuda/columns.h"
 #include "kernels/cuda/conv_launch.h"
 #include "kernels/cuda/conv_thin.h"
@@ -9,8 +9,7 @@
 namespace tessera::TESSERA_CUDA {
 namespace conv {
 
-void bias_grad(Stream& stream, const Tensor& dy, Grad db) {
-  if (!db) return;
+Tensor sums_of_pixels(Stream& stream, const Tensor& dy) {
   constexpr int kPixels = 512;  // that a block sums
   const int64_t K = dy.dim(3), pixels = dy.numel() / K, parts = ceil_div(pixels, kPixels);
   Tensor partial = Tensor::empty(stream, {parts, K}, DType::f32);
@@ -19,7 +18,7 @@ void bias_grad(Stream& stream, const Tensor& dy, Grad db) {
     sum_rows(stream, parts, pixels, kPixels, K, dy.data<T>(),
              PutSum<float>{partial.data<float>(), false, K});
   });
-  sum_parts(stream, parts_of(partial, db));
+  return partial;
 }
 
 void run_halo_wgrad(Stream& stream, int N, const Image<bf16>& x, const Tensor& dy, Grad dw,

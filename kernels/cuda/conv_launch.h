@@ -118,9 +118,9 @@ void run_pixels(Stream& stream, const Product<A, B>& p, const float* bias, T* ou
   run_pixels(stream, p, Epilogue<T>{out, bias, mode == GradMode::Accumulate, {int64_t(p.columns)}});
 }
 
-// D with the depth split into parts, which are summed in order.
+// D with the depth split into parts, which are summed in order, as others are in the same launch.
 template <class A, class B>
-void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
+void run_filters(Stream& stream, const Product<A, B>& p, Grad dw, const SumParts& others) {
   float* out = dw.tensor.data<float>();
   const bool accumulate = dw.mode == GradMode::Accumulate;
   with_tile<FilterTiles>(stream, p, [&](auto tile, auto packed) {
@@ -130,20 +130,23 @@ void run_filters(Stream& stream, const Product<A, B>& p, Grad dw) {
                                     ceil_div(p.depth, kLeastDepth));
     const int part = int(ceil_div(ceil_div(p.depth, wanted), BK) * BK);
     const int parts = int(ceil_div(p.depth, part));
-    if (parts == 1)
-      return launch_product<Tile, packed.value, A, B, float>(
-          stream, p, 1, part, {out, nullptr, accumulate, {p.columns}});
+    if (parts == 1) {
+      launch_product<Tile, packed.value, A, B, float>(stream, p, 1, part,
+                                                      {out, nullptr, accumulate, {p.columns}});
+      return sum_parts(stream, others);
+    }
     const int64_t size = int64_t(p.rows) * p.columns;
     Tensor partial = Tensor::empty(stream, {parts, size}, DType::f32);
     float* sums = partial.data<float>();
     launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part,
                                                     {sums, nullptr, false, {p.columns}});
-    sum_parts(stream, parts_of(partial, dw));
+    sum_parts(stream, parts_of(partial, dw), others);
   });
 }
 
-// db[k] = or += the sum of dy [N,P,Q,K] over n, p, q. In conv2d_bwd_weight.cu.
-void bias_grad(Stream& stream, const Tensor& dy, Grad db);
+// [parts,K]: the sums of dy [N,P,Q,K] over parts of n, p, q, which add up to a bias's gradient. In
+// conv2d_bwd_weight.cu.
+Tensor sums_of_pixels(Stream& stream, const Tensor& dy);
 
 // ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.
 template <class Image>
@@ -186,8 +189,9 @@ void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool pac
                                                    s.taps_c(),
                                                    s.y_pixels,
                                                    packed && packs_fit<T, kPack<T>>(s.K, up)};
-  run_filters(stream, p, dw);
-  bias_grad(stream, dy, db);
+  Tensor sums;
+  if (db) sums = sums_of_pixels(stream, dy);
+  run_filters(stream, p, dw, parts_of(sums, db));
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv
