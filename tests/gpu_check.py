@@ -140,7 +140,7 @@ class Check:
 
     def steps_of_primitives(self):
         return [Step("check_primitives", [self.program("check_primitives")],
-                     lambda output: {"output": output[-4000:]})]
+                     lambda output: {"output": output[-8000:]})]
 
     def steps_of_sanitize(self):
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"

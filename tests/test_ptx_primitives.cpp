@@ -67,6 +67,10 @@ TEST_CASE("every kernel of the primitives has a definition", "[ptx]") {
   CHECK(defined.size() == simt::primitive_kernels().size());
 }
 
+TEST_CASE("what is timed on a GPU has no faults", "[ptx]") {
+  CHECK(simt::wgmma_rates(2).size() == 2 * 8 + 3);
+}
+
 TEST_CASE("a primitive that the profile lacks is a fault", "[ptx][slow]") {
   const simt::ScopedOptions restore(simt::options());
   for (const PrimitiveDefinition& definition : primitive_definitions())

@@ -1,7 +1,7 @@
 // check_primitives: runs every primitive (primitives.h) on random inputs on this machine's GPU and
 // on the host model, and compares: bit by bit where bits are moved, mma exactly on small integers
-// and otherwise within the error of tensor cores. Prints a line for each; exits with status 1 when
-// one differs, with 3 when there is no GPU to check.
+// and otherwise within the error of tensor cores. Prints a line for each, and on an sm_90a what
+// wgmma takes; exits with status 1 when one differs, with 3 when there is no GPU to check.
 #include <cstdio>
 
 #include "core/check.h"
@@ -39,19 +39,28 @@ std::string check(const PrimitiveDefinition& definition) {
   return "";
 }
 
+// What designs of kernels stand on (docs/performance.md).
+void print_rates() {
+  std::puts("clocks on one multiprocessor; wgmma by two warpgroups, four products to a commit:");
+  for (const Rate& rate : gpu::wgmma_rates(256))
+    std::printf("  %-44s %7.1f%s\n", rate.name.c_str(), rate.clocks,
+                rate.best > 0 ? concat(" where tensor cores need ", rate.best).c_str() : "");
+}
+
 int check_all(int capability) {
   int failed = 0;
   for (const PrimitiveDefinition& definition : primitive_definitions()) {
     if (capability < definition.capability || capability > definition.last) {
-      std::printf("%-28s not checked: of sm_%d, and this is sm_%d\n", definition.name.c_str(),
+      std::printf("%-34s not checked: of sm_%d, and this is sm_%d\n", definition.name.c_str(),
                   definition.capability, capability);
       continue;
     }
     const std::string difference = check(definition);
     failed += !difference.empty();
-    std::printf("%-28s %s\n", definition.name.c_str(),
+    std::printf("%-34s %s\n", definition.name.c_str(),
                 difference.empty() ? "ok" : concat("DIFFERS: ", difference).c_str());
   }
+  if (capability == 90) print_rates();
   std::printf("check_primitives: %d differ\n", failed);
   return failed ? 1 : 0;
 }

@@ -19,12 +19,20 @@ struct PrimitiveKernel {
   // in [blocks,in] and out [blocks,out] are host memory. Throws Error.
   void (*run)(int blocks, const uint32_t* in, uint32_t* out);
 };
+// What one multiprocessor of an sm_90a takes for something, in clocks, and for a product the clocks
+// that its tensor cores need by the data sheet, else 0. On the host model all is 0.
+struct Rate {
+  std::string name;
+  double clocks, best;
+};
 namespace gpu {
 const std::vector<PrimitiveKernel>& primitive_kernels();
-}
+std::vector<Rate> wgmma_rates(int rounds);  // primitives_wgmma.cu
+}  // namespace gpu
 namespace simt {
 const std::vector<PrimitiveKernel>& primitive_kernels();
-}
+std::vector<Rate> wgmma_rates(int rounds);
+}  // namespace simt
 
 using Random = std::mt19937;
 

@@ -173,19 +173,18 @@ std::vector<PrimitiveDefinition> mma_definitions() {
          [one](const uint32_t* in, uint32_t* out, double* error) {
            multiply_tile(*one, in, out, error);
          }});
-  for (const char* name :
-       {"wgmma.n64 plain, 64", "wgmma.n128 plain, 64", "wgmma.n64 plain, 128",
-        "wgmma.n128 plain, 128", "wgmma.n64 64, 64", "wgmma.n64 registers, plain",
-        "wgmma.n128 registers, plain", "wgmma.n128 registers, 128"}) {
-    const int N = std::string(name).starts_with("wgmma.n128") ? 128 : 64;
-    all.push_back(
-        {name, 90, (64 + N) * 8 + 64 * N, 64 * N,
-         [N](Random& random, int round, uint32_t* in) { draw_group(N, random, round, in); },
-         [N](const uint32_t* in, uint32_t* out, double* error) {
-           multiply_group(N, in, out, error);
-         },
-         90});
-  }
+  for (const int N : {64, 128})
+    for (const char* operands :
+         {"plain, 64", "plain, 128 across", "plain, plain across", "64, 64", "64, 128 across",
+          "registers, 64", "registers, 128 across", "registers, plain across"}) {
+      all.push_back(
+          {concat("wgmma.n", N, " ", operands), 90, (64 + N) * 8 + 64 * N, 64 * N,
+           [N](Random& random, int round, uint32_t* in) { draw_group(N, random, round, in); },
+           [N](const uint32_t* in, uint32_t* out, double* error) {
+             multiply_group(N, in, out, error);
+           },
+           90});
+    }
   return all;
 }
 

@@ -1,4 +1,8 @@
-// wgmma with operands of all layouts that kernels use.
+// wgmma with operands of all layouts that kernels use and of others that they could, and how long
+// these and the fence in front of them take.
+#include <algorithm>
+
+#include "kernels/cuda/ptx/cp_async.h"
 #include "kernels/cuda/ptx/fence.h"
 #include "kernels/cuda/ptx/wgmma.h"
 #include "tests/cuda/primitive_run.h"
@@ -43,11 +47,18 @@ struct Fragment {};
 // in: A [64,8] pairs by rows, B [N,8] pairs by columns, D [64,N]; out: D.
 template <int N, class A, Layout b_layout, bool b_across>
 struct GroupMma {
-  static constexpr int in = 64 * 8 + N * 8 + 64 * N, out = 64 * N, threads = 128;
+  static constexpr int in = 64 * 8 + N * 8 + 64 * N, out = 64 * N, threads = 128, kN = N;
   struct Shared {
     A a;
     Operand<N, b_layout, b_across> b;
   };
+  __device__ static void multiply(float (&d)[N / 8][4], const uint32_t (&fragment)[4],
+                                  const Shared& shared) {
+    if constexpr (std::is_same_v<A, Fragment>)
+      ptx::wgmma<N, b_across>(d, fragment, shared.b.matrix());
+    else
+      ptx::wgmma<N, b_across>(d, shared.a.matrix(), shared.b.matrix());
+  }
   __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
     auto& shared = shared_memory<Shared>();
     if constexpr (!std::is_same_v<A, Fragment>) shared.a.fill(in, thread);
@@ -62,10 +73,7 @@ struct GroupMma {
     const uint32_t* const pairs = in + row * 8 + thread % 4;
     const uint32_t fragment[4] = {pairs[0], pairs[8 * 8], pairs[4], pairs[8 * 8 + 4]};
     ptx::wgmma_fence();
-    if constexpr (std::is_same_v<A, Fragment>)
-      ptx::wgmma<N, b_across>(d, fragment, shared.b.matrix());
-    else
-      ptx::wgmma<N, b_across>(d, shared.a.matrix(), shared.b.matrix());
+    multiply(d, fragment, shared);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     for (int j = 0; j < N / 8; ++j)
@@ -73,20 +81,127 @@ struct GroupMma {
   }
 };
 
-}  // namespace
-
-void add_wgmma_kernels(std::vector<PrimitiveKernel>& all) {
+// f<P>(name): where A is, where B is.
+template <class F>
+void each_group_mma(const F& f) {
   using enum Layout;
   using PlainA = Operand<64, Plain, false>;
-  all.push_back(kernel<GroupMma<64, PlainA, Swizzle64, false>>("wgmma.n64 plain, 64"));
-  all.push_back(kernel<GroupMma<128, PlainA, Swizzle64, false>>("wgmma.n128 plain, 64"));
-  all.push_back(kernel<GroupMma<64, PlainA, Swizzle128, true>>("wgmma.n64 plain, 128"));
-  all.push_back(kernel<GroupMma<128, PlainA, Swizzle128, true>>("wgmma.n128 plain, 128"));
-  all.push_back(
-      kernel<GroupMma<64, Operand<64, Swizzle64, false>, Swizzle64, false>>("wgmma.n64 64, 64"));
-  all.push_back(kernel<GroupMma<64, Fragment, Plain, true>>("wgmma.n64 registers, plain"));
-  all.push_back(kernel<GroupMma<128, Fragment, Plain, true>>("wgmma.n128 registers, plain"));
-  all.push_back(kernel<GroupMma<128, Fragment, Swizzle128, true>>("wgmma.n128 registers, 128"));
+  const auto each = [&]<int N>(const std::string& n) {
+    const auto one = [&]<class P>(const char* operands) {
+      f.template operator()<P>(("wgmma." + n + " " + operands).c_str());
+    };
+    one.template operator()<GroupMma<N, PlainA, Swizzle64, false>>("plain, 64");
+    one.template operator()<GroupMma<N, PlainA, Swizzle128, true>>("plain, 128 across");
+    one.template operator()<GroupMma<N, PlainA, Plain, true>>("plain, plain across");
+    one.template operator()<GroupMma<N, Operand<64, Swizzle64, false>, Swizzle64, false>>("64, 64");
+    one.template operator()<GroupMma<N, Operand<64, Swizzle64, false>, Swizzle128, true>>(
+        "64, 128 across");
+    one.template operator()<GroupMma<N, Fragment, Swizzle64, false>>("registers, 64");
+    one.template operator()<GroupMma<N, Fragment, Swizzle128, true>>("registers, 128 across");
+    one.template operator()<GroupMma<N, Fragment, Plain, true>>("registers, plain across");
+  };
+  each.template operator()<64>("n64");
+  each.template operator()<128>("n128");
+}
+
+#ifdef TESSERA_GPU
+__device__ inline int64_t clock_now() { return clock64(); }
+#else
+inline int64_t clock_now() { return 0; }
+#endif
+
+// Two warpgroups multiply zeros, four products to a commit. clocks [2]: of all that a group does.
+template <class P>
+__global__ void product_rate_kernel(int rounds, float* sums, int64_t* clocks) {
+  auto& shared = shared_memory<typename P::Shared>();
+  for (int i = int(threadIdx.x); i < int(sizeof shared / 4); i += 256)
+    reinterpret_cast<uint32_t*>(&shared)[i] = 0;
+  ptx::fence_proxy_async();
+  __syncthreads();
+  float d[P::kN / 8][4] = {};
+  // Zeros that the compiler does not know.
+  const auto* const zeros = reinterpret_cast<const uint32_t*>(&shared) + threadIdx.x % 32;
+  const uint32_t fragment[4] = {zeros[0], zeros[32], zeros[64], zeros[96]};
+  const int64_t before = clock_now();
+  for (int round = 0; round < rounds; ++round) {
+    ptx::wgmma_fence();
+    for (int i = 0; i < 4; ++i) P::multiply(d, fragment, shared);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<1>();
+  }
+  ptx::wgmma_wait<0>();
+  const int64_t after = clock_now();
+  if (threadIdx.x % 128 == 0) clocks[threadIdx.x / 128] = after - before;
+  float sum = 0;
+  for (int j = 0; j < P::kN / 8; ++j)
+    for (int i = 0; i < 4; ++i) sum += d[j][i];
+  sums[threadIdx.x] = sum;
+}
+
+// One warp. clocks [3]: of a fence and a barrier, alone; while a copy is in flight; and of a wait
+// for such a copy and a barrier.
+__global__ void fence_rate_kernel(int rounds, const uint32_t* from, int64_t* clocks) {
+  Rows& rows = shared_memory<Rows>();
+  for (int kind = 0; kind < 3; ++kind) {
+    int64_t sum = 0;
+    for (int round = 0; round < rounds; ++round) {
+      if (kind > 0)
+        ptx::cp_async16(rows.words[threadIdx.x],
+                        from + ((kind - 1) * rounds + round) * 1024 + int(threadIdx.x) * 32);
+      __syncthreads();
+      const int64_t before = clock_now();
+      if (kind < 2)
+        ptx::fence_proxy_async();
+      else
+        ptx::cp_async_wait_all();
+      __syncthreads();
+      sum += clock_now() - before;
+      ptx::cp_async_wait_all();
+    }
+    if (threadIdx.x == 0) clocks[kind] = sum;
+  }
+}
+
+// Launches a kernel with room for a few clocks, which are read back.
+template <auto kernel, class... Args>
+std::vector<int64_t> clocks_of(int count, int threads, size_t shared, const Args&... args) {
+  std::vector<int64_t> clocks(size_t(count), 0);
+  const OwnStream stream;
+  const OwnMemory memory(size_t(count) * 8);
+  launch<kernel>({stream.it, dim3(1), dim3(unsigned(threads)), shared}, args...,
+                 static_cast<int64_t*>(memory.it));
+  CUDA_CHECK(cudaMemcpyAsync(clocks.data(), memory.it, clocks.size() * 8, cudaMemcpyDeviceToHost,
+                             stream.it));
+  CUDA_CHECK(cudaStreamSynchronize(stream.it));
+  return clocks;
+}
+
+template <class P>
+Rate product_rate(const std::string& name, int rounds) {
+  const OwnMemory sums(256 * sizeof(float));
+  const auto clocks = clocks_of<product_rate_kernel<P>>(2, 256, sizeof(typename P::Shared), rounds,
+                                                        static_cast<float*>(sums.it));
+  // 64 x N x 16 multiply-adds, of which tensor cores do 2048 a clock (H100's data sheet).
+  return {name, double(std::max(clocks[0], clocks[1])) / (8 * rounds), P::kN / 2.0};
+}
+
+}  // namespace
+
+std::vector<Rate> wgmma_rates(int rounds) {
+  std::vector<Rate> rates;
+  each_group_mma(
+      [&]<class P>(const char* name) { rates.push_back(product_rate<P>(name, rounds)); });
+  const OwnMemory from(size_t(2 * rounds) * 4096);
+  const auto clocks = clocks_of<fence_rate_kernel>(3, 32, sizeof(Rows), rounds,
+                                                   static_cast<const uint32_t*>(from.it));
+  const char* const names[] = {"fence.proxy.async and a barrier", "the same, a copy in flight",
+                               "a wait for such a copy and a barrier"};
+  for (int i = 0; i < 3; ++i) rates.push_back({names[i], double(clocks[i]) / rounds, 0});
+  return rates;
+}
+
+void add_wgmma_kernels(std::vector<PrimitiveKernel>& all) {
+  each_group_mma([&]<class P>(const char* name) { all.push_back(kernel<P>(name)); });
 }
 
 }  // namespace tessera::TESSERA_CUDA
