@@ -38,6 +38,7 @@ TEST_CASE("conv2d refuses what does not fit", "[ops][errors]") {
   CHECK_THAT(conv(x, b.var({2, 3, 3, 5})), Contains("x has 3 channels, w takes 5"));
   CHECK_THAT(conv(x, b.var({2, 7, 3, 3})),
              Contains("filter [2,7,3,3] is larger than the padded image [1,4,4,3]"));
+  CHECK_THAT(conv(x, b.var({2, 0, 3, 3})), Contains("w is [2,0,3,3], expected at least one tap"));
   CHECK_THAT(conv(b.var({4, 3}), b.var({2, 3, 3, 3})), Contains("x is [4,3], w is [2,3,3,3]"));
   CHECK_THAT(conv(x, b.var({2, 3, 3, 3}), b.var({3})),
              Contains("conv2d_fwd: b is [3] f32, expected [2] f32"));

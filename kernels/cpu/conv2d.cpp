@@ -9,6 +9,7 @@ ConvProblem ConvProblem::of(const ConvSpec& spec, const Shape& x, const Shape& w
   ENSURE(x.rank() == 4 && w.rank() == 4, "conv2d: x is ", x, ", w is ", w);
   ENSURE(x[3] == w[3], "conv2d: x has ", x[3], " channels, w takes ", w[3]);
   ENSURE(w[0] > 0 && w[3] > 0, "conv2d: w is ", w, ", expected at least one channel each way");
+  ENSURE(w[1] > 0 && w[2] > 0, "conv2d: w is ", w, ", expected at least one tap");
   ENSURE(spec.stride >= 1 && spec.pad_h >= 0 && spec.pad_w >= 0, "conv2d: stride ", spec.stride,
          ", padding ", spec.pad_h, ' ', spec.pad_w);
   const int64_t rows = x[1] + 2 * spec.pad_h - w[1], columns = x[2] + 2 * spec.pad_w - w[2];
