@@ -109,13 +109,29 @@ def parse_ptxas(text):
     return found
 
 
+LOSS = re.compile(r"ptxas info.*Potential Performance Loss: (.*)")
+
+
+def losses(text):
+    """What ptxas says of kernels that it compiles as nobody meant them: {kernel, or "?": why}."""
+    found = {}
+    for why in LOSS.findall(text):
+        reason, _, name = why.partition(" in the function ")
+        found[name.strip("'") or "?"] = reason
+    return found
+
+
 def compile_and_keep(command):
-    """Runs the compiler. What ptxas reports of resources goes to a file, everything else out."""
+    """Runs the compiler. What ptxas reports of resources goes to a file, everything else, and what
+    it warns of, out."""
     run = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     report, rest = [], []
     for line in run.stderr.splitlines(keepends=True):
-        is_report = re.match(r"ptxas info(?!.*Potential)|\s+\d+ bytes stack frame", line)
-        (report if is_report else rest).append(line)
+        is_report = re.match(r"ptxas info|\s+\d+ bytes stack frame", line)
+        if is_report:
+            report.append(line)
+        if not is_report or LOSS.match(line):
+            rest.append(line)
     sys.stderr.write("".join(rest))
     if run.returncode == 0 and "-o" in command:
         pathlib.Path(command[command.index("-o") + 1] + ".ptxas").write_text("".join(report))
@@ -234,6 +250,9 @@ def show(build, reasons=pathlib.Path(__file__).with_name("kernel_spills.txt")):
                 if launch_file.exists() and launch_file.stat().st_mtime >= newest else None)
     allowed = allowed_spills(reasons)
     lines, errors = table(kernels, launches, allowed)
+    lost = losses("".join(log.read_text() for log in logs))
+    names = demangle(lost)
+    errors += [f"{short_name(names[name])}: {why}" for name, why in sorted(lost.items())]
     text = "\n".join(lines) + "\n"
     (build / "kernel-resources.md").write_text(text)
     (build / "kernel-summary.md").write_text("\n".join(summary(kernels, launches or {})) + "\n")

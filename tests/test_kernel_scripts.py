@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -92,6 +93,21 @@ class Resources(unittest.TestCase):
         self.assertEqual([line.split(" | ")[-1] for line in lines[2:]], ["75% |", "? |"])
         summary = kernel_resources.summary(kernel_resources.parse_ptxas(text), block)
         self.assertIn(" | 75% | ", summary[2])
+
+    def test_serialized_products(self):
+        loss = ("ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions "
+                f"are serialized due to a reason in the function '{ADD}'\n")
+        self.assertEqual(kernel_resources.losses(loss + report(0, 0) + loss),
+                         {ADD: "wgmma.mma_async instructions are serialized due to a reason"})
+        self.assertEqual(kernel_resources.losses(report(0, 0)), {})
+        with tempfile.TemporaryDirectory() as folder:
+            build = pathlib.Path(folder)
+            (build / "add.cu.o").touch()
+            compiler = [sys.executable, "-c", f"import sys; sys.stderr.write({loss + report(0, 0)!r})"]
+            run = subprocess.run([sys.executable, kernel_resources.__file__, "compile", *compiler,
+                                  "-o", build / "add.cu.o"], stderr=subprocess.PIPE, text=True)
+            self.assertEqual((run.returncode, run.stderr), (0, loss))
+            self.assertEqual(self.show(build), 1)
 
     def test_launches_of_an_older_build(self):
         with tempfile.TemporaryDirectory() as folder:
