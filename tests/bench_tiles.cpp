@@ -31,11 +31,11 @@ struct BlockNeeds {
   size_t shared;
   std::string tile;
 };
-BlockNeeds needs_of(ConvTile tile) {
+BlockNeeds needs_of(ConvTile tile, int architecture) {
   BlockNeeds needs{};
   simt::conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
     using namespace simt::conv;
-    needs = {Tile::kThreads, sizeof(HaloShared<Tile, HaloSource>),
+    needs = {Tile::kThreads, halo_shared<Tile, HaloSource>(architecture),
              fmt::format("HaloTile<{}, {}, {}, {}, {}, 1, {}>", Tile::TH, Tile::TW, Tile::BN,
                          Tile::WM, Tile::WN, Tile::TN)};
   });
@@ -55,7 +55,7 @@ void print_card(const std::string& name, int architecture, int multiprocessors,
   const MultiprocessorLimits* const limits = limits_of(architecture);
   for (const ConvShape& s : network_convs(false)) {
     const ConvTile tile = tiles.choose(architecture, s);
-    const BlockNeeds needs = needs_of(tile);
+    const BlockNeeds needs = needs_of(tile, architecture);
     const int registers = registers_of(resources, architecture, needs.tile, s.data_gradient);
     std::string waves = "-";
     if (limits) {

@@ -1,5 +1,5 @@
-// 3x3 convolutions (stride 1, padding 1) of bf16 on tensor cores by halo tiles: the mainloop that
-// forward and the data's gradient share. A block computes TH x TW pixels by BN channels. For
+// 3x3 convolutions (stride 1, padding 1) of bf16 on tensor cores by halo tiles: what forward and
+// the data's gradient share. A block computes TH x TW pixels by BN channels. For
 // each 32 channels of the input it loads its pixels and their border once, and all nine taps read
 // them there: an implicit matrix product would load every pixel nine times.
 //
@@ -18,9 +18,9 @@
 // Planes begin 2 pixels (mod 8) apart, so that the threads that fill them, four chunks of one pixel
 // and four of the next, write to 8 different groups of banks; 1 pixel where a pixel has 8 chunks.
 //
-// A step is one row of taps: 3 x 32 of depth. Filters of the next step and, once in three steps,
+// A step is one row of taps: 3 x 32 of depth. Filters of the next steps and, once in three steps,
 // the input's next 32 channels are on their way while this one is multiplied. What a step loads and
-// multiplies is a Source: conv_phase.h has others for the same mainloop.
+// multiplies is a Source: conv_phase.h has others.
 #pragma once
 
 #include "kernels/cuda/conv_problem.h"
@@ -176,7 +176,8 @@ struct FilterRow {
   }
 };
 
-// ---- Sources: what the steps of a block load and multiply. kSteps are in shared memory.
+// ---- Sources: what the steps of a block load and multiply. Shared<Tile, stages> has `stages` of
+// them, kStages<Tile, whether products are wgmma's>.
 
 // Where a block works.
 struct BlockPlace {
@@ -187,33 +188,38 @@ struct BlockPlace {
 
 // 3x3 windows of an image.
 struct HaloSource {
-  static constexpr int kBlocks = 0, kSteps = 3;
+  static constexpr int kBlocks = 0;
+  // A fourth costs large tiles of 64 channels no block.
+  template <class Tile, bool async>
+  static constexpr int kStages = (async && Tile::BN == 64 && Tile::BM > 64) ? 4 : 3;
   Image<bf16> image;
   HaloFilters filters;
 
-  template <class Tile>
+  template <class Tile, int stages>
   struct Shared {
+    static_assert(stages <= 4);  // else two parts of the input are not enough
     HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32> input[2];
-    FilterRow<Tile, 3> filters[kSteps];
+    FilterRow<Tile, 3> filters[stages];
   };
   __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 3; }
 
-  template <class Tile>
-  __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
+  template <class Tile, int stages>
+  __device__ __forceinline__ void start(Shared<Tile, stages>& shared, const BlockPlace& at,
                                         int step) const {
     const int part = step / 3, r = step % 3;
-    shared.filters[step % kSteps].fill(filters, at.column, part * 32, r);
+    shared.filters[step % stages].fill(filters, at.column, part * 32, r);
     if (r == 0)
       shared.input[part % 2].template fill<Tile::kThreads>(
           image, at.N, {at.first.n, at.first.h - 1, at.first.w - 1}, part * 32);
   }
-  template <class Tile, class Sums>
-  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, int step, Sums& sums) const {
+  template <class Tile, int stages, class Sums>
+  __device__ __forceinline__ void multiply(const Shared<Tile, stages>& shared, int step,
+                                           Sums& sums) const {
     using Planes = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32>;
     TESSERA_UNROLL
     for (int s = 0; s < 3; ++s)
       sums.multiply(HaloWindows<Planes>{shared.input[step / 3 % 2], step % 3 * Planes::kWidth + s},
-                    shared.filters[step % kSteps].taps[s]);
+                    shared.filters[step % stages].taps[s]);
   }
 };
 
@@ -224,10 +230,11 @@ struct HaloResults {
   float sums[2][Tile::kThreads / 32][Tile::BN];
 };
 
-template <class Tile, class Source>
+template <class Tile, class Source, bool async>
 struct HaloShared {
+  static constexpr int kStages = Source::template kStages<Tile, async>;
   union {
-    typename Source::template Shared<Tile> steps;
+    typename Source::template Shared<Tile, kStages> steps;
     HaloResults<Tile> results;
   };
 };
@@ -290,31 +297,18 @@ struct BlocksWanted {
   static constexpr int value = Tile::kThreads == 256 ? most : 0;
 };
 
-// While a step is multiplied the next ones are on their way.
 template <class Tile, class Sums, class Source, class Output>
-__device__ __forceinline__ void halo_block(HaloShared<Tile, Source>& shared, const Source& source,
-                                           const HaloSizes& sizes, const BlockPlace& at,
-                                           const Output& output) {
-  constexpr int kAhead = Source::kSteps - 1;
-  const int steps = source.steps();
-  // Each step commits one group, an empty one past the end, so that the waits can count them.
-  const auto start = [&](int step) {
-    if (step < steps) source.template start<Tile>(shared.steps, at, step);
-    ptx::cp_async_commit();
-  };
-  for (int step = 0; step < kAhead; ++step) start(step);
+__device__ __forceinline__ void halo_block(const Source& source, const HaloSizes& sizes,
+                                           const BlockPlace& at, const Output& output) {
+  using Shared = HaloShared<Tile, Source, Sums::kAsync>;
+  auto& shared = shared_memory<Shared>();
   Sums sums;
-  for (int step = 0; step < steps; ++step) {
-    ptx::cp_async_wait<kAhead - 1>();
-    Sums::see_writes();
-    __syncthreads();  // all have this step, and nobody reads the previous one any more
-    if constexpr (!Sums::kAsync) start(step + kAhead);
-    sums.start();
-    source.template multiply<Tile>(shared.steps, step, sums);
-    sums.commit();
-    if constexpr (Sums::kAsync) start(step + kAhead);
-    sums.finish();
-  }
+  gemm::multiply_steps<Shared::kStages, Sums>(
+      0, source.steps(), [&](int step) { source.start(shared.steps, at, step); },
+      [&](int step) {
+        source.multiply(shared.steps, step, sums);
+        sums.commit();
+      });
   __syncthreads();  // the results take the place of what was multiplied
   put_sums<Tile>(sums, sizes, at, output, shared.results);
   __syncthreads();
@@ -325,14 +319,13 @@ template <class Tile, class Source, class Output>
 __global__ void __launch_bounds__(Tile::kThreads, BlocksWanted<Tile, Source, Output>::value)
     conv_halo_kernel(Source source, HaloSizes sizes, Output output) {
   ptx::begin_kernel();
-  auto& shared = shared_memory<HaloShared<Tile, Source>>();
   int block = int(blockIdx.x);
   const int column = sizes.column_tiles.divide(block) * Tile::BN;
   const BlockPlace at{sizes.N, sizes.tile<Tile>(block), column};
   if (ptx::has_wgmma())
-    halo_block<Tile, GroupProducts<Tile>>(shared, source, sizes, at, output);
+    halo_block<Tile, GroupProducts<Tile>>(source, sizes, at, output);
   else
-    halo_block<Tile, WarpProducts<Tile, bf16>>(shared, source, sizes, at, output);
+    halo_block<Tile, WarpProducts<Tile, bf16>>(source, sizes, at, output);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -159,9 +159,16 @@ inline ConvTile tile_for(Stream& stream, bool data_gradient, int N, const HaloSo
       {data_gradient, N, image.H, image.W, filters.columns, filters.depth});
 }
 
-// Whether a block finds its shared memory on every card from 8.0 on: 8.6 and 8.9 have 99 KB.
+// Whether a block finds its shared memory on every card from 8.0 on: 8.6 and 8.9 have 99 KB. On
+// 9.0 two blocks do.
 template <class Tile, class Source>
-inline constexpr bool kFitsAllCards = sizeof(HaloShared<Tile, Source>) <= 99 * 1024;
+inline constexpr bool kFitsAllCards = sizeof(HaloShared<Tile, Source, false>) <= 99 * 1024 &&
+                                      sizeof(HaloShared<Tile, Source, true>) <= 113 * 1024;
+template <class Tile, class Source>
+size_t halo_shared(int capability) {
+  return capability == 90 ? sizeof(HaloShared<Tile, Source, true>)
+                          : sizeof(HaloShared<Tile, Source, false>);
+}
 
 template <class Tile, class Source, class Output>
 void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source& source,
@@ -171,7 +178,7 @@ void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source&
   ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
   launch_next<conv_halo_kernel<Tile, Source, Output>>(
       {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
-       sizeof(HaloShared<Tile, Source>)},
+       halo_shared<Tile, Source>(stream.device().info().capability)},
       source, HaloSizes(Tile{}, N, H, W, columns), output);
 }
 

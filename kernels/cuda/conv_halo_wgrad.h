@@ -116,9 +116,6 @@ class WarpWgrad {
       }
     }
   }
-
-  static __device__ __forceinline__ void see_writes() {}
-  __device__ __forceinline__ void finish() {}
   template <class F>
   __device__ __forceinline__ void each_row(const F& f) const {
     const int lane = int(threadIdx.x) % 32;
@@ -145,33 +142,16 @@ template <class Tile>
 class GroupWgrad {
  public:
   static constexpr bool kAsync = true;
+  static constexpr int kGroups = 2;
   __device__ __forceinline__ GroupWgrad() {
     group_ = __shfl_sync(0xFFFFFFFF, int(threadIdx.x) / 128, 0);
   }
   __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage) {
-    using Input = typename WgradShared<Tile>::Input;
-    constexpr int kImage = Input::kHeight * Input::kWidth;
-    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
-    TESSERA_UNROLL
-    for (int y = 0; y < Tile::TH; ++y) stage.dy.load_a(dy_[y], 16 * warp, 16 * y, lane);
-    ptx::wgmma_fence();
-    TESSERA_UNROLL
-    for (int i = 0; i < kMost; ++i) {
-      if (!has(i)) break;
-      const int tap = first_tap() + i;
-      const int shift = tap / Tile::R * Input::kWidth + tap % Tile::R;
-      TESSERA_UNROLL
-      for (int y = 0; y < Tile::TH; ++y)
-        ptx::wgmma<Tile::BN, true>(
-            sums_[i], dy_[y],
-            ptx::SharedMatrix(stage.x.elements, (Tile::TN == 1 ? 8 : kImage) * 16,
-                              int(sizeof stage.x.elements[0]), ptx::Layout::Plain)
-                .further((y * Input::kWidth + shift) * 16));
-    }
-    ptx::wgmma_commit();
+    if (group_ == 0)
+      multiply_taps<0, kMost>(stage);
+    else
+      multiply_taps<kMost, Tile::kTaps - kMost>(stage);
   }
-  static __device__ __forceinline__ void see_writes() { ptx::fence_proxy_async(); }
-  __device__ __forceinline__ void finish() { ptx::wgmma_wait<0>(); }
   template <class F>
   __device__ __forceinline__ void each_row(const F& f) const {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
@@ -189,7 +169,34 @@ class GroupWgrad {
 
  private:
   static constexpr int kMost = (Tile::kTaps + 1) / 2;
-  static_assert(Tile::BM == 64 && Tile::kThreads == 256);
+  static_assert(Tile::BM == 64 && Tile::kThreads == 256 && Tile::TH % 2 == 0);
+
+  // A row's dy take the place of those of two rows before, when the products of these have ended
+  // and while those of the row between go on.
+  template <int first, int count>
+  __device__ __forceinline__ void multiply_taps(const typename WgradShared<Tile>::Stage& stage) {
+    using Input = typename WgradShared<Tile>::Input;
+    constexpr int kImage = Input::kHeight * Input::kWidth;
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
+    TESSERA_UNROLL
+    for (int y = 0; y < Tile::TH; ++y) {
+      auto& dy = dy_[y % 2];
+      ptx::wgmma_wait<1>();
+      stage.dy.load_a(dy, 16 * warp, 16 * y, lane);
+      ptx::wgmma_fence();
+      TESSERA_UNROLL
+      for (int i = 0; i < count; ++i) {
+        constexpr int R = Tile::R;
+        const int shift = (y + (first + i) / R) * Input::kWidth + (first + i) % R;
+        ptx::wgmma<Tile::BN, true>(
+            sums_[i], dy,
+            ptx::SharedMatrix(stage.x.elements, (Tile::TN == 1 ? 8 : kImage) * 16,
+                              int(sizeof stage.x.elements[0]), ptx::Layout::Plain)
+                .further(shift * 16));
+      }
+      ptx::wgmma_commit();
+    }
+  }
 
   __device__ __forceinline__ int first_tap() const { return group_ * kMost; }
   // The second group has one less of an odd number.
@@ -198,7 +205,7 @@ class GroupWgrad {
   }
 
   float sums_[kMost][Tile::BN / 8][4] = {};
-  uint32_t dy_[Tile::TH][4];
+  uint32_t dy_[2][4];
   int group_;
 };
 
@@ -236,43 +243,24 @@ __device__ __forceinline__ void wgrad_block(WgradShared<Tile>& shared, const Ima
   const int bias_k = int(threadIdx.x) % Tile::BM, bias_part = int(threadIdx.x) / Tile::BM;
   constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Tile::kStages;
 
-  // Each step commits one group, an empty one past the end, so that the waits can count them.
-  const auto start = [&](int tile) {
-    if (tile < end) {
-      auto& stage = shared.stages[(tile - first) % kStages];
-      const Place place = sizes.tile<Tile>(tile);
-      stage.x.template fill<Tile::kThreads>(
-          image, sizes.N, {place.n, place.h - 1 + phase / 2, place.w - 1 + phase % 2}, c);
-      fill_dy<Tile>(stage.dy, a, sizes, place, k, phase);
-    }
-    ptx::cp_async_commit();
-  };
-  // What takes the place of the last tile is begun before the products of this one, unless these go
-  // on by themselves: then behind the barrier that they hide.
-  constexpr int kAhead = Sums::kAsync ? kStages - 2 : kStages - 1;
-  const auto meet = [&] {  // all have one tile more
-    ptx::cp_async_wait<kAhead - 1>();
-    Sums::see_writes();
-    __syncthreads();
-  };
-  TESSERA_UNROLL
-  for (int i = 0; i < kAhead; ++i) start(first + i);
-  meet();
-  if constexpr (Sums::kAsync) start(first + kAhead);
-
   Sums sums;
   float bias = 0;
-  for (int tile = first; tile < end; ++tile) {
-    const auto& stage = shared.stages[(tile - first) % kStages];
-    if constexpr (!Sums::kAsync) start(tile + kStages - 1);
-    sums.multiply(stage);
-    if (has_bias)
-      for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
-        bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
-    meet();
-    if constexpr (Sums::kAsync) start(tile + kStages - 1);
-    sums.finish();
-  }
+  gemm::multiply_steps<kStages, Sums>(
+      first, end,
+      [&](int step) {
+        auto& stage = shared.stages[step % kStages];
+        const Place place = sizes.tile<Tile>(step);
+        stage.x.template fill<Tile::kThreads>(
+            image, sizes.N, {place.n, place.h - 1 + phase / 2, place.w - 1 + phase % 2}, c);
+        fill_dy<Tile>(stage.dy, a, sizes, place, k, phase);
+      },
+      [&](int step) {
+        const auto& stage = shared.stages[step % kStages];
+        sums.multiply(stage);
+        if (has_bias)
+          for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
+            bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
+      });
   const int part = int(blockIdx.z);
   constexpr int kAll = Tile::kPhases * Tile::kTaps;
   put_wgrad(sums, a, kAll, a.dw + (int64_t(part) * a.K * kAll + phase * Tile::kTaps) * a.row, k, c);

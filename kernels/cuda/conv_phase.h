@@ -72,7 +72,9 @@ struct SkipFilters {
 
 // Forward: windows of both parts. Tiles are 2 apart.
 struct PhaseSource {
-  static constexpr int kBlocks = 2, kSteps = 2;
+  static constexpr int kBlocks = 2;
+  template <class Tile, bool async>
+  static constexpr int kStages = 2;
   Image<bf16> low, skip;
   const bf16 *phases, *w;
   int K;
@@ -92,18 +94,18 @@ struct PhaseSource {
     Low<Tile> low;
     Skip<Tile> skip;
   };
-  template <class Tile>
+  template <class Tile, int stages>
   struct Shared {
-    Stage<Tile> stages[2];
+    Stage<Tile> all[stages];
   };
 
   __device__ __forceinline__ int low_steps() const { return (low.C + 31) / 32; }
   __device__ __forceinline__ int steps() const { return low_steps() + (skip.C + 31) / 32 * 3; }
 
-  template <class Tile>
-  __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
+  template <class Tile, int stages>
+  __device__ __forceinline__ void start(Shared<Tile, stages>& shared, const BlockPlace& at,
                                         int step) const {
-    auto& stage = shared.stages[step % 2];
+    auto& stage = shared.all[step % stages];
     const int phase = at.first.h % 2 * 2 + at.first.w % 2, first_of_skip = low_steps();
     if (step < first_of_skip) {
       const PhaseFilters filters{phases + phase * 4 * low.C, low.C, K};
@@ -118,9 +120,10 @@ struct PhaseSource {
           skip, at.N, {at.first.n, at.first.h - 1 + r, at.first.w - 1}, part * 32);
     }
   }
-  template <class Tile, class Sums>
-  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, int step, Sums& sums) const {
-    const auto& stage = shared.stages[step % 2];
+  template <class Tile, int stages, class Sums>
+  __device__ __forceinline__ void multiply(const Shared<Tile, stages>& shared, int step,
+                                           Sums& sums) const {
+    const auto& stage = shared.all[step % stages];
     if (step < low_steps()) {
       using Planes = decltype(stage.low.input);
       TESSERA_UNROLL
@@ -152,32 +155,35 @@ struct TurnedPhases {
 
 // The gradient of low: tiles of its pixels.
 struct PhaseGradSource {
-  static constexpr int kBlocks = 2, kSteps = 2;
+  static constexpr int kBlocks = 2;
+  template <class Tile, bool async>
+  static constexpr int kStages = 2;
   Image<bf16> dy;
   TurnedPhases filters;
 
-  template <class Tile>
+  template <class Tile, int stages>
   struct Shared {
-    FilterRow<Tile, 4> filters[2];  // first: their alignment costs nothing here
-    SplitRows<Tile::TN, Tile::TH, Tile::TW, 4> input[2];
+    FilterRow<Tile, 4> filters[stages];  // first: their alignment costs nothing here
+    SplitRows<Tile::TN, Tile::TH, Tile::TW, 4> input[stages];
   };
 
   __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 4; }
-  template <class Tile>
-  __device__ __forceinline__ void start(Shared<Tile>& shared, const BlockPlace& at,
+  template <class Tile, int stages>
+  __device__ __forceinline__ void start(Shared<Tile, stages>& shared, const BlockPlace& at,
                                         int step) const {
     const int part = step / 4, r = step % 4;
-    shared.filters[step % 2].fill(filters, at.column, part * 32, r);
-    shared.input[step % 2].template fill<Tile::kThreads>(
+    shared.filters[step % stages].fill(filters, at.column, part * 32, r);
+    shared.input[step % stages].template fill<Tile::kThreads>(
         dy, at.N, {at.first.n, 2 * at.first.h - 1 + r, 2 * at.first.w - 1}, part * 32);
   }
-  template <class Tile, class Sums>
-  __device__ __forceinline__ void multiply(const Shared<Tile>& shared, int step, Sums& sums) const {
+  template <class Tile, int stages, class Sums>
+  __device__ __forceinline__ void multiply(const Shared<Tile, stages>& shared, int step,
+                                           Sums& sums) const {
     using Planes = SplitRows<Tile::TN, Tile::TH, Tile::TW, 4>;
     TESSERA_UNROLL
     for (int s = 0; s < 4; ++s)
-      sums.multiply(HaloWindows<Planes>{shared.input[step % 2], Planes::place(s)},
-                    shared.filters[step % 2].taps[s]);
+      sums.multiply(HaloWindows<Planes>{shared.input[step % stages], Planes::place(s)},
+                    shared.filters[step % stages].taps[s]);
   }
 };
 

@@ -1,11 +1,10 @@
-// The mainloop for tensor cores (sm_80 and up): bf16, or f32 rounded to tf32, sums in f32.
+// Matrix products by tensor cores (sm_80 and up): bf16, or f32 rounded to tf32, sums in f32.
 // cp.async fills a ring of kStages stages, which mma.sync reads through ldmatrix, or wgmma
 // (products.h).
 #pragma once
 
-#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/mainloop.h"
 #include "kernels/cuda/products.h"
-#include "kernels/cuda/ptx/cp_async.h"
 
 namespace tessera::TESSERA_CUDA::gemm {
 
@@ -126,49 +125,45 @@ template <class Tile, class Sums, bool packed, class A, class B, class Out>
 __device__ __forceinline__ void gemm_block(MmaShared<Tile, A, B>& shared, const A& a, const B& b,
                                            const GemmSizes& sizes, const Epilogue<Out>& epilogue) {
   using T = typename A::Element;
-  constexpr int BK = Tile::template BK<T>, kStages = Tile::kStages, kAhead = kStages - 1;
+  constexpr int BK = Tile::template BK<T>, kStages = Tile::kStages;
   const BlockPlace<Tile> place(sizes);
   const TileLoader<A, Tile::BM, BK, Tile::kThreads, packed> loader_a(a, place.row);
   const TileLoader<B, Tile::BN, BK, Tile::kThreads, packed> loader_b(b, place.column);
 
-  // Each step commits one group, an empty one past the end, so that the waits can count them.
-  const auto start = [&](int stage, int depth) {
-    if (depth < place.end) {
-      fill(shared.stages[stage].a, loader_a, depth);
-      fill(shared.stages[stage].b, loader_b, depth);
-    }
-    ptx::cp_async_commit();
-  };
-  TESSERA_UNROLL
-  for (int i = 0; i < kAhead; ++i) start(i, place.depth + i * BK);
-
   Sums sums;
-  int stage = 0;
-  for (int depth = place.depth; depth < place.end; depth += BK) {
-    ptx::cp_async_wait<kAhead - 1>();
-    Sums::see_writes();
-    __syncthreads();  // all have this stage, and nobody reads the previous one any more
-    const auto next = [&] { start((stage + kAhead) % kStages, depth + kAhead * BK); };
-    if constexpr (!Sums::kAsync) next();
-    sums.start();
-    sums.multiply(shared.stages[stage].a, shared.stages[stage].b);
-    sums.commit();
-    if constexpr (Sums::kAsync) next();
-    sums.finish();
-    stage = (stage + 1) % kStages;
-  }
+  multiply_steps<kStages, Sums>(
+      0, (place.end - place.depth + BK - 1) / BK,
+      [&](int step) {
+        auto& stage = shared.stages[step % kStages];
+        fill(stage.a, loader_a, place.depth + step * BK);
+        fill(stage.b, loader_b, place.depth + step * BK);
+      },
+      [&](int step) {
+        const auto& stage = shared.stages[step % kStages];
+        sums.multiply(stage.a, stage.b);
+        sums.commit();
+      });
   put_sums(sums, shared, sizes, place, epilogue);
 }
 
+// Blocks on a multiprocessor that 128 registers leave room for, where these are enough (what runs
+// across depth in f32 wants more); 0: as the compiler likes.
+template <class Tile, class A>
+inline constexpr int kBlocksWanted = sizeof(typename A::Element) == 2 ||
+                                             (Tile::kThreads == 256 && A::kAlongDepth)
+                                         ? 512 / Tile::kThreads
+                                         : 0;
+
 template <class Tile, class A, class B, class Out, bool packed>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, kBlocksWanted<Tile, A>)
     gemm_mma_kernel(A a, B b, GemmSizes sizes, Epilogue<Out> epilogue) {
   ptx::begin_kernel();
   using T = typename A::Element;
   auto& shared = shared_memory<MmaShared<Tile, A, B>>();
   if constexpr (sizeof(T) == 2)
     if (ptx::has_wgmma())
-      return gemm_block<Tile, GroupProducts<Tile>, packed>(shared, a, b, sizes, epilogue);
+      return gemm_block<Tile, GroupProducts<Tile, A::kAlongDepth>, packed>(shared, a, b, sizes,
+                                                                           epilogue);
   gemm_block<Tile, WarpProducts<Tile, T>, packed>(shared, a, b, sizes, epilogue);
 }
 

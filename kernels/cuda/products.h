@@ -20,7 +20,6 @@
 #pragma once
 
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/ptx/fence.h"
 #include "kernels/cuda/ptx/ldmatrix.h"
 #include "kernels/cuda/ptx/mma.h"
 #include "kernels/cuda/ptx/wgmma.h"
@@ -102,12 +101,10 @@ struct MmaOperandTile {
 
 // ---- Sums of a block's tile BM x BN.
 //
-//   see_writes()     before the barrier behind which the operands are read: of what the thread has
-//                    written of them
-//   start()          from here to finish() the sums are the instructions'
+//   kAsync           whether products go on behind multiply(), as mainloop.h has it:
+//   kGroups          groups, the last of a step, do so at most
 //   multiply(a, b)   adds the products of one stage's depth
-//   commit()         these begin
-//   finish()         until they have ended
+//   commit()         behind a step's last multiply(), of which there is one if A runs across depth
 //   each_row(f)      f(row, column, count, pair) for what a thread has of a row of the tile:
 //   pair(j)
 //                    are two neighbours, from 8 j columns further on, j < count, a constant
@@ -123,10 +120,7 @@ class WarpProducts {
     const int warp = int(threadIdx.x) / 32, kAcross = Tile::BN / Tile::WN;
     row_ = warp / kAcross * Tile::WM, column_ = warp % kAcross * Tile::WN;
   }
-  static __device__ __forceinline__ void see_writes() {}
-  __device__ __forceinline__ void start() {}
   __device__ __forceinline__ void commit() {}
-  __device__ __forceinline__ void finish() {}
 
   template <class A, class B>
   __device__ __forceinline__ void multiply(const A& a, const B& b) {
@@ -168,35 +162,40 @@ class WarpProducts {
 };
 
 // By wgmma, 9.0a, bf16: a warpgroup has kSquares times 64 rows by BN. An A that runs across depth
-// goes through registers: ldmatrix.trans reads it as fast as any.
-template <class Tile>
+// goes through registers, where ldmatrix.trans brings it as fast as any.
+template <class Tile, bool a_along = true>
 class GroupProducts {
+  static constexpr int kSquares = Tile::BM / 64 / (Tile::kThreads / 128);
+  static constexpr int kDepth = Tile::template BK<bf16>;
+  static_assert(kSquares > 0 && Tile::kThreads % 128 == 0);
+
  public:
   static constexpr bool kAsync = true;
+  static constexpr int kGroups = a_along ? 1 : kDepth / 16;
   __device__ __forceinline__ GroupProducts() {
     // Descriptors are the same for a warp: the compiler shall know.
     group_ = __shfl_sync(0xFFFFFFFF, int(threadIdx.x) / 128, 0);
   }
-  static __device__ __forceinline__ void see_writes() { ptx::fence_proxy_async(); }
-  __device__ __forceinline__ void start() { ptx::wgmma_fence(); }
-  __device__ __forceinline__ void commit() { ptx::wgmma_commit(); }
-  __device__ __forceinline__ void finish() { ptx::wgmma_wait<0>(); }
 
   template <class A, class B>
   __device__ __forceinline__ void multiply(const A& a, const B& b) {
-    if constexpr (!A::kAlongDepth) load(a);
+    static_assert(A::kAlongDepth == a_along);
     TESSERA_UNROLL
     for (int k = 0; k < kDepth; k += 16) {
+      if constexpr (!a_along) load(a, k);
       TESSERA_UNROLL
       for (int i = 0; i < kSquares; ++i) {
-        const int square = group_ * kSquares + i;
-        if constexpr (A::kAlongDepth)
-          ptx::wgmma<Tile::BN, !B::kAlongDepth>(sums_[i], a.matrix(Tile::row(square, 0), k),
-                                                b.matrix(0, k));
+        if constexpr (a_along)
+          ptx::wgmma<Tile::BN, !B::kAlongDepth>(
+              sums_[i], a.matrix(Tile::row(group_ * kSquares + i, 0), k), b.matrix(0, k));
         else
           ptx::wgmma<Tile::BN, !B::kAlongDepth>(sums_[i], a_[i][k / 16], b.matrix(0, k));
       }
+      if constexpr (!a_along) ptx::wgmma_commit();
     }
+  }
+  __device__ __forceinline__ void commit() {
+    if constexpr (a_along) ptx::wgmma_commit();
   }
   template <class F>
   __device__ __forceinline__ void each_row(const F& f) const {
@@ -212,20 +211,14 @@ class GroupProducts {
   }
 
  private:
-  static constexpr int kSquares = Tile::BM / 64 / (Tile::kThreads / 128);
-  static constexpr int kDepth = Tile::template BK<bf16>;
-  static_assert(kSquares > 0 && Tile::kThreads % 128 == 0);
-
-  // The warp's rows, of all of the stage's depth: once between start() and finish().
+  // The warp's rows at depth k, where the products of the stage before have ended.
   template <class A>
-  __device__ __forceinline__ void load(const A& a) {
+  __device__ __forceinline__ void load(const A& a, int k) {
+    ptx::wgmma_wait<kGroups - 1>();
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
     TESSERA_UNROLL
-    for (int i = 0; i < kSquares; ++i) {
-      TESSERA_UNROLL
-      for (int k = 0; k < kDepth; k += 16)
-        a.load_a(a_[i][k / 16], Tile::row(group_ * kSquares + i, 2 * warp), k, lane);
-    }
+    for (int i = 0; i < kSquares; ++i)
+      a.load_a(a_[i][k / 16], Tile::row(group_ * kSquares + i, 2 * warp), k, lane);
     ptx::wgmma_fence();
   }
 

@@ -1,0 +1,76 @@
+// The mainloop of all products by tensor cores: of matrices (gemm_mma.h), of 3x3 convolutions
+// (conv_halo.h) and of their filters' gradients (conv_halo_wgrad.h). While a step is multiplied,
+// those behind it are on their way to a ring of stages in shared memory.
+//
+// wgmma multiplies by itself, so that its products of one step follow those of the step before
+// without a gap: a thread issues them, and only then waits for the copies of the next step, meets
+// the others and starts what takes the place of the step before, whose products have ended by then.
+// Two stages have no room for that: there a copy starts and is waited for beside one step.
+//
+//     tensor cores   |   step i - 1   |     step i     |   step i + 1   |
+//     a thread    issue i, wait for i - 1, for the copies of i + 1, barrier, copy i + stages - 1
+//
+// mma.sync is the threads' own work. They meet before each step.
+#pragma once
+
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/ptx/cp_async.h"
+#include "kernels/cuda/ptx/fence.h"
+#include "kernels/cuda/ptx/wgmma.h"
+
+namespace tessera::TESSERA_CUDA::gemm {
+
+// All threads have the copies that each of them issued, but for its last n groups. sees: so do the
+// tensor cores.
+template <int n, bool sees>
+__device__ __forceinline__ void meet() {
+  ptx::cp_async_wait<n>();
+  if constexpr (sees) ptx::fence_proxy_async();
+  __syncthreads();
+}
+
+// Steps first to end - 1, one at least: start(i) begins to copy what step i multiplies to stage
+// i % stages, multiply(i) multiplies it; by wgmma its last Sums::kGroups groups are all that may go
+// on then. Behind the steps sums are complete; other threads may still read the last stages.
+//
+// The loop has no way round it: ptxas would put the sums' zeros into it, and then wait for each
+// wgmma by itself (its message C7515, which tests/kernel_resources.py finds).
+template <int stages, class Sums, class Start, class Multiply>
+__device__ __forceinline__ void multiply_steps(int first, int end, const Start& start,
+                                               const Multiply& multiply) {
+  static_assert(stages >= 2);
+  // Each step commits one group, an empty one past the end, so that the waits can count them.
+  const auto copy = [&](int step) {
+    if (step < end) start(step);
+    ptx::cp_async_commit();
+  };
+  TESSERA_UNROLL
+  for (int i = 0; i < stages - 1; ++i) copy(first + i);
+
+  int step = first;
+  if constexpr (!Sums::kAsync) {
+    do {
+      meet<stages - 2, false>();  // nobody reads the step before any more
+      copy(step + stages - 1);
+      multiply(step);
+    } while (++step < end);
+  } else {
+    meet<stages - 2, true>();
+    do {
+      ptx::wgmma_fence();
+      multiply(step);
+      ptx::wgmma_wait<Sums::kGroups>();  // those of the step before have ended
+      if constexpr (stages == 2) {       // there is no stage for the next step yet
+        __syncthreads();
+        copy(step + 1);
+        meet<0, true>();
+      } else {
+        meet<stages - 3, true>();
+        copy(step + stages - 1);
+      }
+    } while (++step < end);
+    ptx::wgmma_wait<0>();
+  }
+}
+
+}  // namespace tessera::TESSERA_CUDA::gemm
