@@ -4,8 +4,9 @@
 kernel_sass.py BUILD    writes BUILD/kernel-instructions.md: for every kernel and architecture the
                         instructions, and what its main loop has of them. Ends with 1 where one for
                         sm_90 or up does not wait for the kernel before it, or has an access of
-                        memory in front of that (kernels/cuda/ptx/grid_dependency.h), with 77 where
-                        there is no cuobjdump or nvcc has built no kernels.
+                        memory in front of that (kernels/cuda/ptx/grid_dependency.h), or ends an
+                        empty group of wgmma; with 77 where there is no cuobjdump or nvcc has built
+                        no kernels.
 
 The main loop is the one with the most mma.sync, the shortest of these; only of a kernel without
 mma.sync the innermost one that stores, else loads the most vectors (8 or 16 bytes) of global memory:
@@ -58,6 +59,18 @@ def early_of(lines):
         return "does not wait for the kernel before it"
     early = next((text for text in texts[:begin] if re.match(ACCESS, text)), None)
     return f"{early} comes before the wait for the kernel before it" if early else ""
+
+
+def empty_group_of(lines):
+    """Behind a branch among products ptxas has ended their group itself, and wgmma_commit() ends an
+    empty one: a wait for all groups but the last would wait for the products."""
+    empty = any(re.search(r"\bHGMMA\.\S+ RZ, gdesc\[URZ\], RZ", text)
+                for _, text in instructions_of(lines))
+    return "ends an empty group of wgmma" if empty else ""
+
+
+def faults_of(lines):
+    return [fault for fault in (early_of(lines), empty_group_of(lines)) if fault]
 
 
 def code_of(lines):
@@ -132,16 +145,16 @@ def main():
         print("kernel instructions: skipped,",
               "nvcc has built no kernels here" if tool else "there is no cuobjdump here")
         return SKIPPED
-    codes, early = {}, {}
+    codes, faults = {}, {}
     for path in objects:
         text = subprocess.run([tool, "-sass", path], check=True, text=True,
                               stdout=subprocess.PIPE).stdout
         codes.update(parse(text))
-        early.update(parse(text, early_of))
+        faults.update(parse(text, faults_of))
     (build / "kernel-instructions.md").write_text("\n".join(table(codes)) + "\n")
-    errors = [f"{short_name(demangle([name])[name])} for {architecture}: {wrong}"
-              for (name, architecture), wrong in sorted(early.items())
-              if wrong and int(re.search(r"\d+", architecture)[0]) >= 90]
+    errors = [f"{short_name(demangle([name])[name])} for {architecture}: {fault}"
+              for (name, architecture), found in sorted(faults.items())
+              if int(re.search(r"\d+", architecture)[0]) >= 90 for fault in found]
     for error in errors:
         print("error:", error)
     print(f"kernel instructions: of {len(codes)} kernels")

@@ -182,6 +182,16 @@ class Instructions(unittest.TestCase):
             self.assertEqual(early("S2R R0, SR_TID.X", access, "ACQBULK", "EXIT"),
                              f"{access} comes before the wait for the kernel before it")
 
+    def test_empty_groups_of_wgmma(self):
+        def faults(*lines):
+            return kernel_sass.faults_of([f"        /*{16 * i:04x}*/    {line} ;   /* 0x01 */"
+                                          for i, line in enumerate(("ACQBULK", *lines))])
+        product = "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR20], R24"
+        self.assertEqual(faults(product, product + ", gsb0"), [])
+        self.assertEqual(faults(product + ", gsb0", "WARPGROUP.ARRIVE",
+                                "HGMMA.64x8x16.F16 RZ, gdesc[URZ], RZ, !UPT, gsb0"),
+                         ["ends an empty group of wgmma"])
+
 
 class Launches(unittest.TestCase):
     def test_a_kernel_that_nobody_launches(self):

@@ -177,7 +177,8 @@ struct FilterRow {
 };
 
 // ---- Sources: what the steps of a block load and multiply. Shared<Tile, stages> has `stages` of
-// them, kStages<Tile, whether products are wgmma's>.
+// them, kStages<Tile, whether products are wgmma's>. multiply() ends with commit(): behind a branch
+// among products ptxas would end a group of its own before it.
 
 // Where a block works.
 struct BlockPlace {
@@ -220,6 +221,7 @@ struct HaloSource {
     for (int s = 0; s < 3; ++s)
       sums.multiply(HaloWindows<Planes>{shared.input[step / 3 % 2], step % 3 * Planes::kWidth + s},
                     shared.filters[step % stages].taps[s]);
+    sums.commit();
   }
 };
 
@@ -305,10 +307,7 @@ __device__ __forceinline__ void halo_block(const Source& source, const HaloSizes
   Sums sums;
   gemm::multiply_steps<Shared::kStages, Sums>(
       0, source.steps(), [&](int step) { source.start(shared.steps, at, step); },
-      [&](int step) {
-        source.multiply(shared.steps, step, sums);
-        sums.commit();
-      });
+      [&](int step) { source.multiply(shared.steps, step, sums); });
   __syncthreads();  // the results take the place of what was multiplied
   put_sums<Tile>(sums, sizes, at, output, shared.results);
   __syncthreads();

@@ -130,12 +130,14 @@ struct PhaseSource {
       for (int s = 0; s < 4; ++s)
         sums.multiply(HaloWindows<Planes>{stage.low.input, s / 2 * Planes::kWidth + s % 2},
                       stage.low.filters.taps[s]);
+      sums.commit();
     } else {
       using Planes = decltype(stage.skip.input);
       TESSERA_UNROLL
       for (int s = 0; s < 3; ++s)
         sums.multiply(HaloWindows<Planes>{stage.skip.input, Planes::place(s)},
                       stage.skip.filters.taps[s]);
+      sums.commit();
     }
   }
 };
@@ -184,6 +186,7 @@ struct PhaseGradSource {
     for (int s = 0; s < 4; ++s)
       sums.multiply(HaloWindows<Planes>{shared.input[step % stages], Planes::place(s)},
                     shared.filters[step % stages].taps[s]);
+    sums.commit();
   }
 };
 
