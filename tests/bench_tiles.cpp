@@ -25,46 +25,44 @@ std::vector<ConvShape> network_convs(bool tiny) {
   return convs;
 }
 
-// What a block takes, and the name of its tile.
+// What a block takes, and parts of the name of its kernel.
 struct BlockNeeds {
   int threads;
   size_t shared;
-  std::string tile;
+  std::vector<std::string> kernel;
 };
-BlockNeeds needs_of(ConvTile tile, int architecture) {
+BlockNeeds needs_of(ConvTile tile, const DeviceInfo& info, const ConvShape& s) {
   BlockNeeds needs{};
   simt::conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
     using namespace simt::conv;
-    needs = {Tile::kThreads, halo_shared<Tile, HaloSource>(architecture),
-             fmt::format("HaloTile<{}, {}, {}, {}, {}, 1, {}>", Tile::TH, Tile::TW, Tile::BN,
-                         Tile::WM, Tile::WN, Tile::TN)};
+    const int64_t blocks = blocks_of(tile, s);
+    needs = {Tile::kThreads,
+             halo_shared<Tile, HaloSource>(info, blocks),
+             {fmt::format("conv_halo_kernel<HaloTile<{}, {}, {}, {}, {}, 1, {}>", Tile::TH,
+                          Tile::TW, Tile::BN, Tile::WM, Tile::WN, Tile::TN),
+              "HaloSource",
+              fmt::format("{}, {}>", s.data_gradient ? "HaloImage" : "HaloMoments",
+                          halo_blocks<Tile, HaloSource>(info, blocks))}};
   });
   return needs;
 }
 
-int registers_of(const KernelResources& resources, int architecture, const std::string& tile,
-                 bool data_gradient) {
-  const auto row = resources.find(architecture, {"conv_halo_kernel<" + tile, "HaloSource",
-                                                 data_gradient ? "HaloImage" : "HaloMoments"});
-  return row.registers;
-}
-
-void print_card(const std::string& name, int architecture, int multiprocessors,
-                const KernelResources& resources) {
+void print_card(const DeviceInfo& info, const KernelResources& resources) {
   const ConvTiles& tiles = ConvTiles::in_force();
+  const int architecture = info.capability;
   const MultiprocessorLimits* const limits = limits_of(architecture);
   for (const ConvShape& s : network_convs(false)) {
     const ConvTile tile = tiles.choose(architecture, s);
-    const BlockNeeds needs = needs_of(tile, architecture);
-    const int registers = registers_of(resources, architecture, needs.tile, s.data_gradient);
+    const BlockNeeds needs = needs_of(tile, info, s);
+    const int registers = resources.find(architecture, needs.kernel).registers;
     std::string waves = "-";
     if (limits) {
       const int resident = resident_blocks(*limits, needs.threads, needs.shared, registers);
       waves = fmt::format("{}{:.2f}", registers ? "" : ">= ",
-                          double(blocks_of(tile, s)) / (resident * multiprocessors));
+                          double(blocks_of(tile, s)) / (resident * info.multiprocessors));
     }
-    std::cout << fmt::format("| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", architecture, name,
-                             text_of(s), size_of(tile).name,
+    std::cout << fmt::format("| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", architecture,
+                             info.name, text_of(s), size_of(tile).name,
                              tiles.has(architecture, s) ? "table" : "rule", blocks_of(tile, s),
                              waves, registers ? std::to_string(registers) : "-", needs.shared);
   }
@@ -116,14 +114,11 @@ void print_tiles(const std::string& resources_file) {
             << "| arch | card | N H W columns depth | tile | by | blocks | waves | registers | "
                "shared bytes |\n"
                "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: |\n";
-  if (has_gpu()) {
-    const DeviceInfo info = Device::open(DeviceType::cuda)->info();
-    return print_card(info.name, info.capability, info.multiprocessors, resources);
-  }
+  if (has_gpu()) return print_card(Device::open(DeviceType::cuda)->info(), resources);
   for (const int architecture : {80, 89, 90})
     for (const Card& card : kCards)
       if (card.architecture == architecture)
-        print_card(card.name, architecture, card.multiprocessors, resources);
+        print_card({card.name, architecture, card.multiprocessors}, resources);
 }
 
 int tune_tiles(DeviceType type, double budget, bool tiny, const std::string& file) {

@@ -84,10 +84,13 @@ inline std::vector<Values> expected(Stream& oracle, const ConvCase& c, const Pat
   return results;
 }
 
+// multiprocessors: 0, those of the profile; 1, for which one or two blocks of halo tiles are few.
 inline std::vector<Values> on_simt(const ConvCase& c, const Path& mode, Numbers numbers,
-                                   int capability, uint64_t seed, simt::Landing landing) {
+                                   int capability, uint64_t seed, simt::Landing landing,
+                                   int multiprocessors = 0) {
   simt::Options options;
   options.profile = simt::profile_of(capability);
+  if (multiprocessors) options.profile.multiprocessors = multiprocessors;
   options.order = simt::Order::Random;
   options.seed = seed;
   options.landing = landing;

@@ -164,6 +164,18 @@ def largest_block(launches, name, capability):
     return max(b["threads"] for b in here), max(b["shared"] for b in here)
 
 
+def block_of(launches, name, kernel):
+    """Threads, shared bytes and occupancy of a kernel's largest block. The last is None where it is
+    not known, and where the block of another architecture does not fit: the kernel is of that one
+    alone."""
+    threads, dynamic = largest_block(launches, name, kernel.capability) or (256, 0)
+    share = occupancy(kernel.capability, threads, kernel.registers, kernel.shared + dynamic)
+    launched = launches.get(name, {}).get("blocks", [])
+    if share == 0 and not any(b["capability"] == kernel.capability for b in launched):
+        share = None
+    return threads, kernel.shared + dynamic, share
+
+
 def table(kernels, launches, allowed):
     """The lines of the table, and what is wrong with the kernels. launches: None where no tests ran
     these kernels."""
@@ -179,12 +191,10 @@ def table(kernels, launches, allowed):
                    for name in sorted(set(names.values())) if not largest_block(launches, name, 0)]
     for k in sorted(set(kernels), key=lambda k: (names[k.name], k.capability, k)):
         name = names[k.name]
-        block = largest_block(launches or {}, name, k.capability)
-        threads, dynamic = block or (256, 0)
-        shared = k.shared + dynamic
-        share = occupancy(k.capability, threads, k.registers, shared)
+        threads, shared, share = block_of(launches or {}, name, k)
+        sure = largest_block(launches or {}, name, k.capability) or share is None
         lines.append(f"| `{name}` | {k.architecture} | {threads} | {shared} | {k.registers} | "
-                     f"{k.stack} | {k.spills} | {percent(share)}{'' if block or share is None else '?'} |")
+                     f"{k.stack} | {k.spills} | {percent(share)}{'' if sure else '?'} |")
         if share == 0:
             errors.append(f"{name} ({k.architecture}): a block of {threads} threads does not fit")
         if (k.stack or k.spills) and not reason_for(name, allowed):
@@ -224,14 +234,12 @@ def summary(kernels, launches):
     lines = ["| kernel | instantiations | threads | shared | registers | stack and spills | "
              "occupancy | launched by |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
     for name, members in sorted(families.items()):
-        blocks = [largest_block(launches, names[k.name], k.capability) or (256, 0) for k in members]
-        shares = [occupancy(k.capability, b[0], k.registers, k.shared + b[1])
-                  for k, b in zip(members, blocks)]
-        shares = [None if share is None else round(100 * share) for share in shares]
+        blocks = [block_of(launches, names[k.name], k) for k in members]
+        shares = [None if share is None else round(100 * share) for _, _, share in blocks]
         tests = sorted({t for k in members for t in launches.get(names[k.name], {}).get("tests", [])})
         more = f" and {len(tests) - 2} more" if len(tests) > 2 else ""
         lines.append(f"| `{name}` | {len({k.name for k in members})} | {span([b[0] for b in blocks])}"
-                     f" | {span([k.shared + b[1] for k, b in zip(members, blocks)])} | "
+                     f" | {span([shared for _, shared, _ in blocks])} | "
                      f"{span([k.registers for k in members])} | "
                      f"{span([k.stack + k.spills for k in members])} | {span(shares, '%')} | "
                      f"{'; '.join(tests[:2])}{more} |")

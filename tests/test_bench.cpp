@@ -297,7 +297,7 @@ TEST_CASE("bench predicts what launches need on cards that are not there", "[ben
   const TempDir dir;
   const std::string kernel =
       "`conv::conv_halo_kernel<conv::HaloTile<16, 16, 64, 64, 32, 1, 1>, "
-      "conv::HaloSource, conv::HaloImage>`";
+      "conv::HaloSource, conv::HaloImage, 2>`";
   write_text(dir / "resources.md",
              concat("| kernel | arch | registers |\n| --- | --- | ---: |\n| ", kernel,
                     " | sm_90a | 120 |\n| ", kernel, " | sm_80 | 130 |\n"));

@@ -28,14 +28,18 @@ void check_exact(const ConvCase& c, std::initializer_list<int> capabilities,
   for (const Path& mode : modes) {
     const std::vector<Values> right = expected(oracle, c, mode);
     for (int capability : capabilities) {
-      INFO(mode.name << " on " << capability << ": x " << c.x << ", w " << c.w << ", stride "
-                     << c.spec.stride << ", A " << c.A);
-      const auto got = on_simt(c, mode, Numbers::Integers, capability, 1, simt::Landing::Latest);
       const bool rounded_twice =
           c.A && c.w[1] == 3 && mode.dtype == DType::bf16 && !has_phases(c, mode, capability);
-      for (size_t i = rounded_twice ? 2 : 0; i < right.size(); ++i) {
-        INFO("result " << i << " of " << right.size());
-        CHECK(difference(got[i], right[i], 0) == "");
+      for (const int multiprocessors : {0, 1}) {
+        if (multiprocessors && !(mode.dtype == DType::bf16 && capability == 90)) continue;
+        INFO(mode.name << " on " << capability << ", multiprocessors " << multiprocessors << ": x "
+                       << c.x << ", w " << c.w << ", stride " << c.spec.stride << ", A " << c.A);
+        const auto got = on_simt(c, mode, Numbers::Integers, capability, 1, simt::Landing::Latest,
+                                 multiprocessors);
+        for (size_t i = rounded_twice ? 2 : 0; i < right.size(); ++i) {
+          INFO("result " << i << " of " << right.size());
+          CHECK(difference(got[i], right[i], 0) == "");
+        }
       }
     }
   }
@@ -119,6 +123,8 @@ TEST_CASE("halo tiles: borders, tails of channels, every tile", "[cuda][slow]") 
     const int64_t wide = odd_channels(size);
     check_exact({{1, 1, 1}, {3, 9, 19, 24}, {wide, 3, 3, 24}, 0, size.tile}, {80}, bf16_only);
     check_exact({{1, 1, 1}, {3, 9, 19, wide}, {24, 3, 3, wide}, 0, size.tile}, {80}, bf16_only);
+    // So many steps that rings of stages come round, in both directions.
+    check_exact({{1, 1, 1}, {3, 9, 11, wide}, {wide, 3, 3, wide}, 0, size.tile}, {90}, bf16_only);
   }
 }
 
@@ -137,6 +143,11 @@ TEST_CASE("the sub-pixel form: borders, tails of channels, every tile", "[cuda][
   check_exact({{1, 1, 1}, {49, 10, 12, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {12, 10, 34, 16}, {64, 3, 3, 16}, 8}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {6, 18, 34, 16}, {128, 3, 3, 16}, 8}, {80}, bf16_only);
+  // Rings of stages come round.
+  check_exact({{1, 1, 1}, {25, 10, 10, 88}, {256, 3, 3, 88}, 40}, {90}, bf16_only);
+  check_exact({{1, 1, 1}, {49, 10, 10, 88}, {64, 3, 3, 88}, 40}, {90}, bf16_only);
+  check_exact({{1, 1, 1}, {12, 10, 34, 88}, {64, 3, 3, 88}, 40}, {90}, bf16_only);
+  check_exact({{1, 1, 1}, {6, 18, 34, 88}, {128, 3, 3, 88}, 40}, {90}, bf16_only);
   // The same of low's gradient.
   check_exact({{1, 1, 1}, {27, 10, 12, 456}, {8, 3, 3, 456}, 448}, {89}, bf16_only);
 }
@@ -245,6 +256,29 @@ TEST_CASE("a filter's gradient is added where there is one tile of pixels", "[cu
   }
 }
 
+TEST_CASE("filters' gradients of more tiles of pixels than stages", "[cuda][slow]") {
+  // Six tiles a part, of which not every part begins with the ring's first stage.
+  const Shape x{9, 9, 33, 136}, w{136, 3, 3, 136};
+  const auto gradient = [&](Stream& stream, DType storage) {
+    const DType sums = storage == DType::f64 ? DType::f64 : DType::f32;
+    const Tensor image = tensor_of(stream, draw(Numbers::Integers, "x", 0, x), storage),
+                 dy = tensor_of(stream, draw(Numbers::Integers, "dy", 0, x), storage);
+    Tensor dw = Tensor::empty(stream, w, sums);
+    conv2d_bwd_weight(stream, {1, 1, 1}, image, dy, {dw}, {});
+    return values_of(stream, dw);
+  };
+  Stream oracle(poisoned_cpu());
+  const Values right = gradient(oracle, DType::f64);
+  for (const int capability : {80, 90}) {
+    simt::Options options;
+    options.profile = simt::profile_of(capability);
+    options.trap_uninitialised = true;
+    const simt::ScopedOptions scope(options);
+    Stream stream(poisoned(DeviceType::simt));
+    CHECK(difference(gradient(stream, DType::bf16), right, 0) == "");
+  }
+}
+
 TEST_CASE("the gradients of both parts are added to what is there", "[cuda]") {
   const ConvCase c{{1, 1, 1}, {2, 10, 12, 40}, {8, 3, 3, 40}, 24},
       one{{}, {2, 10, 12, 40}, {8, 1, 1, 40}, 24};
@@ -258,6 +292,9 @@ TEST_CASE("the gradients of both parts are added to what is there", "[cuda]") {
 TEST_CASE("the gradient of 128 and more channels of low", "[cuda][slow]") {
   check_parts({{1, 1, 1}, {24, 10, 18, 520}, {8, 3, 3, 520}, 512}, GradMode::Accumulate, 80,
               {DType::bf16});
+  for (const int64_t N : {24, 27})  // wide tiles, and of two images; rings of stages come round
+    check_parts({{1, 1, 1}, {N, 10, N == 24 ? 18 : 10, 456}, {72, 3, 3, 456}, 448},
+                GradMode::Overwrite, 90, {DType::bf16});
 }
 
 TEST_CASE("forms of a filter that are given are those that are used", "[cuda]") {

@@ -71,6 +71,13 @@ class Resources(unittest.TestCase):
         self.assertEqual(
             len(self.judge(report(0, 0), launches={"add_kernel<4>": {"blocks": [block]}})[1]), 1)
 
+    def test_kernel_of_another_architecture(self):
+        block = {"capability": 90, "threads": 256, "shared": 200 << 10}
+        lines, errors = self.judge(report(0, 0, architecture="sm_80"),
+                                   launches={"add_kernel<4>": {"blocks": [block]}})
+        self.assertEqual(errors, [])
+        self.assertTrue(lines[2].endswith(" | ? |"), lines[2])
+
     def test_kernel_for_nvcc_alone(self):
         for launches in ({}, {"add_kernel<4>": {"tests": [], "blocks": []}}):
             lines, errors = self.judge(report(0, 0), launches=launches)

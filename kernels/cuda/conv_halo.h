@@ -39,6 +39,7 @@ struct HaloTile {
   static constexpr int TN = TN_, TH = TH_, TW = TW_, BN = BN_, WM = WM_, WN = WN_, kApart = apart;
   static constexpr int BM = TN * TH * TW;
   static constexpr int kThreads = 32 * (BM / WM) * (BN / WN);
+  static constexpr int kBlocks = 512 / kThreads;  // that 128 registers leave a multiprocessor
   template <class T>
   static constexpr int BK = 32;
   static_assert(TW % 8 == 0 && TH % 8 == 0 && BM % WM == 0 && BN % WN == 0 && BN % 64 == 0);
@@ -81,7 +82,7 @@ struct ImageCorner {
                         unsigned(at.w + w) < unsigned(image.W);
     // Rows and images are less than 2^31 packs apart.
     const int offset = ((n * image.H + h) * image.W + w) * packs + chunk;
-    ptx::cp_async16(to, inside ? corner + int64_t(offset) * 8 : image.x, inside ? 16 : 0);
+    ptx::cp_async16(to, corner + int64_t(offset) * 8, inside ? 16 : 0);
   }
 };
 
@@ -168,17 +169,16 @@ struct FilterRow {
       TESSERA_UNROLL
       for (int s = 0; s < count; ++s)
         ptx::cp_async16(taps[s].pack(first, point) + line * Operand::kPiece,
-                        has_filter ? from + int64_t(line) * filters.column_stride() +
-                                         filters.tap(r, s) * filters.tap_stride()
-                                   : filters.w,
+                        from + int64_t(line) * filters.column_stride() +
+                            filters.tap(r, s) * filters.tap_stride(),
                         has_filter ? 16 : 0);
     }
   }
 };
 
 // ---- Sources: what the steps of a block load and multiply. Shared<Tile, stages> has `stages` of
-// them, kStages<Tile, whether products are wgmma's>. multiply() ends with commit(): behind a branch
-// among products ptxas would end a group of its own before it.
+// them; kStages: of mma.sync, which leave every card from 8.0 on room for a block. multiply() ends
+// with commit(): behind a branch among products ptxas would end a group of its own before it.
 
 // Where a block works.
 struct BlockPlace {
@@ -189,17 +189,14 @@ struct BlockPlace {
 
 // 3x3 windows of an image.
 struct HaloSource {
-  static constexpr int kBlocks = 0;
-  // A fourth costs large tiles of 64 channels no block.
-  template <class Tile, bool async>
-  static constexpr int kStages = (async && Tile::BN == 64 && Tile::BM > 64) ? 4 : 3;
+  static constexpr int kBlocks = 0, kStages = 3;
   Image<bf16> image;
   HaloFilters filters;
 
   template <class Tile, int stages>
   struct Shared {
-    static_assert(stages <= 4);  // else two parts of the input are not enough
-    HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32> input[2];
+    static constexpr int kInputs = (stages + 4) / 3;  // that `stages` steps in a row may need
+    HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32> input[kInputs];
     FilterRow<Tile, 3> filters[stages];
   };
   __device__ __forceinline__ int steps() const { return (filters.depth + 31) / 32 * 3; }
@@ -210,7 +207,7 @@ struct HaloSource {
     const int part = step / 3, r = step % 3;
     shared.filters[step % stages].fill(filters, at.column, part * 32, r);
     if (r == 0)
-      shared.input[part % 2].template fill<Tile::kThreads>(
+      shared.input[part % shared.kInputs].template fill<Tile::kThreads>(
           image, at.N, {at.first.n, at.first.h - 1, at.first.w - 1}, part * 32);
   }
   template <class Tile, int stages, class Sums>
@@ -219,7 +216,8 @@ struct HaloSource {
     using Planes = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, 32>;
     TESSERA_UNROLL
     for (int s = 0; s < 3; ++s)
-      sums.multiply(HaloWindows<Planes>{shared.input[step / 3 % 2], step % 3 * Planes::kWidth + s},
+      sums.multiply(HaloWindows<Planes>{shared.input[step / 3 % shared.kInputs],
+                                        step % 3 * Planes::kWidth + s},
                     shared.filters[step % stages].taps[s]);
     sums.commit();
   }
@@ -232,11 +230,17 @@ struct HaloResults {
   float sums[2][Tile::kThreads / 32][Tile::BN];
 };
 
-template <class Tile, class Source, bool async>
+// async: products are wgmma's. Their rings have as many stages as leave a multiprocessor room for
+// `blocks` blocks, and no more than cover the latency of a copy: 64 channels are multiplied faster.
+template <class Tile, class Source, bool async, int blocks>
 struct HaloShared {
-  static constexpr int kStages = Source::template kStages<Tile, async>;
+  template <int stages>
+  using Steps = typename Source::template Shared<Tile, stages>;
+  static constexpr int kMost = Tile::BN == 64 ? 6 : 4;
+  static constexpr int kStages =
+      async ? gemm::stages_in<Steps, kMost>(gemm::shared_of(blocks)) : Source::kStages;
   union {
-    typename Source::template Shared<Tile, kStages> steps;
+    Steps<kStages> steps;
     HaloResults<Tile> results;
   };
 };
@@ -293,16 +297,16 @@ __device__ __forceinline__ void put_sums(const Sums& sums, const HaloSizes& size
 
 // Blocks of 256 threads that registers must leave room for on a multiprocessor; 0: as the compiler
 // likes.
-template <class Tile, class Source, class Output>
+template <class Tile, class Source, class Output, int blocks>
 struct BlocksWanted {
   static constexpr int most = Source::kBlocks > Output::kBlocks ? Source::kBlocks : Output::kBlocks;
-  static constexpr int value = Tile::kThreads == 256 ? most : 0;
+  static constexpr int value = Tile::kThreads == 256 && blocks == 2 ? most : 0;
 };
 
-template <class Tile, class Sums, class Source, class Output>
+template <class Tile, int blocks, class Sums, class Source, class Output>
 __device__ __forceinline__ void halo_block(const Source& source, const HaloSizes& sizes,
                                            const BlockPlace& at, const Output& output) {
-  using Shared = HaloShared<Tile, Source, Sums::kAsync>;
+  using Shared = HaloShared<Tile, Source, Sums::kAsync, blocks>;
   auto& shared = shared_memory<Shared>();
   Sums sums;
   gemm::multiply_steps<Shared::kStages, Sums>(
@@ -314,17 +318,18 @@ __device__ __forceinline__ void halo_block(const Source& source, const HaloSizes
   output.store(sizes, at.first, at.column, shared.results);
 }
 
-template <class Tile, class Source, class Output>
-__global__ void __launch_bounds__(Tile::kThreads, BlocksWanted<Tile, Source, Output>::value)
+// blocks: of a multiprocessor, for which the rings of wgmma are sized.
+template <class Tile, class Source, class Output, int blocks>
+__global__ void __launch_bounds__(Tile::kThreads, BlocksWanted<Tile, Source, Output, blocks>::value)
     conv_halo_kernel(Source source, HaloSizes sizes, Output output) {
   ptx::begin_kernel();
   int block = int(blockIdx.x);
   const int column = sizes.column_tiles.divide(block) * Tile::BN;
   const BlockPlace at{sizes.N, sizes.tile<Tile>(block), column};
   if (ptx::has_wgmma())
-    halo_block<Tile, GroupProducts<Tile>>(source, sizes, at, output);
+    halo_block<Tile, blocks, GroupProducts<Tile>>(source, sizes, at, output);
   else
-    halo_block<Tile, WarpProducts<Tile, bf16>>(source, sizes, at, output);
+    halo_block<Tile, blocks, WarpProducts<Tile, bf16>>(source, sizes, at, output);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -147,7 +147,7 @@ void with_halo_tile(ConvTile tile, const F& f) {
     case ConvTile::k2x8x8x128:
       return call.template operator()<ConvTile::k2x8x8x128, 64, 32>();
     case ConvTile::k2x8x8x64:
-      return call.template operator()<ConvTile::k2x8x8x64, 64, 32>();
+      return call.template operator()<ConvTile::k2x8x8x64, 32, 32>();
     case ConvTile::k8x8x64:
       return call.template operator()<ConvTile::k8x8x64, 32, 32>();
   }
@@ -160,26 +160,52 @@ inline ConvTile tile_for(Stream& stream, bool data_gradient, int N, const HaloSo
 }
 
 // Whether a block finds its shared memory on every card from 8.0 on: 8.6 and 8.9 have 99 KB. On
-// 9.0 two blocks do.
+// 9.0 kBlocks do.
 template <class Tile, class Source>
-inline constexpr bool kFitsAllCards = sizeof(HaloShared<Tile, Source, false>) <= 99 * 1024 &&
-                                      sizeof(HaloShared<Tile, Source, true>) <= 113 * 1024;
+inline constexpr bool kFitsAllCards =
+    sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>) <= 99 * 1024 &&
+    sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>) <= gemm::shared_of(Tile::kBlocks);
+// Code for 8.0 has its own rings on a 9.0, too: what is asked for there has to be enough.
 template <class Tile, class Source>
-size_t halo_shared(int capability) {
-  return capability == 90 ? sizeof(HaloShared<Tile, Source, true>)
-                          : sizeof(HaloShared<Tile, Source, false>);
+inline constexpr bool kCoversOldCode = sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>) >=
+                                       sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>);
+
+// Where a grid has half of the blocks that a 9.0 holds at a time, or less, each can have twice the
+// shared memory, and needs more stages: fewer others compute while it waits. Whether there is such
+// a kernel: with 4 stages and more beside the others there are enough.
+template <class Tile, class Source>
+inline constexpr bool kHasFew = HaloShared<Tile, Source, true, Tile::kBlocks>::kStages < 4;
+// For how many blocks on a multiprocessor a grid's rings are sized.
+template <class Tile, class Source>
+int halo_blocks(const DeviceInfo& info, int64_t blocks) {
+  const bool few = info.capability == 90 && blocks <= Tile::kBlocks / 2 * info.multiprocessors;
+  return kHasFew<Tile, Source> && few ? Tile::kBlocks / 2 : Tile::kBlocks;
+}
+template <class Tile, class Source>
+size_t halo_shared(const DeviceInfo& info, int64_t blocks) {
+  if (info.capability != 90) return sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>);
+  return halo_blocks<Tile, Source>(info, blocks) == Tile::kBlocks
+             ? sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>)
+             : sizeof(HaloShared<Tile, Source, true, Tile::kBlocks / 2>);
 }
 
 template <class Tile, class Source, class Output>
 void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source& source,
                  const Output& output) {
-  static_assert(kFitsAllCards<Tile, Source>);
+  static_assert(kFitsAllCards<Tile, Source> && kCoversOldCode<Tile, Source>);
   const int64_t blocks = pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN);
   ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
-  launch_next<conv_halo_kernel<Tile, Source, Output>>(
-      {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
-       halo_shared<Tile, Source>(stream.device().info().capability)},
-      source, HaloSizes(Tile{}, N, H, W, columns), output);
+  const DeviceInfo& info = stream.device().info();
+  const auto launch = [&]<int at_once>() {
+    launch_next<conv_halo_kernel<Tile, Source, Output, at_once>>(
+        {cuda_stream(stream), dim3(unsigned(blocks)), dim3(Tile::kThreads),
+         halo_shared<Tile, Source>(info, blocks)},
+        source, HaloSizes(Tile{}, N, H, W, columns), output);
+  };
+  if constexpr (kHasFew<Tile, Source>)
+    if (halo_blocks<Tile, Source>(info, blocks) < Tile::kBlocks)
+      return launch.template operator()<Tile::kBlocks / 2>();
+  launch.template operator()<Tile::kBlocks>();
 }
 
 // dx += or = the sums of dy's windows by filters that are turned around.
@@ -234,10 +260,12 @@ WgradSplit split_of(int N, int H, int W, int K, int C) {
 // a's sums of a split.
 template <class Tile>
 void launch_wgrad(Stream& stream, int N, const Image<bf16>& x, const WgradSplit& s, WgradArgs a) {
+  static_assert(sizeof(WgradShared<Tile, true>) >= sizeof(WgradShared<Tile, false>));
   a.tiles = int(s.tiles), a.tiles_per_part = int(s.part);
   launch_next<conv_halo_wgrad_kernel<Tile>>(
       {cuda_stream(stream), dim3(unsigned(s.blocks), 1, unsigned(s.parts)), dim3(Tile::kThreads),
-       sizeof(WgradShared<Tile>)},
+       stream.device().info().capability == 90 ? sizeof(WgradShared<Tile, true>)
+                                               : sizeof(WgradShared<Tile, false>)},
       x, HaloSizes(Tile{}, N, x.H, x.W, x.C), a);
 }
 

@@ -20,21 +20,31 @@ template <int TN_, int TW_, int R_>
 struct WgradTile {
   static constexpr int TN = TN_, TH = 4, TW = TW_, kPixels = TN * TH * TW, kApart = 1;
   static constexpr int R = R_, kTaps = R * R, kPhases = R == 2 ? 4 : 1;
-  static constexpr int BM = 64, BN = R == 2 ? 128 : 64;  // k, c
-  static constexpr int WM = 32, WN = BN / 4;             // of a warp
-  static constexpr int kThreads = 256, kStages = R == 2 ? 3 : 4;
+  static constexpr int BM = 64, BN = R == 2 ? 128 : 64;           // k, c
+  static constexpr int WM = 32, WN = BN / 4;                      // of a warp
+  static constexpr int kThreads = 256, kStages = R == 2 ? 3 : 4;  // of mma.sync
   static_assert(TN * TW == 16 && TW % 8 == 0 && (R == 2 || R == 3));
 };
 
+// The pixels of a tile.
 template <class Tile>
-struct WgradShared {
+struct WgradStage {
   using Input = HaloPlanes<Tile::TN, Tile::TH, Tile::TW, Tile::BN, Tile::R - 1>;
-  struct Stage {
-    Input x;
-    MmaOperandTile<bf16, Tile::BM, Tile::kPixels, false> dy;  // lines: pixels, row by row
-  };
+  Input x;
+  MmaOperandTile<bf16, Tile::BM, Tile::kPixels, false> dy;  // lines: pixels, row by row
+};
+
+// async: products are wgmma's. Registers leave a multiprocessor no room for a second block, so the
+// first may have all of its shared memory; four stages are enough. Else what every card from 8.0 on
+// has.
+template <class Tile, bool async>
+struct WgradShared {
+  template <int stages>
+  using Ring = WgradStage<Tile>[stages];
+  static constexpr int kStages =
+      async ? gemm::stages_in<Ring, 4>(gemm::shared_of(1)) : Tile::kStages;
   union {
-    Stage stages[Tile::kStages];
+    Ring<kStages> stages;
     float bias[Tile::kThreads / Tile::BM][Tile::BM];
   };
 };
@@ -68,8 +78,7 @@ __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const 
     const bool inside = has_column && first.h + h + i / 16 < sizes.H;
     // Lines i further are rows i / 16 further.
     ptx::cp_async16(lines.pack(line, point) + i * Lines::kPiece,
-                    inside ? from + int64_t(i / 16 * kApart * kApart * sizes.W) * a.K : a.dy,
-                    inside ? 16 : 0);
+                    from + int64_t(i / 16 * kApart * kApart * sizes.W) * a.K, inside ? 16 : 0);
   }
 }
 
@@ -85,8 +94,8 @@ class WarpWgrad {
     const int warp = int(threadIdx.x) / 32;
     row_ = warp / 4 * Tile::WM, column_ = warp % 4 * Tile::WN;
   }
-  __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage) {
-    using Input = typename WgradShared<Tile>::Input;
+  __device__ __forceinline__ void multiply(const WgradStage<Tile>& stage) {
+    using Input = typename WgradStage<Tile>::Input;
     const int lane = int(threadIdx.x) % 32, j = lane % 16;
     const int pixel = j / Tile::TW * Input::kHeight * Input::kWidth + j % Tile::TW;
     uint32_t x[R][R][kPacks][4];  // rows of the halo (mod R), shifts
@@ -146,7 +155,7 @@ class GroupWgrad {
   __device__ __forceinline__ GroupWgrad() {
     group_ = __shfl_sync(0xFFFFFFFF, int(threadIdx.x) / 128, 0);
   }
-  __device__ __forceinline__ void multiply(const typename WgradShared<Tile>::Stage& stage) {
+  __device__ __forceinline__ void multiply(const WgradStage<Tile>& stage) {
     if (group_ == 0)
       multiply_taps<0, kMost>(stage);
     else
@@ -174,8 +183,8 @@ class GroupWgrad {
   // A row's dy take the place of those of two rows before, when the products of these have ended
   // and while those of the row between go on.
   template <int first, int count>
-  __device__ __forceinline__ void multiply_taps(const typename WgradShared<Tile>::Stage& stage) {
-    using Input = typename WgradShared<Tile>::Input;
+  __device__ __forceinline__ void multiply_taps(const WgradStage<Tile>& stage) {
+    using Input = typename WgradStage<Tile>::Input;
     constexpr int kImage = Input::kHeight * Input::kWidth;
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
     TESSERA_UNROLL
@@ -232,8 +241,10 @@ __device__ __forceinline__ void put_wgrad(const Sums& sums, const WgradArgs& a, 
 
 // Blocks: (tiles of k by phases by tiles of c, 1, parts of the pixels).
 template <class Tile, class Sums>
-__device__ __forceinline__ void wgrad_block(WgradShared<Tile>& shared, const Image<bf16>& image,
-                                            const HaloSizes& sizes, const WgradArgs& a) {
+__device__ __forceinline__ void wgrad_block(const Image<bf16>& image, const HaloSizes& sizes,
+                                            const WgradArgs& a) {
+  using Shared = WgradShared<Tile, Sums::kAsync>;
+  auto& shared = shared_memory<Shared>();
   int block = int(blockIdx.x);
   const int c = sizes.column_tiles.divide(block) * Tile::BN;
   const int phase = block % Tile::kPhases, k = block / Tile::kPhases * Tile::BM;
@@ -241,7 +252,7 @@ __device__ __forceinline__ void wgrad_block(WgradShared<Tile>& shared, const Ima
   const int end = min(first + a.tiles_per_part, a.tiles);
   const bool has_bias = a.db && c + Tile::BN >= a.C;  // one of the blocks that read the same dy
   const int bias_k = int(threadIdx.x) % Tile::BM, bias_part = int(threadIdx.x) / Tile::BM;
-  constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Tile::kStages;
+  constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Shared::kStages;
 
   Sums sums;
   float bias = 0;
@@ -277,12 +288,11 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
     conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
   ptx::begin_kernel();
-  static_assert(sizeof(WgradShared<Tile>) <= 99 * 1024);  // what every card from 8.0 on has
-  auto& shared = shared_memory<WgradShared<Tile>>();
+  static_assert(sizeof(WgradShared<Tile, false>) <= 99 * 1024);
   if (ptx::has_wgmma())
-    wgrad_block<Tile, GroupWgrad<Tile>>(shared, image, sizes, a);
+    wgrad_block<Tile, GroupWgrad<Tile>>(image, sizes, a);
   else
-    wgrad_block<Tile, WarpWgrad<Tile>>(shared, image, sizes, a);
+    wgrad_block<Tile, WarpWgrad<Tile>>(image, sizes, a);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -92,17 +92,22 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
   ENSURE(!epilogue.bias || !epilogue.accumulate, "conv2d: a bias where D is added");
   epilogue.packs = packs_fit<Out, kPack<Out>>(epilogue.layout.stride, epilogue.out) &&
                    packs_fit<float, 4>(0, epilogue.bias);
-  const auto start = [&]<auto kernel, class Shared>() {
+  const auto start = [&]<auto kernel>(size_t shared) {
     launch_next<kernel>({cuda_stream(stream), dim3(unsigned(blocks), 1, unsigned(splits)),
-                         dim3(Tile::kThreads), sizeof(Shared)},
+                         dim3(Tile::kThreads), shared},
                         p.a, p.b, sizes, epilogue);
   };
-  if constexpr (Tile::kTensorCores)
-    start.template
-    operator()<gemm::gemm_mma_kernel<Tile, A, B, Out, packed>, gemm::MmaShared<Tile, A, B>>();
-  else
-    start.template
-    operator()<gemm::gemm_simt_kernel<Tile, A, B, Out, packed>, gemm::SimtShared<Tile>>();
+  if constexpr (Tile::kTensorCores) {
+    const bool async = sizeof(typename A::Element) == 2 && stream.device().info().capability == 90;
+    static_assert(sizeof(gemm::MmaShared<Tile, A, B, true>) >=
+                  sizeof(gemm::MmaShared<Tile, A, B, false>));
+    start.template operator()<gemm::gemm_mma_kernel<Tile, A, B, Out, packed>>(
+        async ? sizeof(gemm::MmaShared<Tile, A, B, true>)
+              : sizeof(gemm::MmaShared<Tile, A, B, false>));
+  } else {
+    start.template operator()<gemm::gemm_simt_kernel<Tile, A, B, Out, packed>>(
+        sizeof(gemm::SimtShared<Tile>));
+  }
 }
 
 // D in one part, as the epilogue says.

@@ -12,7 +12,6 @@
 //   outer(i), depth(i)   what is worth computing once for an index along one side; past the end: a
 //                   place outside
 //   at(outer, depth)     the address of the element, null outside: there a product has zeros
-//   any()           an address that can be read
 #pragma once
 
 #include "kernels/cuda/conv_problem.h"
@@ -35,7 +34,6 @@ struct Windows {
     if (unsigned(h) >= unsigned(sizes.H) || unsigned(w) >= unsigned(sizes.W)) return nullptr;
     return image.at(window.n, h, w, tap.c);
   }
-  __device__ __forceinline__ const Element* any() const { return image.any(); }
 };
 
 // The same elements with the sides exchanged.
@@ -52,7 +50,6 @@ struct WindowsAcross {
   __device__ __forceinline__ const Element* at(const Tap& tap, const Place& window) const {
     return windows.at(window, tap);
   }
-  __device__ __forceinline__ const Element* any() const { return windows.any(); }
 };
 
 // A matrix [lines, length] as it lies in memory; `size_t(-1)` stands for outside.
@@ -70,7 +67,6 @@ struct Matrix {
   __device__ __forceinline__ const T* at(int64_t a, int64_t b) const {
     return a < 0 || b < 0 ? nullptr : data + (a + b);
   }
-  __device__ __forceinline__ const T* any() const { return data; }
 
  private:
   __device__ __forceinline__ int64_t line(int i) const {
@@ -107,7 +103,6 @@ struct Reached {
       return nullptr;
     return dy + int64_t((pixel.n * sizes.P + p) * sizes.Q + q) * sizes.K + tap.c;
   }
-  __device__ __forceinline__ const T* any() const { return dy; }
 };
 
 // Outer: channels c. Depth: taps r s k of w [K,R,S,..], C of whose channels begin at w, `row`
@@ -131,7 +126,6 @@ struct FiltersAcross {
   __device__ __forceinline__ const T* at(int c, int64_t line) const {
     return c < 0 || line < 0 ? nullptr : w + (line + c);
   }
-  __device__ __forceinline__ const T* any() const { return w; }
 };
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -72,9 +72,7 @@ struct SkipFilters {
 
 // Forward: windows of both parts. Tiles are 2 apart.
 struct PhaseSource {
-  static constexpr int kBlocks = 2;
-  template <class Tile, bool async>
-  static constexpr int kStages = 2;
+  static constexpr int kBlocks = 2, kStages = 2;
   Image<bf16> low, skip;
   const bf16 *phases, *w;
   int K;
@@ -157,9 +155,7 @@ struct TurnedPhases {
 
 // The gradient of low: tiles of its pixels.
 struct PhaseGradSource {
-  static constexpr int kBlocks = 2;
-  template <class Tile, bool async>
-  static constexpr int kStages = 2;
+  static constexpr int kBlocks = 2, kStages = 2;
   Image<bf16> dy;
   TurnedPhases filters;
 

@@ -92,7 +92,6 @@ struct Image {
   __device__ __forceinline__ const T* at(int n, int h, int w, int c) const {
     return x + int64_t((n * H + h) * W + w) * C + c;
   }
-  __device__ __forceinline__ const T* any() const { return x; }
 };
 
 // x = concat(upsample(low), skip): low [N,H/2,W/2,A], skip [N,H,W,B].
@@ -106,7 +105,6 @@ struct UpcatImage {
     if (c < A) return low + int64_t((n * (H / 2) + h / 2) * (W / 2) + w / 2) * A + c;
     return skip + int64_t((n * H + h) * W + w) * B + (c - A);
   }
-  __device__ __forceinline__ const T* any() const { return skip; }
 };
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -80,7 +80,6 @@ class TileLoader {
       }
     }
   }
-  __device__ __forceinline__ const T* any() const { return operand_.any(); }
 
  private:
   // Indices along outer and along depth that a thread deals with: one side is that of the passes,

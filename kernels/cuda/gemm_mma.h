@@ -1,6 +1,5 @@
 // Matrix products by tensor cores (sm_80 and up): bf16, or f32 rounded to tf32, sums in f32.
-// cp.async fills a ring of kStages stages, which mma.sync reads through ldmatrix, or wgmma
-// (products.h).
+// cp.async fills a ring of stages, which mma.sync reads through ldmatrix, or wgmma (products.h).
 #pragma once
 
 #include "kernels/cuda/mainloop.h"
@@ -14,7 +13,8 @@ struct MmaTile {
   static constexpr bool kTensorCores = true;
   static constexpr int BM = BM_, BN = BN_, WM = WM_, WN = WN_;
   static constexpr int kThreads = 32 * (BM / WM) * (BN / WN);
-  static constexpr int kStages = 4;  // one is multiplied while the others are on their way
+  static constexpr int kBlocks = 512 / kThreads;  // that 128 registers leave a multiprocessor
+  static constexpr int kStages = 4;               // of mma.sync
   template <class T>
   static constexpr int BK = 64 / int(sizeof(T));
   static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 16 == 0);
@@ -23,7 +23,8 @@ struct MmaTile {
   static __device__ __forceinline__ int row(int n, int i) { return 64 * n + 8 * i; }
 };
 
-template <class Tile, class A, class B>
+// async: products are wgmma's. Their rings have as many stages as leave room for Tile::kBlocks.
+template <class Tile, class A, class B, bool async>
 struct MmaShared {
   using T = typename A::Element;
   static constexpr int BK = Tile::template BK<T>;
@@ -36,8 +37,11 @@ struct MmaShared {
     alignas(16) bf16 out[Tile::BM][Tile::BN + 8];
     float bias[Tile::BN];
   };
+  template <int stages>
+  using Ring = Stage[stages];
+  static constexpr int kStages = async ? stages_in<Ring>(shared_of(Tile::kBlocks)) : Tile::kStages;
   union {
-    Stage stages[Tile::kStages];
+    Ring<kStages> stages;
     Results results;
   };
 };
@@ -48,7 +52,7 @@ __device__ __forceinline__ void fill(Shared& tile, const Loader& loader, int dep
   loader.each(depth, [&](int pass, int j, const typename Loader::T* from) {
     typename Loader::T* to = tile.pack(loader.line(pass), loader.point());
     if constexpr (Loader::kPacked)
-      ptx::cp_async16(to, from ? from : loader.any(), from ? 16 : 0);
+      ptx::cp_async16(to, from, from ? 16 : 0);
     else
       to[j] = from ? *from : typename Loader::T{};
   });
@@ -78,9 +82,9 @@ __device__ __forceinline__ void each_of_tile(const GemmSizes& sizes, const Block
 }
 
 // The block's sums -> memory by way of shared memory.
-template <class Tile, class Sums, class A, class B>
-__device__ __forceinline__ void put_sums(const Sums& sums, MmaShared<Tile, A, B>& shared,
-                                         const GemmSizes& sizes, const BlockPlace<Tile>& place,
+template <class Tile, class Sums, class Shared>
+__device__ __forceinline__ void put_sums(const Sums& sums, Shared& shared, const GemmSizes& sizes,
+                                         const BlockPlace<Tile>& place,
                                          const Epilogue<bf16>& epilogue) {
   auto& out = shared.results.out;
   auto& bias = shared.results.bias;
@@ -111,9 +115,9 @@ __device__ __forceinline__ void put_sums(const Sums& sums, MmaShared<Tile, A, B>
   });
 }
 // Sums in float a thread writes as it has them: four threads have 32 neighbouring bytes.
-template <class Tile, class Sums, class A, class B>
-__device__ __forceinline__ void put_sums(const Sums& sums, MmaShared<Tile, A, B>&,
-                                         const GemmSizes& sizes, const BlockPlace<Tile>& place,
+template <class Tile, class Sums, class Shared>
+__device__ __forceinline__ void put_sums(const Sums& sums, Shared&, const GemmSizes& sizes,
+                                         const BlockPlace<Tile>& place,
                                          const Epilogue<float>& epilogue) {
   sums.each_row([&](int row, int x, auto pairs, const auto& pair) {
     epilogue.template put<pairs, 2>(sizes, place.row + row, place.column + x,
@@ -122,10 +126,12 @@ __device__ __forceinline__ void put_sums(const Sums& sums, MmaShared<Tile, A, B>
 }
 
 template <class Tile, class Sums, bool packed, class A, class B, class Out>
-__device__ __forceinline__ void gemm_block(MmaShared<Tile, A, B>& shared, const A& a, const B& b,
-                                           const GemmSizes& sizes, const Epilogue<Out>& epilogue) {
+__device__ __forceinline__ void gemm_block(const A& a, const B& b, const GemmSizes& sizes,
+                                           const Epilogue<Out>& epilogue) {
   using T = typename A::Element;
-  constexpr int BK = Tile::template BK<T>, kStages = Tile::kStages;
+  using Shared = MmaShared<Tile, A, B, Sums::kAsync>;
+  auto& shared = shared_memory<Shared>();
+  constexpr int BK = Tile::template BK<T>, kStages = Shared::kStages;
   const BlockPlace<Tile> place(sizes);
   const TileLoader<A, Tile::BM, BK, Tile::kThreads, packed> loader_a(a, place.row);
   const TileLoader<B, Tile::BN, BK, Tile::kThreads, packed> loader_b(b, place.column);
@@ -146,12 +152,12 @@ __device__ __forceinline__ void gemm_block(MmaShared<Tile, A, B>& shared, const 
   put_sums(sums, shared, sizes, place, epilogue);
 }
 
-// Blocks on a multiprocessor that 128 registers leave room for, where these are enough (what runs
-// across depth in f32 wants more); 0: as the compiler likes.
+// Where 128 registers are enough (what runs across depth in f32 wants more); 0: as the compiler
+// likes.
 template <class Tile, class A>
 inline constexpr int kBlocksWanted = sizeof(typename A::Element) == 2 ||
                                              (Tile::kThreads == 256 && A::kAlongDepth)
-                                         ? 512 / Tile::kThreads
+                                         ? Tile::kBlocks
                                          : 0;
 
 template <class Tile, class A, class B, class Out, bool packed>
@@ -159,12 +165,10 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocksWanted<Tile, A>)
     gemm_mma_kernel(A a, B b, GemmSizes sizes, Epilogue<Out> epilogue) {
   ptx::begin_kernel();
   using T = typename A::Element;
-  auto& shared = shared_memory<MmaShared<Tile, A, B>>();
   if constexpr (sizeof(T) == 2)
     if (ptx::has_wgmma())
-      return gemm_block<Tile, GroupProducts<Tile, A::kAlongDepth>, packed>(shared, a, b, sizes,
-                                                                           epilogue);
-  gemm_block<Tile, WarpProducts<Tile, T>, packed>(shared, a, b, sizes, epilogue);
+      return gemm_block<Tile, GroupProducts<Tile, A::kAlongDepth>, packed>(a, b, sizes, epilogue);
+  gemm_block<Tile, WarpProducts<Tile, T>, packed>(a, b, sizes, epilogue);
 }
 
 }  // namespace tessera::TESSERA_CUDA::gemm

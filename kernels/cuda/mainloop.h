@@ -3,12 +3,12 @@
 // those behind it are on their way to a ring of stages in shared memory.
 //
 // wgmma multiplies by itself, so that its products of one step follow those of the step before
-// without a gap: a thread issues them, and only then waits for the copies of the next step, meets
-// the others and starts what takes the place of the step before, whose products have ended by then.
-// Two stages have no room for that: there a copy starts and is waited for beside one step.
+// without a gap: a thread issues them, starts the copies that take the place of the step before the
+// last, waits for the products of the last one and for the copies of the next, and meets the
+// others. Two stages have no room for that: there a copy starts and is waited for beside one step.
 //
 //     tensor cores   |   step i - 1   |     step i     |   step i + 1   |
-//     a thread    issue i, wait for i - 1, for the copies of i + 1, barrier, copy i + stages - 1
+//     a thread    issue i, copy i + stages - 2, wait for i - 1, for the copies of i + 1, barrier
 //
 // mma.sync is the threads' own work. They meet before each step.
 #pragma once
@@ -19,6 +19,18 @@
 #include "kernels/cuda/ptx/wgmma.h"
 
 namespace tessera::TESSERA_CUDA::gemm {
+
+// Bytes of shared memory for each of `blocks` blocks on a multiprocessor of 9.0: it has 228 KB, of
+// which 1 KB a block is the system's.
+constexpr size_t shared_of(int blocks) { return size_t(228 / blocks - 1) * 1024; }
+
+// The most stages, 6 at most, with which Shared<stages> is no larger than `bytes`.
+template <template <int> class Shared, int stages = 6>
+constexpr int stages_in(size_t bytes) {
+  if constexpr (stages > 2)
+    if (sizeof(Shared<stages>) > bytes) return stages_in<Shared, stages - 1>(bytes);
+  return stages;
+}
 
 // All threads have the copies that each of them issued, but for its last n groups. sees: so do the
 // tensor cores.
@@ -44,30 +56,29 @@ __device__ __forceinline__ void multiply_steps(int first, int end, const Start& 
     if (step < end) start(step);
     ptx::cp_async_commit();
   };
-  TESSERA_UNROLL
-  for (int i = 0; i < stages - 1; ++i) copy(first + i);
+  constexpr int ahead = Sums::kAsync && stages > 2 ? stages - 2 : stages - 1;
+  TESSERA_NO_UNROLL
+  for (int i = 0; i < ahead; ++i) copy(first + i);
 
   int step = first;
   if constexpr (!Sums::kAsync) {
     do {
       meet<stages - 2, false>();  // nobody reads the step before any more
-      copy(step + stages - 1);
+      copy(step + ahead);
       multiply(step);
     } while (++step < end);
   } else {
-    meet<stages - 2, true>();
+    meet<ahead - 1, true>();
     do {
       ptx::wgmma_fence();
       multiply(step);
+      if constexpr (stages > 2) copy(step + ahead);
       ptx::wgmma_wait<Sums::kGroups>();  // those of the step before have ended
-      if constexpr (stages == 2) {       // there is no stage for the next step yet
+      if constexpr (stages == 2) {       // there is no stage for the next step before
         __syncthreads();
-        copy(step + 1);
-        meet<0, true>();
-      } else {
-        meet<stages - 3, true>();
-        copy(step + stages - 1);
+        copy(step + ahead);
       }
+      meet<ahead - 1, true>();
     } while (++step < end);
     ptx::wgmma_wait<0>();
   }

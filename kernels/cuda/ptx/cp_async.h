@@ -3,10 +3,12 @@
 // after a barrier that follows the wait. (PTX ISA, "cp.async", "cp.async.commit_group",
 // "cp.async.wait_group".) sm_80 and up.
 //
-//   cp_async16(shared, global, bytes)   copies `bytes` of 16 and fills up with zeros; 0 bytes:
-//   reads
-//                                       nothing. Both addresses are multiples of 16. Bypasses L1
-//                                       (.cg). cp_async4 and cp_async8 go through L1 (.ca).
+//   cp_async16(shared, global, bytes)   copies `bytes` of 16 and fills up with zeros; where these
+//                                       are 0, global may be anywhere. Both addresses are multiples
+//                                       of 16. Bypasses L1 (.cg), and hints that L2 fetch the whole
+//                                       line of 128 bytes: a stage takes a part of its lines, the
+//                                       next ones the rest. cp_async4 and cp_async8 go through L1
+//                                       (.ca).
 //   cp_async_commit()                   what was issued since the last commit becomes a group
 //   cp_async_wait<n>()                  until all groups but the last n have arrived
 //   cp_async_wait_all()                 until all copies have, committed or not
@@ -31,9 +33,10 @@ template <int size>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int bytes) {
 #if __CUDA_ARCH__ >= 800
   if constexpr (size == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-                 "l"(__cvta_generic_to_global(global)), "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+        "l"(__cvta_generic_to_global(global)), "r"(bytes)
+        : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),
                  "l"(__cvta_generic_to_global(global)), "n"(size), "r"(bytes)
@@ -131,7 +134,7 @@ void cp_async(void* shared, const void* global, int bytes, const char* name, Whe
   if (reinterpret_cast<uintptr_t>(global) % size)
     fault(concat("misaligned address: ", name, " from ", global, ", not a multiple of ", size),
           where);
-  if (is_shared(global, 1))
+  if (bytes && is_shared(global, 1))
     fault(concat(name, " from ", global, ", which is in this block's shared memory"), where);
   if (bytes < 0 || bytes > size) fault(concat(name, " of ", bytes, " bytes"), where);
   if (bytes) count_access(kCopied, global, size_t(bytes));
