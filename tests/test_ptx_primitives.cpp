@@ -68,7 +68,7 @@ TEST_CASE("every kernel of the primitives has a definition", "[ptx]") {
 }
 
 TEST_CASE("what is timed on a GPU has no faults", "[ptx]") {
-  CHECK(simt::wgmma_rates(2).size() == 2 * 8 + 3);
+  CHECK(simt::wgmma_rates(2).size() == 2 * 8 + 3 + 5);
 }
 
 TEST_CASE("a primitive that the profile lacks is a fault", "[ptx][slow]") {

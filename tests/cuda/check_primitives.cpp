@@ -1,7 +1,8 @@
 // check_primitives: runs every primitive (primitives.h) on random inputs on this machine's GPU and
 // on the host model, and compares: bit by bit where bits are moved, mma exactly on small integers
 // and otherwise within the error of tensor cores. Prints a line for each, and on an sm_90a what
-// wgmma takes; exits with status 1 when one differs, with 3 when there is no GPU to check.
+// wgmma and the copies of its operands take; exits with status 1 when one differs, with 3 when
+// there is no GPU to check.
 #include <cstdio>
 
 #include "core/check.h"

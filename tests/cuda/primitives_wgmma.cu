@@ -1,5 +1,5 @@
 // wgmma with operands of all layouts that kernels use and of others that they could, and how long
-// these and the fence in front of them take.
+// these, the fence in front of them and the copies of their operands take.
 #include <algorithm>
 
 #include "kernels/cuda/ptx/cp_async.h"
@@ -162,13 +162,41 @@ __global__ void fence_rate_kernel(int rounds, const uint32_t* from, int64_t* clo
   }
 }
 
+// Steps of 16 KB, `ahead` of which are on their way while a block waits for one, as S - 2 are in
+// the mainloop's ring of S stages. Blocks read the same `steps` steps, each from another one on.
+// clocks [blocks].
+template <int ahead>
+__global__ void copy_rate_kernel(int rounds, const uint4* from, int steps, int64_t* clocks) {
+  constexpr int kPacks = 1024, stages = ahead + 1;
+  struct Ring {
+    uint4 packs[stages][kPacks];
+  };
+  auto& ring = shared_memory<Ring>();
+  const auto copy = [&](int step) {
+    const auto* const at = from + int64_t((int(blockIdx.x) * 37 + step) % steps) * kPacks;
+    for (int i = int(threadIdx.x); i < kPacks; i += 256)
+      ptx::cp_async16(&ring.packs[step % stages][i], at + i);
+    ptx::cp_async_commit();
+  };
+  int64_t before = 0;
+  for (int step = 0; step < rounds + stages; ++step) {
+    if (step == stages) before = clock_now();
+    if (step >= stages - 1) ptx::cp_async_wait<stages - 2>();
+    __syncthreads();
+    copy(step);
+  }
+  if (threadIdx.x == 0) clocks[blockIdx.x] = clock_now() - before;
+  ptx::cp_async_wait_all();
+}
+
 // Launches a kernel with room for a few clocks, which are read back.
 template <auto kernel, class... Args>
-std::vector<int64_t> clocks_of(int count, int threads, size_t shared, const Args&... args) {
+std::vector<int64_t> clocks_of(int count, int blocks, int threads, size_t shared,
+                               const Args&... args) {
   std::vector<int64_t> clocks(size_t(count), 0);
   const OwnStream stream;
   const OwnMemory memory(size_t(count) * 8);
-  launch<kernel>({stream.it, dim3(1), dim3(unsigned(threads)), shared}, args...,
+  launch<kernel>({stream.it, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared}, args...,
                  static_cast<int64_t*>(memory.it));
   CUDA_CHECK(cudaMemcpyAsync(clocks.data(), memory.it, clocks.size() * 8, cudaMemcpyDeviceToHost,
                              stream.it));
@@ -179,10 +207,25 @@ std::vector<int64_t> clocks_of(int count, int threads, size_t shared, const Args
 template <class P>
 Rate product_rate(const std::string& name, int rounds) {
   const OwnMemory sums(256 * sizeof(float));
-  const auto clocks = clocks_of<product_rate_kernel<P>>(2, 256, sizeof(typename P::Shared), rounds,
-                                                        static_cast<float*>(sums.it));
+  const auto clocks = clocks_of<product_rate_kernel<P>>(2, 1, 256, sizeof(typename P::Shared),
+                                                        rounds, static_cast<float*>(sums.it));
   // 64 x N x 16 multiply-adds, of which tensor cores do 2048 a clock (H100's data sheet).
   return {name, double(std::max(clocks[0], clocks[1])) / (8 * rounds), P::kN / 2.0};
+}
+
+// The second time `from` lies in the L2 cache.
+template <int ahead>
+Rate copy_rate(int rounds, const OwnMemory& from, int steps) {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  const int blocks = properties.multiProcessorCount;
+  int64_t clocks = 0;
+  for (int time = 0; time < 2; ++time)
+    clocks = std::ranges::max(
+        clocks_of<copy_rate_kernel<ahead>>(blocks, blocks, 256, (ahead + 1) * size_t(16384), rounds,
+                                           static_cast<const uint4*>(from.it), steps));
+  return {concat("16 KB of L2 to each, ", ahead, " of these on their way"), double(clocks) / rounds,
+          0};
 }
 
 }  // namespace
@@ -192,11 +235,18 @@ std::vector<Rate> wgmma_rates(int rounds) {
   each_group_mma(
       [&]<class P>(const char* name) { rates.push_back(product_rate<P>(name, rounds)); });
   const OwnMemory from(size_t(2 * rounds) * 4096);
-  const auto clocks = clocks_of<fence_rate_kernel>(3, 32, sizeof(Rows), rounds,
+  const auto clocks = clocks_of<fence_rate_kernel>(3, 1, 32, sizeof(Rows), rounds,
                                                    static_cast<const uint32_t*>(from.it));
   const char* const names[] = {"fence.proxy.async and a barrier", "the same, a copy in flight",
                                "a wait for such a copy and a barrier"};
   for (int i = 0; i < 3; ++i) rates.push_back({names[i], double(clocks[i]) / rounds, 0});
+  constexpr int kSteps = 1024;  // 16 MB
+  const OwnMemory steps(size_t(kSteps) * 16384);
+  rates.push_back(copy_rate<1>(rounds, steps, kSteps));
+  rates.push_back(copy_rate<2>(rounds, steps, kSteps));
+  rates.push_back(copy_rate<3>(rounds, steps, kSteps));
+  rates.push_back(copy_rate<4>(rounds, steps, kSteps));
+  rates.push_back(copy_rate<8>(rounds, steps, kSteps));
   return rates;
 }
 
