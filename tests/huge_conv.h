@@ -12,7 +12,9 @@ namespace tessera {
 inline constexpr ConvSpec kSame{1, 1, 1};  // 3x3
 
 struct ConvStream : HugeStream {
-  explicit ConvStream(const Path& path) : HugeStream(2, kReserveSums) { math = path.math; }
+  explicit ConvStream(const Path& path, uint64_t blocks = 2) : HugeStream(blocks, kReserveSums) {
+    math = path.math;
+  }
 };
 
 // Images of many pixels, of which the last kPixels are looked at, with what their windows reach.

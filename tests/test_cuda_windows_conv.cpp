@@ -147,7 +147,7 @@ TEST_CASE("conv2d_bwd_weight past 2^31 elements", "[cuda][huge]") {
       for (bool many : {true, false}) {
         const int64_t C = odd + (many ? kMany : kFew), K = odd + (many ? kFew : kMany);
         INFO(path.name << ", " << C << " to " << K << " channels");
-        ConvStream stream(path);
+        ConvStream stream(path, 24);  // all parts of a bias's pixels
         Huge x(stream, {1, kRows, kColumns, C}, path.dtype),
             dy(stream, {1, kRows, kColumns, K}, path.dtype);
         HugeGrad dw(stream, {K, 3, 3, C}, DType::f32, GradMode::Accumulate),

@@ -10,12 +10,14 @@ namespace tessera::TESSERA_CUDA {
 namespace conv {
 
 Tensor sums_of_pixels(Stream& stream, const Tensor& dy) {
-  constexpr int kPixels = 512;  // that a block sums
-  const int64_t K = dy.dim(3), pixels = dy.numel() / K, parts = ceil_div(pixels, kPixels);
+  // A block sums few pixels, in bf16 four packs a thread, so that all of a GPU has some.
+  const int64_t K = dy.dim(3), pixels = dy.numel() / K;
+  const int64_t count = 8192 / std::clamp<int64_t>(K, 16, 256);
+  const int64_t parts = ceil_div(pixels, count);
   Tensor partial = Tensor::empty(stream, {parts, K}, DType::f32);
   with_storage(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    sum_rows(stream, parts, pixels, kPixels, K, dy.data<T>(),
+    sum_rows(stream, parts, pixels, count, K, dy.data<T>(),
              PutSum<float>{partial.data<float>(), false, K});
   });
   return partial;
