@@ -99,12 +99,13 @@ struct HaloPlanes : PixelPlanes<TN*(TH + border) * (TW + border), channels> {
   }
 
   // Starts to load channels c and on; the upper left pixel of the window of the tile's first pixel
-  // is `corner`.
+  // is `corner`. By threads that are numbered modulo Threads.
   template <int Threads>
   __device__ __forceinline__ void fill(const Image<bf16>& image, int N, const Place& corner,
                                        int c) {
     constexpr int kAtOnce = Threads / Base::kChunks;
-    const int chunk = int(threadIdx.x) % Base::kChunks, first = int(threadIdx.x) / Base::kChunks;
+    const int thread = int(threadIdx.x) % Threads;
+    const int chunk = thread % Base::kChunks, first = thread / Base::kChunks;
     const ImageCorner from(image, N, corner, c);
     const bool has_channels = c + 8 * chunk < image.C;
     bf16* const to = this->elements[chunk][first];

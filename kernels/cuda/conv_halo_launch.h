@@ -262,10 +262,12 @@ template <class Tile>
 void launch_wgrad(Stream& stream, int N, const Image<bf16>& x, const WgradSplit& s, WgradArgs a) {
   static_assert(sizeof(WgradShared<Tile, true>) >= sizeof(WgradShared<Tile, false>));
   a.tiles = int(s.tiles), a.tiles_per_part = int(s.part);
+  ENSURE(Tile::kHasBias || !a.db, "conv2d: a bias of phases");
+  const bool async = stream.device().info().capability == 90;
   launch_next<conv_halo_wgrad_kernel<Tile>>(
-      {cuda_stream(stream), dim3(unsigned(s.blocks), 1, unsigned(s.parts)), dim3(Tile::kThreads),
-       stream.device().info().capability == 90 ? sizeof(WgradShared<Tile, true>)
-                                               : sizeof(WgradShared<Tile, false>)},
+      {cuda_stream(stream), dim3(unsigned(s.blocks), 1, unsigned(s.parts)),
+       dim3(Tile::kThreads + (async ? gemm::kCopiers : 0)),
+       async ? sizeof(WgradShared<Tile, true>) : sizeof(WgradShared<Tile, false>)},
       x, HaloSizes(Tile{}, N, x.H, x.W, x.C), a);
 }
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/cuda/conv_halo.h"
+#include "kernels/cuda/ptx/registers.h"
 
 namespace tessera::TESSERA_CUDA::conv {
 
@@ -20,9 +21,12 @@ template <int TN_, int TW_, int R_>
 struct WgradTile {
   static constexpr int TN = TN_, TH = 4, TW = TW_, kPixels = TN * TH * TW, kApart = 1;
   static constexpr int R = R_, kTaps = R * R, kPhases = R == 2 ? 4 : 1;
+  static constexpr bool kHasBias = R == 3;
   static constexpr int BM = 64, BN = R == 2 ? 128 : 64;           // k, c
   static constexpr int WM = 32, WN = BN / 4;                      // of a warp
   static constexpr int kThreads = 256, kStages = R == 2 ? 3 : 4;  // of mma.sync
+  // By wgmma: of a thread that multiplies, and of one that copies.
+  static constexpr int kRegisters = R == 2 ? 208 : 224, kRegistersToCopy = R == 2 ? 88 : 56;
   static_assert(TN * TW == 16 && TW % 8 == 0 && (R == 2 || R == 3));
 };
 
@@ -35,18 +39,13 @@ struct WgradStage {
 };
 
 // async: products are wgmma's. Registers leave a multiprocessor no room for a second block, so the
-// first may have all of its shared memory; four stages are enough. Else what every card from 8.0 on
-// has.
+// first may have all of its shared memory. Else what every card from 8.0 on has.
 template <class Tile, bool async>
 struct WgradShared {
   template <int stages>
   using Ring = WgradStage<Tile>[stages];
-  static constexpr int kStages =
-      async ? gemm::stages_in<Ring, 4>(gemm::shared_of(1)) : Tile::kStages;
-  union {
-    Ring<kStages> stages;
-    float bias[Tile::kThreads / Tile::BM][Tile::BM];
-  };
+  static constexpr int kStages = async ? gemm::stages_in<Ring>(gemm::shared_of(1)) : Tile::kStages;
+  Ring<kStages> stages;
 };
 
 // dy [N,H,W,K], or [N,2H,2W,K] with phases, and where a block's sums go, or are added: dw
@@ -61,14 +60,15 @@ struct WgradArgs {
   bool add_dw, add_db;
 };
 
-// Starts to load the dy of a tile.
-template <class Tile, class Lines>
+// Starts to load the dy of a tile, by threads that are numbered modulo Threads.
+template <class Tile, int Threads, class Lines>
 __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const HaloSizes& sizes,
                                         const Place& first, int k, int phase) {
   constexpr int kPacks = Tile::BM / 8, kApart = Tile::kPhases == 4 ? 2 : 1;
-  constexpr int kAtOnce = Tile::kThreads / kPacks;
+  constexpr int kAtOnce = Threads / kPacks;
   static_assert(Tile::kPixels % kAtOnce == 0 && kAtOnce % 16 == 0);
-  const int point = int(threadIdx.x) % kPacks * 8, line = int(threadIdx.x) / kPacks;
+  const int thread = int(threadIdx.x) % Threads;
+  const int point = thread % kPacks * 8, line = thread / kPacks;
   const int n = line % 16 / Tile::TW, h = line / 16, w = first.w + line % Tile::TW;
   const bool has_column = first.n + n < sizes.N && w < sizes.W && k + point < a.K;
   const int64_t row = (int64_t(first.n + n) * sizes.H + first.h + h) * kApart + phase / 2;
@@ -84,6 +84,29 @@ __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const 
 
 // ---- Products of a tile. each_row(f): f(k, c, tap, count, pair) for what a thread has of a row of
 // the block's; pair(j) are two neighbours, from 8 j columns further on, j < count, a constant.
+// each_bias(f): f(k, sum) for the sums of dy.
+
+// Sums of the rows of dy's fragments: of what a thread has of its two.
+struct BiasSums {
+  float rows[2] = {};
+
+  // Not by mma.sync, whose tensor cores have the products that are under way before it.
+  __device__ __forceinline__ void add(const uint32_t (&dy)[4]) {
+    TESSERA_UNROLL
+    for (int i = 0; i < 4; ++i)
+      rows[i % 2] += __uint_as_float(dy[i] << 16) + __uint_as_float(dy[i] & 0xFFFF0000);
+  }
+  // f(row, sum) for the 16 rows of a warp, from `first` on.
+  template <class F>
+  __device__ __forceinline__ void each(int first, const F& f) const {
+    const int lane = int(threadIdx.x) % 32;
+    for (int i = 0; i < 2; ++i) {
+      float sum = rows[i];
+      for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, lanes);
+      if (lane % 4 == 0) f(first + lane / 4 + 8 * i, sum);
+    }
+  }
+};
 
 // By mma.sync: a warp has all taps of WM k by WN c.
 template <class Tile>
@@ -103,7 +126,10 @@ class WarpWgrad {
     for (int y = 0; y < Tile::TH; ++y) {
       uint32_t dy[2][4];
       TESSERA_UNROLL
-      for (int i = 0; i < 2; ++i) stage.dy.load_a(dy[i], row_ + 16 * i, 16 * y, lane);
+      for (int i = 0; i < 2; ++i) {
+        stage.dy.load_a(dy[i], row_ + 16 * i, 16 * y, lane);
+        if (Tile::kHasBias && column_ == 0) bias_[i].add(dy[i]);
+      }
       TESSERA_UNROLL
       for (int tap = 0; tap < Tile::kTaps; ++tap) {
         const int r = tap / R, s = tap % R;
@@ -137,10 +163,16 @@ class WarpWgrad {
           [&](int j) { return &sums_[tap][i / 2][j][i % 2 * 2]; });
     }
   }
+  template <class F>
+  __device__ __forceinline__ void each_bias(const F& f) const {
+    if (column_ != 0) return;
+    for (int i = 0; i < 2; ++i) bias_[i].each(row_ + 16 * i, f);
+  }
 
  private:
   static constexpr int R = Tile::R, kPacks = Tile::WN / 16;  // of 16 c
   float sums_[Tile::kTaps][2][2 * kPacks][4] = {};
+  BiasSums bias_[2];
   int row_, column_;
 };
 
@@ -175,6 +207,13 @@ class GroupWgrad {
           [&](int j) { return &sums_[i][j][2 * half]; });
     }
   }
+  template <class F>
+  __device__ __forceinline__ void each_bias(const F& f) const {
+    if (group_ != 1) return;
+    BiasSums all = bias_;
+    for (const auto& dy : dy_) all.add(dy);  // the last two rows
+    all.each(int(threadIdx.x) / 32 % 4 * 16, f);
+  }
 
  private:
   static constexpr int kMost = (Tile::kTaps + 1) / 2;
@@ -191,6 +230,7 @@ class GroupWgrad {
     for (int y = 0; y < Tile::TH; ++y) {
       auto& dy = dy_[y % 2];
       ptx::wgmma_wait<1>();
+      if constexpr (first > 0 && Tile::kHasBias) bias_.add(dy);  // the group of fewer taps
       stage.dy.load_a(dy, 16 * warp, 16 * y, lane);
       ptx::wgmma_fence();
       TESSERA_UNROLL
@@ -214,7 +254,8 @@ class GroupWgrad {
   }
 
   float sums_[kMost][Tile::BN / 8][4] = {};
-  uint32_t dy_[2][4];
+  BiasSums bias_;
+  uint32_t dy_[2][4] = {};
   int group_;
 };
 
@@ -239,60 +280,74 @@ __device__ __forceinline__ void put_wgrad(const Sums& sums, const WgradArgs& a, 
   });
 }
 
-// Blocks: (tiles of k by phases by tiles of c, 1, parts of the pixels).
-template <class Tile, class Sums>
-__device__ __forceinline__ void wgrad_block(const Image<bf16>& image, const HaloSizes& sizes,
-                                            const WgradArgs& a) {
-  using Shared = WgradShared<Tile, Sums::kAsync>;
-  auto& shared = shared_memory<Shared>();
-  int block = int(blockIdx.x);
-  const int c = sizes.column_tiles.divide(block) * Tile::BN;
-  const int phase = block % Tile::kPhases, k = block / Tile::kPhases * Tile::BM;
-  const int first = int(blockIdx.z) * a.tiles_per_part;
-  const int end = min(first + a.tiles_per_part, a.tiles);
-  const bool has_bias = a.db && c + Tile::BN >= a.C;  // one of the blocks that read the same dy
-  const int bias_k = int(threadIdx.x) % Tile::BM, bias_part = int(threadIdx.x) / Tile::BM;
-  constexpr int kBiasParts = Tile::kThreads / Tile::BM, kStages = Shared::kStages;
+// Where a block works: the tiles `first` to end - 1 of one phase's 64 k by BN c.
+template <class Tile>
+struct WgradPlace {
+  int k, c, phase, first, end;
 
-  Sums sums;
-  float bias = 0;
-  gemm::multiply_steps<kStages, Sums>(
-      first, end,
-      [&](int step) {
-        auto& stage = shared.stages[step % kStages];
-        const Place place = sizes.tile<Tile>(step);
-        stage.x.template fill<Tile::kThreads>(
-            image, sizes.N, {place.n, place.h - 1 + phase / 2, place.w - 1 + phase % 2}, c);
-        fill_dy<Tile>(stage.dy, a, sizes, place, k, phase);
-      },
-      [&](int step) {
-        const auto& stage = shared.stages[step % kStages];
-        sums.multiply(stage);
-        if (has_bias)
-          for (int line = bias_part; line < Tile::kPixels; line += kBiasParts)
-            bias += to_float(stage.dy.chunk(line, bias_k / 8)[bias_k % 8]);
-      });
-  const int part = int(blockIdx.z);
+  __device__ __forceinline__ WgradPlace(const HaloSizes& sizes, const WgradArgs& a) {
+    int block = int(blockIdx.x);
+    c = sizes.column_tiles.divide(block) * Tile::BN;
+    phase = block % Tile::kPhases, k = block / Tile::kPhases * Tile::BM;
+    first = int(blockIdx.z) * a.tiles_per_part;
+    end = min(first + a.tiles_per_part, a.tiles);
+  }
+};
+
+template <class Tile, class Sums>
+__device__ __forceinline__ void put_block(const Sums& sums, const WgradArgs& a,
+                                          const WgradPlace<Tile>& at) {
   constexpr int kAll = Tile::kPhases * Tile::kTaps;
-  put_wgrad(sums, a, kAll, a.dw + (int64_t(part) * a.K * kAll + phase * Tile::kTaps) * a.row, k, c);
-  if (!has_bias) return;
-  __syncthreads();  // the sums take the place of the last stages
-  shared.bias[bias_part][bias_k] = bias;
-  __syncthreads();
-  if (bias_part > 0 || k + bias_k >= a.K) return;
-  for (int i = 1; i < kBiasParts; ++i) bias += shared.bias[i][bias_k];
-  put_at(a.db + int64_t(part) * a.K + k + bias_k, bias, a.add_db);
+  const int64_t k = int64_t(blockIdx.z) * a.K;  // the part's first
+  put_wgrad(sums, a, kAll, a.dw + (k * kAll + at.phase * Tile::kTaps) * a.row, at.k, at.c);
+  if constexpr (Tile::kHasBias)
+    if (a.db && at.c + Tile::BN >= a.C)  // one of the blocks that read the same dy
+      sums.each_bias([&](int row, float sum) {
+        if (at.k + row < a.K) put_at(a.db + k + at.k + row, sum, a.add_db);
+      });
 }
 
+// Blocks: (tiles of k by phases by tiles of c, 1, parts of the pixels). On 9.0a warps of their own
+// copy: those that multiply would need more time for it than tensor cores for the products.
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads + gemm::kCopiersHere, 1)
     conv_halo_wgrad_kernel(Image<bf16> image, HaloSizes sizes, WgradArgs a) {
   ptx::begin_kernel();
+  const WgradPlace<Tile> at(sizes, a);
+  const auto start = [&]<int threads>(auto& ring, int step) {
+    auto& stage = ring[step % std::extent_v<std::remove_reference_t<decltype(ring)>>];
+    const Place place = sizes.tile<Tile>(step);
+    stage.x.template fill<threads>(
+        image, sizes.N, {place.n, place.h - 1 + at.phase / 2, place.w - 1 + at.phase % 2}, at.c);
+    fill_dy<Tile, threads>(stage.dy, a, sizes, place, at.k, at.phase);
+  };
   static_assert(sizeof(WgradShared<Tile, false>) <= 99 * 1024);
-  if (ptx::has_wgmma())
-    wgrad_block<Tile, GroupWgrad<Tile>>(image, sizes, a);
-  else
-    wgrad_block<Tile, WarpWgrad<Tile>>(image, sizes, a);
+  if (ptx::has_wgmma()) {
+    using Shared = WgradShared<Tile, true>;
+    constexpr int kStages = Shared::kStages;
+    auto& ring = shared_memory<Shared>().stages;
+    if (threadIdx.x >= Tile::kThreads) {
+      ptx::fewer_registers<Tile::kRegistersToCopy>();
+      gemm::copy_steps<kStages, Tile::kThreads>(at.first, at.end, [&](int step) {
+        start.template operator()<gemm::kCopiers>(ring, step);
+      });
+    } else {
+      ptx::more_registers<Tile::kRegisters>();
+      GroupWgrad<Tile> sums;
+      gemm::multiply_copied<kStages, Tile::kThreads, GroupWgrad<Tile>>(
+          at.first, at.end, [&](int step) { sums.multiply(ring[step % kStages]); });
+      put_block(sums, a, at);
+    }
+  } else {
+    using Shared = WgradShared<Tile, false>;
+    constexpr int kStages = Shared::kStages;
+    auto& ring = shared_memory<Shared>().stages;
+    WarpWgrad<Tile> sums;
+    gemm::multiply_steps<kStages, WarpWgrad<Tile>>(
+        at.first, at.end, [&](int step) { start.template operator()<Tile::kThreads>(ring, step); },
+        [&](int step) { sums.multiply(ring[step % kStages]); });
+    put_block(sums, a, at);
+  }
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -16,6 +16,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/ptx/cp_async.h"
 #include "kernels/cuda/ptx/fence.h"
+#include "kernels/cuda/ptx/named_barrier.h"
 #include "kernels/cuda/ptx/wgmma.h"
 
 namespace tessera::TESSERA_CUDA::gemm {
@@ -82,6 +83,62 @@ __device__ __forceinline__ void multiply_steps(int first, int end, const Start& 
     } while (++step < end);
     ptx::wgmma_wait<0>();
   }
+}
+
+// ---- The same in two halves, by wgmma, for products whose threads have no time to copy: behind
+// the `threads` that multiply a block has kCopiers more, which only copy. Named barriers tell the
+// ones that a stage is full and the others that it is empty.
+inline constexpr int kCopiers = 128;
+// What a kernel adds to its launch bounds for them.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+inline constexpr int kCopiersHere = kCopiers;
+#else
+inline constexpr int kCopiersHere = 0;
+#endif
+
+template <int stages, int threads>
+struct RingBarriers {
+  static_assert(2 * stages < 16);
+  static constexpr int kThreads = threads + kCopiers;
+  static __device__ __forceinline__ int full(int step) { return 1 + step % stages; }
+  static __device__ __forceinline__ int empty(int step) { return 1 + stages + step % stages; }
+};
+
+// A step is said to be here when the copies of the next one or two have begun: these need an empty
+// stage, and who waits for the step must not have to empty it first.
+template <int stages, int threads, class Start>
+__device__ __forceinline__ void copy_steps(int first, int end, const Start& start) {
+  using Barriers = RingBarriers<stages, threads>;
+  static_assert(stages >= 4);
+  constexpr int later = stages == 4 ? 1 : 2;
+  TESSERA_NO_UNROLL
+  for (int step = first; step < end + later; ++step) {
+    if (step < end) {
+      if (step - first >= stages)
+        ptx::named_barrier_sync(Barriers::empty(step), Barriers::kThreads);
+      start(step);
+    }
+    ptx::cp_async_commit();
+    if (step - first < later) continue;
+    ptx::cp_async_wait<later>();
+    ptx::fence_proxy_async();
+    ptx::named_barrier_arrive(Barriers::full(step - later), Barriers::kThreads);
+  }
+}
+
+template <int stages, int threads, class Sums, class Multiply>
+__device__ __forceinline__ void multiply_copied(int first, int end, const Multiply& multiply) {
+  using Barriers = RingBarriers<stages, threads>;
+  int step = first;
+  do {
+    ptx::named_barrier_sync(Barriers::full(step), Barriers::kThreads);
+    ptx::wgmma_fence();
+    multiply(step);
+    ptx::wgmma_wait<Sums::kGroups>();  // those of the step before have ended
+    if (step > first && step - 1 + stages < end)
+      ptx::named_barrier_arrive(Barriers::empty(step - 1), Barriers::kThreads);
+  } while (++step < end);
+  ptx::wgmma_wait<0>();
 }
 
 }  // namespace tessera::TESSERA_CUDA::gemm
