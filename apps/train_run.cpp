@@ -58,10 +58,6 @@ std::string products_text(const TrainOptions& options, const Device& device) {
   return widened ? "  products in f32: this CPU has no instructions for those of bf16\n" : "";
 }
 
-std::string overlap_text(const Device& device) {
-  return device.info().overlaps ? "  launches overlap, as TESSERA_OVERLAP asks\n" : "";
-}
-
 // The file that chooses tiles, where there is one.
 std::string tiles_text(const Device& device) {
   if (device.type() == DeviceType::cpu || ConvTiles::in_force().file().empty()) return "";
@@ -91,7 +87,7 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
                      options.base, trainer.model().parameters().count(),
                      variant_text(trainer.model().config()))
       << fmt::format("  device   {}, {}\n", device_text(device), options.precision)
-      << products_text(options, device) << tiles_text(device) << overlap_text(device)
+      << products_text(options, device) << tiles_text(device)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
                      trainer.steps_done() + 1, schedule.total, options.batch,
                      schedule.steps_per_epoch(), options.seed)

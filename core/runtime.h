@@ -14,7 +14,6 @@ struct DeviceInfo {
   int multiprocessors = 0;      // of a GPU
   size_t shared_per_block = 0;  // bytes that a block can have at most
   size_t l2_bytes = 0;
-  bool overlaps = false;  // launches do, as TESSERA_OVERLAP asks (core/cuda/cuda.h)
 };
 
 class Runtime {

@@ -45,15 +45,15 @@ class Step:
         self.environment, self.together, self.goes_on = environment or {}, together, goes_on
 
 
-def overlapped(step, name):
-    """A step with launches that overlap (core/cuda/cuda.h); its figures are called so."""
+def one_by_one(step, name):
+    """A step whose launches do not overlap (core/cuda/cuda.h); its figures are called so."""
     def figures(output):
         result = step.figures(output)
         for row in result["benchmarks"]:
-            row["name"] += ", overlapped"
+            row["name"] += ", one by one"
         return result
     return Step(name, step.command, step.figures and figures,
-                {**step.environment, "TESSERA_OVERLAP": "1"})
+                {**step.environment, "TESSERA_OVERLAP": "0"})
 
 
 class Missing(Exception):
@@ -136,7 +136,7 @@ class Check:
                  for number, test in tests]
         on_gpu_alone = Step("", [program, "[cuda]~[slow]~[huge]"],
                             environment={"TESSERA_GPU_ONLY": "1"})
-        return [*steps, overlapped(on_gpu_alone, "tests on the GPU, launches that overlap")]
+        return [*steps, one_by_one(on_gpu_alone, "tests on the GPU, launches one by one")]
 
     def steps_of_primitives(self):
         return [Step("check_primitives", [self.program("check_primitives")],
@@ -187,7 +187,7 @@ class Check:
                                f"--benchmark_out={file}", "--benchmark_out_format=json"],
                               lambda _, file=file: gpu_report.benchmarks(file)))
             if size == "models" and group == "training_step/bf16":
-                steps.append(overlapped(steps[-1], "models training_step/bf16, overlapped"))
+                steps.append(one_by_one(steps[-1], "models training_step/bf16, one by one"))
         return steps
 
     def steps_of_profile(self):
@@ -241,14 +241,14 @@ class Check:
         else:
             shutil.rmtree(folder, ignore_errors=True)
             what = [*self.lesson("train"), "--epochs", "2"]
-        other = self.out / "train-overlapped"
+        other = self.out / "train-one-by-one"
         shutil.rmtree(other, ignore_errors=True)
         return [Step("lesson, 2 epochs", [self.program("train"), *what],
                      lambda _: gpu_report.training(folder / "metrics.jsonl"), goes_on=True),
-                Step("lesson, 1 epoch, launches that overlap",
+                Step("lesson, 1 epoch, launches one by one",
                      [self.program("train"), *self.lesson(other.name), "--epochs", "1"],
                      lambda _: gpu_report.training(other / "metrics.jsonl"),
-                     {"TESSERA_OVERLAP": "1"})]
+                     {"TESSERA_OVERLAP": "0"})]
 
     def lesson(self, folder):
         """Arguments of `train` for the lesson, into a folder."""
@@ -324,7 +324,7 @@ class Check:
         result = {"status": "done"}
         try:
             with log.open("w") as file:
-                run_all(step.command, joined(step.environment), file, deadline - start)
+                run_all(step.command, joined({"TESSERA_OVERLAP": None, **step.environment}), file, deadline - start)
             if step.figures:
                 result["figures"] = step.figures(log.read_text(errors="replace"))
         except subprocess.TimeoutExpired:

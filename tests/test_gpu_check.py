@@ -27,7 +27,7 @@ PROGRAMS = {
           {"name": "first", "properties": [{"name": "FIXTURES_SETUP", "value": ["log"]}]}]}' ;;
         esac""",
     "tessera_tests": """case "$*" in *list-test-names*) echo 'of kernels'; exit 1 ;; esac
-        [ "$TESSERA_OVERLAP$TESSERA_GPU_ONLY" = 11 ]""",
+        [ "$TESSERA_OVERLAP$TESSERA_GPU_ONLY" = 01 ]""",
     "check_primitives": "echo 'mma: equal'",
     "compute-sanitizer": "echo '========= ERROR SUMMARY: 0 errors'",
     "bench": """out=/dev/null filter=. list=no
@@ -140,7 +140,7 @@ class GpuCheck(unittest.TestCase):
                                                       "bench", "profile", "torch", "train")])
         self.assertEqual(list(report["parts"]["tests"]["steps"]),
                          ["first", "of kernels", "plain", "last",
-                          "tests on the GPU, launches that overlap"])
+                          "tests on the GPU, launches one by one"])
         self.assertEqual(len(report["parts"]["sanitize"]["steps"]), 4 * 3)
         self.assertEqual(len(report["parts"]["torch"]["steps"]), 3 * 2 * 4)
         self.assertEqual(sum(line.startswith("bench") and "_out=" in line for line in work), 4)
@@ -149,7 +149,7 @@ class GpuCheck(unittest.TestCase):
                          "| conv2d/forward/bf16 | ours/cuDNN | 1 | 1.25 |", "18.10 -> 26.00 dB",
                          "| lesson | no | f32 | 7.25 |", "| copy GB/s | 4000 |",
                          "| training_step/bf16/lesson | 2.5 |",
-                         "| training_step/bf16/lesson, overlapped | 2.5 |"):
+                         "| training_step/bf16/lesson, one by one | 2.5 |"):
             self.assertIn(expected, text)
 
         status, work, said = self.check()
@@ -275,7 +275,7 @@ class GpuCheck(unittest.TestCase):
         status, work, said = self.check("train", "--limit", "3")
         self.assertEqual((status, len(work)), (4, 1), said)
         status, work, said = self.check("train", "--again")  # repeats what was finished
-        other = f"train --device cuda --preset lesson --out {train}-overlapped --epochs 1"
+        other = f"train --device cuda --preset lesson --out {train}-one-by-one --epochs 1"
         self.assertEqual((status, work), (0, [f"train --resume {train}", other]), said)
         status, work, said = self.check("train", "--again", "--limit", "3")
         self.assertEqual(status, 4, said)

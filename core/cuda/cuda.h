@@ -53,11 +53,11 @@ struct Launch {
   bool overlaps = false;     // see launch_next()
 };
 
-// Whether launches that may overlap do: where TESSERA_OVERLAP=1 asks for it, on sm_90 and up.
+// Whether launches that may overlap do: on sm_90 and up, unless TESSERA_OVERLAP=0 is set.
 inline bool overlap_wanted() {
   static const bool wanted = [] {
     const char* const asked = std::getenv("TESSERA_OVERLAP");
-    if (!asked || std::string_view(asked) != "1") return false;
+    if (asked && std::string_view(asked) == "0") return false;
     int major = 0;
     CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
     return major >= 9;

@@ -43,7 +43,6 @@ class CudaRuntime : public Runtime {
              properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
              size_t(properties.l2CacheSize)};
 #ifdef TESSERA_GPU
-    info_.overlaps = overlap_wanted();
     if (!has_code_for_this_gpu())
       throw InputError(concat("device cuda: this program has no code for ", info_.name,
                               " (compute capability ", properties.major, '.', properties.minor,
