@@ -57,12 +57,17 @@ void draw_order(const Mode& mode, uint64_t number, uint64_t run) {
   simt::options().seed = 1 + run + 4 * (mode.number + 3 * number);
 }
 
-// Elementwise, but a block in tf32, whose products round where no step of an oracle can, in the
-// norm: at worst 2.9e-3.
-std::string error_of(const Result& fast, const Result& expected, const OpCase& c,
-                     const Mode& mode) {
-  if (c.op == "residual_block" && mode.number == kTf32.number)
-    return norm_difference(fast, expected, mode.tolerance);
+// Elementwise, but in the norm a block in tf32, and on a GPU in bf16: tensor cores round in their
+// own way, and what lies between two numbers of bf16 goes to the other one, where no step of an
+// oracle can follow. At worst 2.9e-3 in tf32 and below 3e-3 in bf16 on the host model.
+std::string error_of(const Result& fast, const Result& expected, const OpCase& c, const Mode& mode,
+                     const Stream& stream) {
+  const bool on_gpu = stream.device().type() == DeviceType::cuda;
+  const bool in_bf16 = on_gpu && mode.number == kBf16.number;
+  if (c.op == "residual_block" && (mode.number == kTf32.number || in_bf16)) {
+    const std::string in_norm = norm_difference(fast, expected, kTf32.tolerance);
+    return in_bf16 && in_norm.empty() ? difference(fast, expected, 2 * mode.tolerance) : in_norm;
+  }
   return difference(fast, expected, std::max(mode.tolerance, c.tolerance));
 }
 
@@ -88,7 +93,7 @@ void equals_oracle(const std::string& op, const Mode& mode) {
         if (exact)
           CHECK(difference(fast, as_stored(expected, c, mode.storage), 0) == "");
         else
-          CHECK(error_of(fast, expected, c, mode) == "");
+          CHECK(error_of(fast, expected, c, mode, stream) == "");
       }
   });
 }
@@ -134,7 +139,7 @@ TEST_CASE("CUDA kernels at one small size of every operation", "[cuda][small]") 
           run(stream, *c, c->apply, mode.storage, Numbers::Normal, GradMode::Overwrite);
       const Result expected = run(oracle, *c, steps ? c->bf16_steps : c->apply, DType::f64,
                                   Numbers::Normal, GradMode::Overwrite, mode.storage);
-      CHECK(error_of(fast, expected, *c, mode) == "");
+      CHECK(error_of(fast, expected, *c, mode, stream) == "");
     }
 }
 
