@@ -68,7 +68,12 @@ TEST_CASE("every kernel of the primitives has a definition", "[ptx]") {
 }
 
 TEST_CASE("what is timed on a GPU has no faults", "[ptx]") {
-  CHECK(simt::wgmma_rates(2).size() == 2 * 8 + 3 + 5);
+  CHECK(simt::wgmma_rates(2).size() == 2 * 10 + 3 + 5);
+  const simt::ScopedOptions restore(simt::options());
+  simt::options().profile.multiprocessors = 1;  // blocks enough
+  const std::vector<Rate> rates = simt::mainloop_rates(8);
+  CHECK(rates.size() == 4 * 2 + 7 * 3 + 4 * 2 * 3 + 5 * 4);
+  for (const Rate& rate : rates) CHECK(rate.clocks == 0);
 }
 
 TEST_CASE("a primitive that the profile lacks is a fault", "[ptx][slow]") {

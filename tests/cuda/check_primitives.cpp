@@ -40,12 +40,20 @@ std::string check(const PrimitiveDefinition& definition) {
   return "";
 }
 
+void print(const char* title, const std::vector<Rate>& rates) {
+  std::puts(title);
+  for (const Rate& rate : rates) {
+    std::printf("  %-50s %7.1f", rate.name.c_str(), rate.clocks);
+    if (rate.best > 0) std::printf(" where tensor cores need %.0f", rate.best);
+    if (rate.bytes > 0) std::printf(", %.1f bytes a clock", rate.bytes / rate.clocks);
+    std::puts("");
+  }
+}
 // What designs of kernels stand on (docs/performance.md).
 void print_rates() {
-  std::puts("clocks on one multiprocessor; wgmma by two warpgroups, four products to a commit:");
-  for (const Rate& rate : gpu::wgmma_rates(256))
-    std::printf("  %-44s %7.1f%s\n", rate.name.c_str(), rate.clocks,
-                rate.best > 0 ? concat(" where tensor cores need ", rate.best).c_str() : "");
+  print("clocks on one multiprocessor; wgmma by two warpgroups, four products to a commit:",
+        gpu::wgmma_rates(256));
+  print("clocks of one multiprocessor for a step of a mainloop:", gpu::mainloop_rates(256));
 }
 
 int check_all(int capability) {

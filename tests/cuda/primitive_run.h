@@ -65,6 +65,29 @@ PrimitiveKernel kernel(const char* name) {
   return {name, P::in, P::out, run_primitive<P>};
 }
 
+// ---- What is timed.
+
+#ifdef TESSERA_GPU
+__device__ inline int64_t clock_now() { return clock64(); }
+#else
+inline int64_t clock_now() { return 0; }
+#endif
+
+// Launches a kernel with room for a few clocks, which are read back.
+template <auto kernel, class... Args>
+std::vector<int64_t> clocks_of(int count, int blocks, int threads, size_t shared,
+                               const Args&... args) {
+  std::vector<int64_t> clocks(size_t(count), 0);
+  const OwnStream stream;
+  const OwnMemory memory(size_t(count) * 8);
+  launch<kernel>({stream.it, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared}, args...,
+                 static_cast<int64_t*>(memory.it));
+  CUDA_CHECK(cudaMemcpyAsync(clocks.data(), memory.it, clocks.size() * 8, cudaMemcpyDeviceToHost,
+                             stream.it));
+  CUDA_CHECK(cudaStreamSynchronize(stream.it));
+  return clocks;
+}
+
 // primitives_wgmma.cu
 void add_wgmma_kernels(std::vector<PrimitiveKernel>& all);
 

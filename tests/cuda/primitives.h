@@ -19,19 +19,22 @@ struct PrimitiveKernel {
   // in [blocks,in] and out [blocks,out] are host memory. Throws Error.
   void (*run)(int blocks, const uint32_t* in, uint32_t* out);
 };
-// What one multiprocessor of an sm_90a takes for something, in clocks, and for a product the clocks
-// that its tensor cores need by the data sheet, else 0. On the host model all is 0.
+// What one multiprocessor of an sm_90a takes for something, in clocks, and where there are products
+// the clocks that its tensor cores need by the data sheet, else 0. On the host model clocks are 0.
 struct Rate {
   std::string name;
   double clocks, best;
+  double bytes = 0;  // that are copied
 };
 namespace gpu {
 const std::vector<PrimitiveKernel>& primitive_kernels();
-std::vector<Rate> wgmma_rates(int rounds);  // primitives_wgmma.cu
+std::vector<Rate> wgmma_rates(int rounds);     // primitives_wgmma.cu
+std::vector<Rate> mainloop_rates(int rounds);  // primitives_mainloop.cu; 8 rounds at least
 }  // namespace gpu
 namespace simt {
 const std::vector<PrimitiveKernel>& primitive_kernels();
 std::vector<Rate> wgmma_rates(int rounds);
+std::vector<Rate> mainloop_rates(int rounds);
 }  // namespace simt
 
 using Random = std::mt19937;

@@ -176,7 +176,8 @@ std::vector<PrimitiveDefinition> mma_definitions() {
   for (const int N : {64, 128})
     for (const char* operands :
          {"plain, 64", "plain, 128 across", "plain, plain across", "64, 64", "64, 128 across",
-          "registers, 64", "registers, 128 across", "registers, plain across"}) {
+          "registers, 64", "registers, 128 across", "registers, plain across", "64 from line 3, 64",
+          "registers, 128 across from line 5"}) {
       all.push_back(
           {concat("wgmma.n", N, " ", operands), 90, (64 + N) * 8 + 64 * N, 64 * N,
            [N](Random& random, int round, uint32_t* in) { draw_group(N, random, round, in); },

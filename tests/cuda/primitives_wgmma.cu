@@ -13,24 +13,26 @@ namespace {
 using ptx::Layout;
 
 // Of `size` rows of A or columns of B, 16 deep; strides are not the least that there could be.
-template <int size, Layout layout, bool across>
+// Begins `shift` lines of a swizzled pattern behind that pattern's begin, as the windows of a tap
+// would.
+template <int size, Layout layout, bool across, int shift = 0>
 struct Operand {
   static constexpr int kLeading = layout == Layout::Plain && !across ? size / 8 * 144 + 32
                                   : layout == Layout::Plain          ? 128
-                                  : layout == Layout::Swizzle128     ? 2048
+                                  : layout == Layout::Swizzle128     ? 3072
                                                                      : 0;
   static constexpr int kStride = layout == Layout::Plain        ? (across ? 272 : 144)
                                  : layout == Layout::Swizzle128 ? 1024
                                                                 : 512;
-  alignas(1024) unsigned char bytes[size / 8 * 512 + 1024];
+  alignas(1024) unsigned char bytes[size / 8 * 512 + 2048];
 
   __device__ static int place(int x, int k) {
     if (layout == Layout::Plain)
       return x / 8 * kStride + k / 8 * kLeading +
              (across ? k % 8 * 16 + x % 8 * 2 : x % 8 * 16 + k % 8 * 2);
-    if (layout == Layout::Swizzle64)
-      return x / 8 * 512 + x % 8 * 64 + (k / 8 ^ x % 8 / 2) * 16 + k % 8 * 2;
-    return x / 64 * kLeading + k / 8 * 1024 + k % 8 * 128 + (x % 64 / 8 ^ k % 8) * 16 + x % 8 * 2;
+    const int line = shift + (across ? k : x);
+    if (layout == Layout::Swizzle64) return line * 64 + (k / 8 ^ line % 8 / 2) * 16 + k % 8 * 2;
+    return x / 64 * kLeading + line * 128 + (x % 64 / 8 ^ line % 8) * 16 + x % 8 * 2;
   }
   // pairs [size,8]
   __device__ void fill(const uint32_t* pairs, int thread) {
@@ -38,19 +40,21 @@ struct Operand {
       *reinterpret_cast<uint16_t*>(bytes + place(i / 16, i % 16)) =
           uint16_t(pairs[i / 2] >> i % 2 * 16);
   }
-  __device__ ptx::SharedMatrix matrix() const { return {bytes, kLeading, kStride, layout}; }
+  __device__ ptx::SharedMatrix matrix() const {
+    return ptx::SharedMatrix(bytes, kLeading, kStride, layout).further(shift * (across ? 128 : 64));
+  }
 };
 
 // A in registers.
 struct Fragment {};
 
 // in: A [64,8] pairs by rows, B [N,8] pairs by columns, D [64,N]; out: D.
-template <int N, class A, Layout b_layout, bool b_across>
+template <int N, class A, Layout b_layout, bool b_across, int b_shift = 0>
 struct GroupMma {
   static constexpr int in = 64 * 8 + N * 8 + 64 * N, out = 64 * N, threads = 128, kN = N;
   struct Shared {
     A a;
-    Operand<N, b_layout, b_across> b;
+    Operand<N, b_layout, b_across, b_shift> b;
   };
   __device__ static void multiply(float (&d)[N / 8][4], const uint32_t (&fragment)[4],
                                   const Shared& shared) {
@@ -99,16 +103,14 @@ void each_group_mma(const F& f) {
     one.template operator()<GroupMma<N, Fragment, Swizzle64, false>>("registers, 64");
     one.template operator()<GroupMma<N, Fragment, Swizzle128, true>>("registers, 128 across");
     one.template operator()<GroupMma<N, Fragment, Plain, true>>("registers, plain across");
+    one.template operator()<GroupMma<N, Operand<64, Swizzle64, false, 3>, Swizzle64, false>>(
+        "64 from line 3, 64");
+    one.template operator()<GroupMma<N, Fragment, Swizzle128, true, 5>>(
+        "registers, 128 across from line 5");
   };
   each.template operator()<64>("n64");
   each.template operator()<128>("n128");
 }
-
-#ifdef TESSERA_GPU
-__device__ inline int64_t clock_now() { return clock64(); }
-#else
-inline int64_t clock_now() { return 0; }
-#endif
 
 // Two warpgroups multiply zeros, four products to a commit. clocks [2]: of all that a group does.
 template <class P>
@@ -187,21 +189,6 @@ __global__ void copy_rate_kernel(int rounds, const uint4* from, int steps, int64
   }
   if (threadIdx.x == 0) clocks[blockIdx.x] = clock_now() - before;
   ptx::cp_async_wait_all();
-}
-
-// Launches a kernel with room for a few clocks, which are read back.
-template <auto kernel, class... Args>
-std::vector<int64_t> clocks_of(int count, int blocks, int threads, size_t shared,
-                               const Args&... args) {
-  std::vector<int64_t> clocks(size_t(count), 0);
-  const OwnStream stream;
-  const OwnMemory memory(size_t(count) * 8);
-  launch<kernel>({stream.it, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared}, args...,
-                 static_cast<int64_t*>(memory.it));
-  CUDA_CHECK(cudaMemcpyAsync(clocks.data(), memory.it, clocks.size() * 8, cudaMemcpyDeviceToHost,
-                             stream.it));
-  CUDA_CHECK(cudaStreamSynchronize(stream.it));
-  return clocks;
 }
 
 template <class P>
