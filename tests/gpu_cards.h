@@ -25,18 +25,19 @@ struct Card {
   const char* name;
   int architecture, multiprocessors;
   double clock, bandwidth, l2_bandwidth;
-  bool l2_estimated;  // no data sheet has it
+  bool l2_estimated;  // no data sheet has it, and it was not measured
   size_t l2_bytes;
   double f32, tf32, bf16;
 };
 // H200 and H100 (SXM, 80 GB): data sheets (memory, rates), H100 whitepaper (132 multiprocessors,
-// 1.83 GHz for tensor cores, 50 MB of L2 cache); their L2 bandwidth is estimated as an A100's 5,120
-// bytes a clock. A100 80 GB: data sheet and whitepaper (108, 1.41 GHz, 5,120 bytes a clock of a 40
-// MB L2 cache). RTX 4090: Ada whitepaper (128, 2.52 GHz, 72 MB); its L2 bandwidth is estimated as
-// 2,048 bytes a clock.
+// 1.83 GHz for tensor cores, 50 MB of L2 cache); their L2 bandwidth is what `gpu-check primitives`
+// measured on an H200, 16 KB to each multiprocessor in 563 clocks (docs/gpu-runs.md); an
+// H100's is estimated as the same. A100 80 GB:
+// data sheet and whitepaper (108, 1.41 GHz, 5,120 bytes a clock of a 40 MB L2 cache). RTX 4090: Ada
+// whitepaper (128, 2.52 GHz, 72 MB); its L2 bandwidth is estimated as 2,048 bytes a clock.
 inline constexpr Card kCards[] = {
-    {"H200", 90, 132, 1.83e9, 4.8e12, 5120 * 1.83e9, true, 50 << 20, 67e12, 494e12, 989e12},
-    {"H100", 90, 132, 1.83e9, 3.35e12, 5120 * 1.83e9, true, 50 << 20, 67e12, 494e12, 989e12},
+    {"H200", 90, 132, 1.83e9, 4.8e12, 3840 * 1.83e9, false, 50 << 20, 67e12, 494e12, 989e12},
+    {"H100", 90, 132, 1.83e9, 3.35e12, 3840 * 1.83e9, true, 50 << 20, 67e12, 494e12, 989e12},
     {"A100", 80, 108, 1.41e9, 2.039e12, 5120 * 1.41e9, false, 40 << 20, 19.5e12, 156e12, 312e12},
     {"RTX4090", 89, 128, 2.52e9, 1.008e12, 2048 * 2.52e9, true, 72 << 20, 82.6e12, 82.6e12,
      165.2e12}};
