@@ -4,14 +4,6 @@
 
 #include "kernels/cuda/index.h"
 
-#ifdef __CUDACC__
-#define TESSERA_UNROLL _Pragma("unroll")
-#define TESSERA_NO_UNROLL _Pragma("unroll 1")
-#else
-#define TESSERA_UNROLL
-#define TESSERA_NO_UNROLL
-#endif
-
 namespace tessera::TESSERA_CUDA::gemm {
 
 // D [rows, columns] = sum over depth. A block has one tile of D and one part of the depth.

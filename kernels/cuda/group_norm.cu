@@ -89,28 +89,37 @@ struct Tiles {
 
 // moments [N,G,2] from partial; a block for each group.
 template <class Parts>
-__global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, int per_group,
-                                     float eps, const float* partial, float* moments) {
+__global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, Divisor32 by_groups,
+                                     Divisor32 by_group, float eps, const float* partial,
+                                     float* moments) {
   ptx::begin_kernel();
   auto& shared = shared_memory<MergeShared>();
-  const int64_t G = C / per_group, n = blockIdx.x / G, c = blockIdx.x % G * per_group;
+  const int per_group = by_group.divisor();
+  int image = int(blockIdx.x);
+  const int c = by_groups.divide(image) * per_group;
+  const int64_t n = image;
   const float* means = partial + n * parts.parts * C + c;
   const float* m2s = means + N * parts.parts * C;
-  const int64_t entries = int64_t(parts.parts) * per_group;
+  const int entries = parts.parts * per_group;
   const float size = float(P * per_group), pivot = parts.base(n, c) + means[0];
-  // Of entry i, a channel of a part: its place, its mean less the pivot, its size.
-  const auto place = [&](int64_t i) { return i / per_group * C + i % per_group; };
-  const auto mean = [&](int64_t i) {
-    return (parts.base(n, c + i % per_group) - pivot) + means[place(i)];
+  // f(its place, its mean less the pivot, its size) of every entry of a thread, a channel of a
+  // part.
+  const auto each = [&](const auto& f) {
+    TESSERA_NO_UNROLL
+    for (int i = int(threadIdx.x); i < entries; i += kMergeThreads) {
+      int part = i;
+      const int channel = by_group.divide(part);
+      const int64_t place = int64_t(part) * C + channel;
+      f(place, (parts.base(n, c + channel) - pivot) + means[place], float(parts.pixels(part)));
+    }
   };
-  const auto pixels = [&](int64_t i) { return float(parts.pixels(i / per_group)); };
   float sum = 0, m2 = 0;
-  for (int64_t i = threadIdx.x; i < entries; i += kMergeThreads) sum += pixels(i) * mean(i);
+  each([&](int64_t, float mean, float pixels) { sum += pixels * mean; });
   const float offset = block_reduce(sum, Sum{}, shared.scratch) / size;
-  for (int64_t i = threadIdx.x; i < entries; i += kMergeThreads) {
-    const float away = mean(i) - offset;
-    m2 += m2s[place(i)] + pixels(i) * (away * away);
-  }
+  each([&](int64_t place, float mean, float pixels) {
+    const float away = mean - offset;
+    m2 += m2s[place] + pixels * (away * away);
+  });
   m2 = block_reduce(m2, Sum{}, shared.scratch);
   if (threadIdx.x != 0) return;
   moments[2 * blockIdx.x] = pivot + offset;
@@ -120,10 +129,13 @@ __global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, i
 template <class Parts>
 void merge_parts(Stream& stream, const Parts& parts, const GroupNormSpec& spec, int64_t P,
                  const Tensor& partial, Tensor& moments) {
-  const int64_t N = partial.dim(1), C = partial.dim(3);
+  const int64_t N = partial.dim(1), C = partial.dim(3), per_group = C / spec.groups;
+  ENSURE(parts.parts * per_group <= INT32_MAX - kMergeThreads && N * spec.groups <= INT32_MAX,
+         "group_norm: ", parts.parts, " parts of ", per_group, " channels");
   launch_next<group_moments_kernel<Parts>>({cuda_stream(stream), dim3(unsigned(N * spec.groups)),
                                             dim3(kMergeThreads), sizeof(MergeShared)},
-                                           parts, N, P, int(C), int(C / spec.groups), spec.eps,
+                                           parts, N, P, int(C), Divisor32(int(spec.groups)),
+                                           Divisor32(int(per_group)), spec.eps,
                                            partial.data<float>(), moments.data<float>());
 }
 

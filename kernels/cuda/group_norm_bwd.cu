@@ -64,6 +64,7 @@ template <class T>
 struct GroupSums {
   int64_t N, P, parts;
   int C, per_group, cols;  // cols: channels that a block adds up at a time
+  Divisor32 by_groups, by_cols;
   const float *partial, *gamma, *moments;
   float *sums, *terms;
   T* dt;
@@ -74,10 +75,10 @@ template <class T>
 __global__ void group_sums_kernel(GroupSums<T> a) {
   ptx::begin_kernel();
   auto& scratch = shared_memory<ColumnScratch<2>>();
-  const int64_t G = a.C / a.per_group, n = blockIdx.x / G, second = a.N * a.parts * a.C;
-  const int first = int(blockIdx.x % G) * a.per_group;
-  const int rows = kTileThreads / a.cols;
-  const int row = int(threadIdx.x) / a.cols, col = int(threadIdx.x) % a.cols;
+  int image = int(blockIdx.x), row = int(threadIdx.x);
+  const int first = a.by_groups.divide(image) * a.per_group, col = a.by_cols.divide(row);
+  const int64_t n = image, second = a.N * a.parts * a.C;
+  const int rows = a.by_cols.quotient(kTileThreads);
   float m1 = 0, m2 = 0;
   for (int begin = 0; begin < a.per_group; begin += a.cols) {
     const int c = first + begin + col;
@@ -156,13 +157,13 @@ void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, con
                 const Tensor& partial, Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
   const auto [N, P, C] = std::tuple(tiling.N, tiling.P, tiling.C);
   const int64_t groups = N * in.groups;
-  const int per_group = C / in.groups;
+  const int per_group = C / in.groups, cols = std::min(per_group, kTileCols);
   const cudaStream_t on = cuda_stream(stream);
   Tensor sums = Tensor::empty(stream, {2, N, C}), terms = Tensor::empty(stream, {groups, 2});
   launch_next<group_sums_kernel<T>>(
       {on, dim3(unsigned(groups)), dim3(kTileThreads), sizeof(ColumnScratch<2>)},
-      GroupSums<T>{N, P, partial.dim(2), C, per_group, std::min(per_group, kTileCols),
-                   partial.data<float>(), in.gamma, in.moments, sums.data<float>(),
+      GroupSums<T>{N, P, partial.dim(2), C, per_group, cols, Divisor32(int(in.groups)),
+                   Divisor32(cols), partial.data<float>(), in.gamma, in.moments, sums.data<float>(),
                    terms.data<float>(), data_or_null<T>(dt.tensor),
                    dt.mode == GradMode::Accumulate});
   const RowSums<float, 1> images(2, 2 * N, N, dgamma || dbeta ? C : 0, sums.data<float>());

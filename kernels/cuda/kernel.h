@@ -7,6 +7,14 @@
 #include "kernels/cuda/ptx/grid_dependency.h"
 #include "kernels/kernels.h"
 
+#ifdef __CUDACC__
+#define TESSERA_UNROLL _Pragma("unroll")
+#define TESSERA_NO_UNROLL _Pragma("unroll 1")
+#else
+#define TESSERA_UNROLL
+#define TESSERA_NO_UNROLL
+#endif
+
 namespace tessera::TESSERA_CUDA {
 
 inline cudaStream_t cuda_stream(Stream& stream) {

@@ -5,7 +5,7 @@
 namespace tessera::TESSERA_CUDA {
 namespace {
 
-constexpr int kThreads = 256, kLoads = 16;  // of a thread
+constexpr int kThreads = 256, kLoads = 4;  // of a thread
 constexpr int kMergeThreads = 1024;
 
 template <int Threads>

@@ -100,19 +100,23 @@ class TileParts {
         TH_(TH),
         TW_(TW),
         across_((W_ + TW - 1) / TW),
+        by_across_(across_),
+        by_phases_(apart * apart),
         count_((H_ + TH - 1) / TH * across_ * apart * apart) {}
 
   int64_t image() const { return int64_t(H_) * W_ * apart_ * apart_; }  // pixels
   int across() const { return across_; }
   int count() const { return count_; }
   __device__ __forceinline__ int pixels(int part) const {
-    const int rectangle = part / (apart_ * apart_);
-    const int h = rectangle / across_ * TH_, w = rectangle % across_ * TW_;
+    int row = by_phases_.quotient(part);
+    const int w = by_across_.divide(row) * TW_, h = row * TH_;
     return min(TH_, H_ - h) * min(TW_, W_ - w);
   }
 
  private:
-  int apart_, H_, W_, TH_, TW_, across_, count_;
+  int apart_, H_, W_, TH_, TW_, across_;
+  Divisor32 by_across_, by_phases_;
+  int count_;
 };
 
 // moments [N,G,2] from partial: the mean and M2 (sum of squared deviations from it) of each channel

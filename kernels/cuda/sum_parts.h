@@ -49,9 +49,8 @@ struct SumParts {
     const float* from = partial + r * range * size + i;
     const int left = parts - r * range;
     int count = left < range ? left : range;
-#ifdef __CUDACC__
-#pragma unroll 1  // more rounds at once take more registers than they are worth
-#endif
+    // More rounds at once take more registers than they are worth.
+    TESSERA_NO_UNROLL
     for (; count >= kPartsAtOnce; count -= kPartsAtOnce) add<kPartsAtOnce>(from, sums);
     if (count <= 0) return;
     if (count & 2) add<2>(from, sums);
