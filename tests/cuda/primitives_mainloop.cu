@@ -1,6 +1,6 @@
 // What a step of the convolutions' mainloops takes: its products, its copies, and both, as the
-// kernels have them; and what copies of 16 KB take by where they go. All data are zeros that lie in
-// the L2 cache.
+// kernels have them (filters' gradients without their warps that only copy); and what copies of 16
+// KB take by where they go. All data are zeros that lie in the L2 cache.
 #include <algorithm>
 #include <numeric>
 
