@@ -31,10 +31,10 @@ struct Card {
 };
 // H200 and H100 (SXM, 80 GB): data sheets (memory, rates), H100 whitepaper (132 multiprocessors,
 // 1.83 GHz for tensor cores, 50 MB of L2 cache); their L2 bandwidth is what `gpu-check primitives`
-// measured on an H200, 16 KB to each multiprocessor in 563 clocks (docs/gpu-runs.md); an
-// H100's is estimated as the same. A100 80 GB:
-// data sheet and whitepaper (108, 1.41 GHz, 5,120 bytes a clock of a 40 MB L2 cache). RTX 4090: Ada
-// whitepaper (128, 2.52 GHz, 72 MB); its L2 bandwidth is estimated as 2,048 bytes a clock.
+// measured on an H200, 16 KB to each multiprocessor in 563 clocks (docs/gpu-runs.md); an H100's is
+// estimated as the same. A100 80 GB: data sheet and whitepaper (108, 1.41 GHz, 5,120 bytes a clock
+// of a 40 MB L2 cache). RTX 4090: Ada whitepaper (128, 2.52 GHz, 72 MB); its L2 bandwidth is
+// estimated as 2,048 bytes a clock.
 inline constexpr Card kCards[] = {
     {"H200", 90, 132, 1.83e9, 4.8e12, 3840 * 1.83e9, false, 50 << 20, 67e12, 494e12, 989e12},
     {"H100", 90, 132, 1.83e9, 3.35e12, 3840 * 1.83e9, true, 50 << 20, 67e12, 494e12, 989e12},

@@ -324,7 +324,8 @@ class Check:
         result = {"status": "done"}
         try:
             with log.open("w") as file:
-                run_all(step.command, joined({"TESSERA_OVERLAP": None, **step.environment}), file, deadline - start)
+                environment = joined({"TESSERA_OVERLAP": None, **step.environment})
+                run_all(step.command, environment, file, deadline - start)
             if step.figures:
                 result["figures"] = step.figures(log.read_text(errors="replace"))
         except subprocess.TimeoutExpired:
