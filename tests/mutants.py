@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 # Collectives and asynchronous operations by what their absence means.
 CALLS = {
-    "barrier": r"__syncthreads(?:_or|_and|_count)?|__syncwarp|(?:ptx::)?named_barrier\w*",
+    "barrier": r"__syncthreads(?:_or|_and|_count)?|__syncwarp|(?:ptx::)?(?:named_barrier\w*|cluster_sync)",
     "wait": r"(?:ptx::)?(?:cp_async_wait(?:_all)?(?:<[^;()]*>)?|wgmma_wait(?:<[^;()]*>)?|mbarrier_wait|bulk_wait\w*)",
     "fence": r"(?:ptx::)?(?:__threadfence(?:_block|_system)?|fence_\w+|wgmma_fence)",
     "commit": r"(?:ptx::)?(?:cp_async_commit|wgmma_commit|bulk_commit\w*)",

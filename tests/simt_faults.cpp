@@ -203,10 +203,10 @@ void ticket_kernel(int* partial, unsigned* ticket, int* out) {
   for (unsigned i = 0; i < gridDim.x; ++i) *out += partial[i];
 }
 template <bool broken>
-void grid_kernel(int* values) {
+void cluster_kernel(int* values) {
   const unsigned n = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
   values[i] = int(i);
-  if (!broken) grid_sync();
+  if (!broken) cluster_sync();
   values[n + i] = values[(i + blockDim.x) % n];
 }
 void count_kernel(int* value) {
@@ -247,13 +247,13 @@ void missing_fence(bool broken) {
     run<ticket_kernel<false>>(dim3(8), dim3(32), 0, memory, ticket, memory + 8);
   cudaFree(memory);
 }
-void missing_grid_sync(bool broken) {
+void missing_cluster_sync(bool broken) {
   int* const values = device_memory(2 * 4 * 8);
   Gpu gpu;
   if (broken)
-    launch<grid_kernel<true>>({gpu.stream, dim3(4), dim3(8), 0, true}, values);
+    launch<cluster_kernel<true>>({gpu.stream, dim3(4), dim3(8), 0, 4}, values);
   else
-    launch<grid_kernel<false>>({gpu.stream, dim3(4), dim3(8), 0, true}, values);
+    launch<cluster_kernel<false>>({gpu.stream, dim3(4), dim3(8), 0, 4}, values);
   gpu.wait();
   cudaFree(values);
 }
@@ -336,7 +336,7 @@ const std::map<std::string, std::function<void(bool)>> kFaults = {
     {"missing_global_barrier", missing_global_barrier},
     {"blocks", blocks},
     {"missing_fence", missing_fence},
-    {"missing_grid_sync", missing_grid_sync},
+    {"missing_cluster_sync", missing_cluster_sync},
     {"missing_event", missing_event},
     {"missing_wait", missing_wait},
     {"missing_edge", missing_edge},

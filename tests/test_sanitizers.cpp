@@ -69,8 +69,8 @@ const Case kRaces[] = {
     {"blocks", "data race", R"(block \([012],0,0\), thread \(0,0,0\), kernel blocks_kernel<true>)"},
     {"missing_fence", "data race",
      R"(block \([0-7],0,0\), thread \(0,0,0\), kernel ticket_kernel<true>)"},
-    {"missing_grid_sync", "data race",
-     R"(block \([0-3],0,0\), thread \([0-7],0,0\), kernel grid_kernel<true>)"},
+    {"missing_cluster_sync", "data race",
+     R"(block \([0-3],0,0\), thread \([0-7],0,0\), kernel cluster_kernel<true>)"},
     {"missing_event", "data race", R"(block \(0,0,0\), thread \(0,0,0\), kernel count_kernel)"},
     {"missing_edge", "data race", R"(block \(0,0,0\), thread \(0,0,0\), kernel count_kernel)"},
     // Between the host and a copy: there is no kernel.

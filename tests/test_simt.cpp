@@ -1,4 +1,4 @@
-// The host model's blocks: indices, barriers, shared memory, atomics, cooperative grids. Every
+// The host model's blocks: indices, barriers, shared memory, atomics, clusters. Every
 // primitive against its definition, in several orders.
 #include <set>
 
@@ -131,11 +131,14 @@ void chain_kernel(unsigned* ticket, unsigned* turn, unsigned* out) {
   atomicAdd(turn, 1);
 }
 
-void grid_rounds_kernel(int* values, int rounds) {
-  const unsigned n = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
+// Numbers go round in a cluster of `size` blocks.
+void cluster_rounds_kernel(int* values, unsigned size, int rounds) {
+  const unsigned n = size * blockDim.x, first = blockIdx.x / size * n;
+  const unsigned i = blockIdx.x % size * blockDim.x + threadIdx.x;
+  values += 2 * first;
   for (int round = 0; round < rounds; ++round) {
     values[(round + 1) % 2 * n + i] = values[round % 2 * n + (i + blockDim.x) % n];
-    grid_sync();
+    cluster_sync();
   }
 }
 
@@ -251,39 +254,55 @@ TEST_CASE("blocks that poll wait for blocks that run on other host threads", "[s
   });
 }
 
-TEST_CASE("grid_sync of a cooperative launch", "[simt]") {
+TEST_CASE("cluster_sync, and which clusters run", "[simt]") {
+  const ScopedOptions scope(options());
+  options().profile = profile_of(90);
   in_every_order([] {
-    for (unsigned block : {1u, 33u, 96u}) {
-      const unsigned n = 6 * block;
-      std::vector<int> start(2 * n);
-      for (unsigned i = 0; i < n; ++i) start[i] = int(i);
-      Array<int> values(start);
-      TestStream stream;
-      launch<grid_rounds_kernel>({stream, dim3(6), dim3(block), 0, true}, values, 4);
-      stream.wait();
-      for (unsigned i = 0; i < n; ++i) REQUIRE(values[i] == int((i + 4 * block) % n));
-    }
+    for (unsigned size : {1u, 3u, 8u})
+      for (unsigned block : {1u, 33u, 96u}) {
+        const unsigned n = size * block, clusters = 5;
+        std::vector<int> start(2 * n * clusters);
+        for (unsigned i = 0; i < start.size(); ++i) start[i] = int(i % (2 * n));
+        const auto values_of = [&](uint64_t first, uint64_t blocks) {
+          const ScopedOptions some(options());
+          options().first_block = first, options().blocks = blocks;
+          Array<int> values(start);
+          TestStream stream;
+          launch<cluster_rounds_kernel>({stream, dim3(size * clusters), dim3(block), 0, size},
+                                        values, size, 4);
+          stream.wait();
+          return values.values();
+        };
+        const auto all = values_of(0, UINT64_MAX);
+        for (unsigned i = 0; i < start.size(); ++i)
+          if (i % (2 * n) < n) REQUIRE(all[i] == int((i % (2 * n) + 4 * block) % n));
+        // The clusters that these blocks are in, as a whole.
+        const auto second = values_of(size + size / 2, 1),
+                   last = values_of(Options::kFromTheEnd, 1);
+        for (unsigned i = 0; i < start.size(); ++i) {
+          REQUIRE(second[i] == (i / (2 * n) == 1 ? all : start)[i]);
+          REQUIRE(last[i] == (i / (2 * n) == clusters - 1 ? all : start)[i]);
+        }
+      }
   });
 }
 
-TEST_CASE("a cooperative grid that the profile cannot hold at once is refused", "[simt][slow]") {
+TEST_CASE("clusters that a profile does not have are refused", "[simt]") {
   const ScopedOptions scope(options());
   Array<int> values(1);
   TestStream stream;
-  const auto refused = [&](unsigned blocks, unsigned threads, size_t shared) {
+  const auto refused = [&](int capability, unsigned blocks, unsigned size) {
+    options().profile = profile_of(capability);
     return fault_of([&] {
-      launch<grid_rounds_kernel>({stream, dim3(blocks), dim3(threads), shared, true}, values, 0);
+      launch<cluster_rounds_kernel>({stream, dim3(blocks), dim3(32), 0, size}, values, size, 0);
     });
   };
-  options().profile = profile_of(75);  // 40 multiprocessors of 1024 threads, 16 blocks and 64 KB
-  CHECK(refused(40, 1024, 0) == "");
-  CHECK_THAT(refused(41, 1024, 0), Catch::Contains("grid_rounds_kernel as cooperative"));
-  CHECK(refused(640, 32, 0) == "");
-  CHECK(refused(641, 32, 0) != "");
-  CHECK(refused(40, 32, 40 * 1024) == "");
-  CHECK(refused(41, 32, 40 * 1024) != "");
-  options().profile = profile_of(90);
-  CHECK(refused(641, 32, 0) == "");
+  CHECK(refused(90, 16, 8) == "");
+  CHECK(refused(80, 16, 1) == "");
+  CHECK_THAT(refused(89, 16, 2), Catch::Contains("cluster_rounds_kernel with 16 blocks in clusters "
+                                                 "of 2 on sm_89"));
+  CHECK(refused(90, 15, 2) != "");
+  CHECK(refused(90, 18, 9) != "");
 }
 
 TEST_CASE("random choices depend on seed, block and thread, and on nothing else", "[simt]") {

@@ -108,8 +108,8 @@ void flag_kernel(unsigned* flag) {
 }
 
 template <bool broken>
-void grid_kernel() {
-  if (!broken || blockIdx.x != 1 || threadIdx.x != 3) grid_sync();
+void cluster_kernel() {
+  if (!broken || blockIdx.x != 1 || threadIdx.x != 3) cluster_sync();
 }
 
 template <bool broken>
@@ -312,18 +312,19 @@ TEST_CASE("a loop that polls for what never comes", "[simt]") {
   });
 }
 
-TEST_CASE("grid_sync that not all threads reach, or in a launch that is not cooperative",
-          "[simt]") {
+TEST_CASE("cluster_sync that not all threads reach, or in a launch without clusters", "[simt]") {
+  const ScopedOptions scope(options());
+  options().profile = profile_of(90);
   in_every_order([] {
     TestStream stream;
-    launch<grid_kernel<false>>({stream, dim3(4), dim3(8), 0, true});
+    launch<cluster_kernel<false>>({stream, dim3(4), dim3(8), 0, 4});
     stream.wait();
-    launch<grid_kernel<true>>({stream, dim3(4), dim3(8), 0, true});
+    launch<cluster_kernel<true>>({stream, dim3(4), dim3(8), 0, 2});
     CHECK_THAT(fault_of([&] { stream.wait(); }),
-               Catch::Contains("grid_sync is never completed") &&
-                   Catch::Contains(kernel_text("grid_kernel<true>") + ", block ("));
-    launch<grid_kernel<false>>({stream, dim3(4), dim3(8)});
-    CHECK_THAT(fault_of([&] { stream.wait(); }), Catch::Contains("not cooperative"));
+               Catch::Contains("cluster_sync is never completed") &&
+                   Catch::Contains(kernel_text("cluster_kernel<true>") + ", block ("));
+    launch<cluster_kernel<false>>({stream, dim3(4), dim3(8)});
+    CHECK_THAT(fault_of([&] { stream.wait(); }), Catch::Contains("without clusters"));
   });
 }
 

@@ -7,9 +7,6 @@
 
 #ifdef TESSERA_GPU
 #include <cuda_runtime.h>
-#ifdef __CUDACC__
-#include <cooperative_groups.h>
-#endif
 
 #include <cstdlib>
 #include <string_view>
@@ -49,8 +46,8 @@ struct Launch {
   cudaStream_t stream;
   dim3 grid, block;
   size_t shared_bytes = 0;
-  bool cooperative = false;  // all blocks live at once and may call grid_sync()
-  bool overlaps = false;     // see launch_next()
+  unsigned cluster = 0;   // so many neighbours in x live at once (kernels/cuda/ptx/cluster.h)
+  bool overlaps = false;  // see launch_next()
 };
 
 // Whether launches that may overlap do: on sm_90 and up, unless TESSERA_OVERLAP=0 is set.
@@ -79,16 +76,18 @@ struct Launcher<Kernel> {
     config.blockDim = launch.block;
     config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = launch.stream;
-    cudaLaunchAttribute attribute{};  // one or the other
-    if (launch.cooperative) {
-      attribute.id = cudaLaunchAttributeCooperative;
-      attribute.val.cooperative = 1;
-    } else {
-      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (launch.overlaps && overlap_wanted()) {
+      auto& overlap = attributes[config.numAttrs++];
+      overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      overlap.val.programmaticStreamSerializationAllowed = 1;
     }
-    config.attrs = &attribute;
-    config.numAttrs = launch.cooperative || (launch.overlaps && overlap_wanted());
+    if (launch.cluster > 1) {
+      auto& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {launch.cluster, 1, 1};
+    }
     CUDA_CHECK(cudaLaunchKernelEx(&config, Kernel, p...));
   }
 };
@@ -106,9 +105,6 @@ __device__ __forceinline__ T& shared_memory() {
   extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
   return *reinterpret_cast<T*>(dynamic_shared_memory);
 }
-
-// Waits for all threads of a grid that was launched as cooperative.
-__device__ __forceinline__ void grid_sync() { cooperative_groups::this_grid().sync(); }
 
 // Vector accesses; the address must be a multiple of the vector's size.
 template <class V>

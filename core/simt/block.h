@@ -17,6 +17,7 @@
 namespace tessera::simt {
 
 class Block;
+struct Cluster;
 struct RunningGrid;
 
 // A line of the sources: as a default argument, the caller's. clang 14 has no std::source_location.
@@ -68,6 +69,7 @@ struct Grid {
   const char* kernel;  // name, for messages
   dim3 grid, block;
   size_t shared_bytes = 0;
+  unsigned cluster = 0;  // blocks of one, or 0: no clusters
   bool overlaps = false;
   Options options;
   void (*body)(const void* arguments) = nullptr;  // runs the current thread
@@ -118,8 +120,8 @@ int block_barrier(int id, int count, int predicate, const char* name, Where wher
 // Comes to the barrier and does not wait (bar.arrive); `count` must be given.
 void block_arrive(int id, int count, const char* name, Where where);
 
-// Waits for all threads of a grid that was launched as cooperative.
-void grid_sync(Where where = Where::current());
+// Waits for all threads of the block's cluster.
+void cluster_sync(Where where = Where::current());
 
 // The lanes of `mask` meet. Each brings a pointer to its operands; the last to come calls
 // combine(lanes), with null where a lane is not in the mask, and all go on. Results are written

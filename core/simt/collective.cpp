@@ -134,26 +134,26 @@ void Block::meet(unsigned mask, void* operands, Combine combine, const char* nam
   }
 }
 
-void Block::grid_barrier(Where where) {
-  RunningGrid& running = *grid_->running;
-  if (!running.cooperative) fault("grid_sync in a launch that is not cooperative", where);
-  if (running.synced++ == 0)
-    running.where = where;
-  else if (!same_place(running.where, where))
-    fault(concat("divergent grid_sync: other threads wait at ", line_of(running.where)), where);
-  running.sync.release();
-  grid_waiting_.push_back(&self());
-  suspend("grid_sync", where);
+void Block::cluster_barrier(Where where) {
+  if (!cluster_) fault("cluster_sync in a launch without clusters", where);
+  if (cluster_->synced++ == 0)
+    cluster_->where = where;
+  else if (!same_place(cluster_->where, where))
+    fault(concat("divergent cluster_sync: other threads wait at ", line_of(cluster_->where)),
+          where);
+  cluster_->sync.release();
+  cluster_waiting_.push_back(&self());
+  suspend("cluster_sync", where);
 }
 
-void Block::leave_grid_barrier() {
+void Block::leave_cluster_barrier() {
   const Unwatched scope;
   happened();
-  for (Thread* thread : grid_waiting_) {
-    grid_->running->sync.acquire_as(fibers_[thread->fiber]->fiber->timeline);
+  for (Thread* thread : cluster_waiting_) {
+    cluster_->sync.acquire_as(fibers_[thread->fiber]->fiber->timeline);
     make_ready(*thread);
   }
-  grid_waiting_.clear();
+  cluster_waiting_.clear();
 }
 
 void* Block::shared(size_t bytes, size_t alignment, Where where) {
@@ -219,9 +219,9 @@ void block_arrive(int id, int count, const char* name, Where where) {
   const Unwatched scope;
   self().block->barrier(id, count, 0, false, name, where);
 }
-void grid_sync(Where where) {
+void cluster_sync(Where where) {
   const Unwatched scope;
-  self().block->grid_barrier(where);
+  self().block->cluster_barrier(where);
 }
 void warp_rendezvous(unsigned mask, void* operands, Combine combine, const char* name,
                      Where where) {

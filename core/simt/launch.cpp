@@ -14,9 +14,16 @@
 namespace tessera::simt {
 namespace {
 
-// Which blocks of a grid run, in their order.
-std::vector<uint64_t> block_order(const Grid& grid) {
-  const uint64_t total = grid.grid.count(), sampled = grid.options.sampled_blocks;
+// Blocks that live at once: those of a cluster, or one.
+uint64_t side_by_side(const Grid& grid) { return std::max(grid.cluster, 1u); }
+
+// Which clusters of a grid run (blocks, where there are none), in their order.
+std::vector<uint64_t> cluster_order(const Grid& grid) {
+  const uint64_t size = side_by_side(grid), total = grid.grid.count() / size;
+  const auto clusters = [&](uint64_t blocks) {
+    return std::min(blocks / size + (blocks % size != 0), total);
+  };
+  const uint64_t sampled = clusters(grid.options.sampled_blocks);
   if (sampled && sampled < total) {
     std::vector<uint64_t> order(sampled);
     uint64_t state = grid.options.seed;
@@ -26,23 +33,25 @@ std::vector<uint64_t> block_order(const Grid& grid) {
     }
     return order;
   }
+  const uint64_t asked = clusters(grid.options.blocks);
   const uint64_t first = grid.options.first_block == Options::kFromTheEnd
-                             ? total - std::min(grid.options.blocks, total)
-                             : std::min(grid.options.first_block, total);
-  const uint64_t count = std::min(grid.options.blocks, total - first);
-  std::vector<uint64_t> order(count);
+                             ? total - asked
+                             : std::min(grid.options.first_block / size, total);
+  std::vector<uint64_t> order(std::min(asked, total - first));
   std::iota(order.begin(), order.end(), first);
   if (grid.options.order == Order::Descending) std::reverse(order.begin(), order.end());
   if (grid.options.order == Order::Random) {
     uint64_t state = grid.options.seed + 12345;
-    for (size_t i = count; i-- > 1;) std::swap(order[i], order[next_random(state) % (i + 1)]);
+    for (size_t i = order.size(); i-- > 1;)
+      std::swap(order[i], order[next_random(state) % (i + 1)]);
   }
   return order;
 }
 
-// The first and the last blocks of a grid.
+// The first and the last clusters of a grid.
 std::vector<uint64_t> ends_of(const Grid& grid) {
-  const uint64_t total = grid.grid.count(), count = std::min<uint64_t>(4, total);
+  const uint64_t total = grid.grid.count() / side_by_side(grid);
+  const uint64_t count = std::min<uint64_t>(4, total);
   std::vector<uint64_t> order;
   for (uint64_t i = 0; i < count; ++i) {
     order.push_back(i);
@@ -51,45 +60,19 @@ std::vector<uint64_t> ends_of(const Grid& grid) {
   return order;
 }
 
-void run_blocks(const Grid& grid, const std::vector<uint64_t>& order) {
-  const int limit = kThreadSanitizer || watch ? 1
-                    : grid.options.workers    ? grid.options.workers
-                                              : omp_get_num_procs();
-  const int workers = int(std::min<uint64_t>(uint64_t(limit), order.size()));
-  std::atomic<size_t> next = 0;
-  std::mutex mutex;
-  std::exception_ptr error;
-  const auto work = [&] {
-    const CrashStack stack;
-    thread_local Block& block = *new Block;  // streams may be destroyed after thread_locals
-    for (size_t i; (i = next++) < order.size();) try {
-        block.run(grid, order[i]);
-      } catch (...) {
-        std::lock_guard lock(mutex);
-        if (!error) error = std::current_exception();
-        next = order.size();
-      }
-  };
-  if (workers <= 1) {
-    work();
-  } else {
-#pragma omp parallel num_threads(workers)
-    work();
-  }
-  if (error) std::rethrow_exception(error);
-}
-
-// All blocks live at once, and take turns when none of their threads can go on.
-class CooperativeRun {
+// The blocks of a cluster live at once, and take turns when none of their threads can go on.
+class ClusterRun {
  public:
-  CooperativeRun(const Grid& grid, const std::vector<uint64_t>& order) : grid_(grid) {
-    for (uint64_t index : order) {
-      blocks_.push_back(std::make_unique<Block>());
-      blocks_.back()->start(grid, index);
-      alive_.push_back(blocks_.back().get());
+  // `blocks` may have run others before.
+  ClusterRun(const Grid& grid, uint64_t number, std::vector<std::unique_ptr<Block>>& blocks)
+      : grid_(grid) {
+    while (blocks.size() < grid.cluster) blocks.push_back(std::make_unique<Block>());
+    for (uint64_t i = 0; i < grid.cluster; ++i) {
+      blocks[i]->start(grid, number * grid.cluster + i, &cluster_);
+      alive_.push_back(blocks[i].get());
     }
   }
-  ~CooperativeRun() {
+  ~ClusterRun() {
     for (Block* block : alive_) block->cancel();
   }
 
@@ -117,11 +100,10 @@ class CooperativeRun {
     return something;
   }
   bool leave_barrier() {
-    RunningGrid& running = *grid_.running;
-    if (running.synced < blocks_.size() * grid_.block.count()) return false;
-    running.synced = 0;
-    for (Block* block : alive_) block->leave_grid_barrier();
-    running.sync.renew();
+    if (cluster_.synced < grid_.cluster * grid_.block.count()) return false;
+    cluster_.synced = 0;
+    for (Block* block : alive_) block->leave_cluster_barrier();
+    cluster_.sync.renew();
     return true;
   }
   bool any_polls() const {
@@ -129,18 +111,47 @@ class CooperativeRun {
   }
 
   const Grid& grid_;
-  std::vector<std::unique_ptr<Block>> blocks_;
+  Cluster cluster_;
   std::vector<Block*> alive_;
 };
 
+void run_clusters(const Grid& grid, const std::vector<uint64_t>& order) {
+  const int limit = kThreadSanitizer || watch ? 1
+                    : grid.options.workers    ? grid.options.workers
+                                              : omp_get_num_procs();
+  const int workers = int(std::min<uint64_t>(uint64_t(limit), order.size()));
+  std::atomic<size_t> next = 0;
+  std::mutex mutex;
+  std::exception_ptr error;
+  const auto work = [&] {
+    const CrashStack stack;
+    // Streams may be destroyed after thread_locals.
+    thread_local Block& block = *new Block;
+    thread_local auto& blocks = *new std::vector<std::unique_ptr<Block>>;
+    for (size_t i; (i = next++) < order.size();) try {
+        grid.cluster ? ClusterRun(grid, order[i], blocks).run() : block.run(grid, order[i]);
+      } catch (...) {
+        std::lock_guard lock(mutex);
+        if (!error) error = std::current_exception();
+        next = order.size();
+      }
+  };
+  if (workers <= 1) {
+    work();
+  } else {
+#pragma omp parallel num_threads(workers)
+    work();
+  }
+  if (error) std::rethrow_exception(error);
+}
+
 // `launched` is not on the host's stack: ThreadSanitizer would see kernels read what lay there.
-void run_grid(std::unique_ptr<Grid> launched, bool cooperative) {
+void run_grid(std::unique_ptr<Grid> launched) {
   Grid& grid = *launched;
   static std::atomic<uint64_t> launches = 0;
   RunningGrid running;
   running.number = ++launches;
   running.begin.release();
-  running.cooperative = cooperative;
   grid.running = &running;
   if (watch && *watch->address != watch->value)
     watch->value = *watch->address, watch->writer = "a copy or memset";
@@ -149,30 +160,14 @@ void run_grid(std::unique_ptr<Grid> launched, bool cooperative) {
     const SyncPoint& point;
     ~End() { point.acquire(); }
   } const end{running.end};
-  const std::vector<uint64_t> order = block_order(grid);
-  if (cooperative) {
-    const CrashStack stack;
-    CooperativeRun(grid, order).run();
-  } else {
-    run_blocks(grid, order);
-  }
+  const std::vector<uint64_t> order = cluster_order(grid);
+  run_clusters(grid, order);
   if (LaunchTrace* const trace = LaunchTrace::current()) {
-    trace->note(grid, order.size());
+    trace->note(grid, order.size() * side_by_side(grid));
     // Where tensors begin and end is seen there.
-    if (!cooperative && grid.options.sampled_blocks) run_blocks(grid, ends_of(grid));
+    if (grid.options.sampled_blocks) run_clusters(grid, ends_of(grid));
     trace->note(grid, 0);
   }
-}
-
-// CUDA C++ Programming Guide, "Occupancy Calculator", but for registers, which the host has not:
-// each block takes 1 KB of shared memory more than it asks for from sm_80 on.
-uint64_t resident_blocks(const Launch& launch, const Profile& profile) {
-  const size_t threads = (launch.block.count() + 31) / 32 * 32;
-  const size_t shared = launch.shared_bytes + (profile.capability >= 80 ? 1024 : 0);
-  uint64_t blocks = std::min<uint64_t>(uint64_t(profile.blocks_per_multiprocessor),
-                                       uint64_t(profile.threads_per_multiprocessor) / threads);
-  if (shared) blocks = std::min(blocks, uint64_t{profile.shared_per_multiprocessor / shared});
-  return blocks * uint64_t(profile.multiprocessors);
 }
 
 }  // namespace
@@ -193,14 +188,16 @@ void enqueue_grid(const Launch& launch, const char* kernel, void (*body)(const v
   check(launch.shared_bytes <= profile.shared_per_block, "with ", launch.shared_bytes,
         " bytes of shared memory, sm_", profile.capability, " has at most ",
         profile.shared_per_block);
-  check(!launch.cooperative || launch.grid.count() <= resident_blocks(launch, profile),
-        "as cooperative with ", launch.grid.count(), " blocks, sm_", profile.capability,
-        " holds at most ", resident_blocks(launch, profile), " of them at once");
+  // Eight: what every GPU with clusters has ("portable").
+  check(launch.cluster <= 1 || (profile.capability >= 90 && launch.cluster <= 8 &&
+                                launch.grid.x % launch.cluster == 0),
+        "with ", launch.grid.x, " blocks in clusters of ", launch.cluster, " on sm_",
+        profile.capability);
   // The work owns the arguments: a graph runs it many times.
   issue(launch.stream, [=, arguments = std::move(arguments)](const Options& at_launch) {
     run_grid(std::make_unique<Grid>(Grid{kernel, launch.grid, launch.block, launch.shared_bytes,
-                                         launch.overlaps, at_launch, body, arguments.get()}),
-             launch.cooperative);
+                                         launch.cluster, launch.overlaps, at_launch, body,
+                                         arguments.get()}));
   });
 }
 

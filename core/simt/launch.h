@@ -13,8 +13,8 @@ struct Launch {
   cudaStream_t stream;
   dim3 grid, block;
   size_t shared_bytes = 0;
-  bool cooperative = false;  // all blocks live at once and may call grid_sync()
-  bool overlaps = false;     // its threads wait for the kernel before it, and set Thread::begun
+  unsigned cluster = 0;   // so many neighbours in x live at once and may call cluster_sync()
+  bool overlaps = false;  // its threads wait for the kernel before it, and set Thread::begun
 };
 
 // The grid's name, size and options are checked now, the blocks run later. Throws Error for a

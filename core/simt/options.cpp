@@ -6,10 +6,8 @@ namespace tessera::simt {
 
 const Profile& profile_of(int capability) {
   constexpr size_t kb = 1024;
-  static constexpr Profile profiles[] = {{75, 40, 64 * kb, 64 * kb, 1024, 16},
-                                         {80, 108, 163 * kb, 164 * kb, 2048, 32},
-                                         {89, 128, 99 * kb, 100 * kb, 1536, 24},
-                                         {90, 132, 227 * kb, 228 * kb, 2048, 32}};
+  static constexpr Profile profiles[] = {
+      {75, 40, 64 * kb}, {80, 108, 163 * kb}, {89, 128, 99 * kb}, {90, 132, 227 * kb}};
   for (const Profile& profile : profiles)
     if (profile.capability == capability) return profile;
   throw InputError(concat("the host model has no profile ", capability, ": 75, 80, 89 or 90"));

@@ -12,9 +12,6 @@ struct Profile {
   int capability;  // 10 * major + minor: 75, 80, 89, 90 (with the features of sm_90a)
   int multiprocessors;
   size_t shared_per_block;  // bytes that a block can have when it asks for them
-  size_t shared_per_multiprocessor;
-  int threads_per_multiprocessor;
-  int blocks_per_multiprocessor;
   int major() const { return capability / 10; }
   int minor() const { return capability % 10; }
 };
@@ -38,11 +35,12 @@ struct Options {
   // infinities: inf - inf raises the same flag.
   bool trap_uninitialised = false;
   // For tests of huge indices. Only blocks first_block .. first_block + blocks - 1 of a grid run,
-  // or the last `blocks` of them.
+  // or the last `blocks` of them; of clusters, those that these are in.
   static constexpr uint64_t kFromTheEnd = UINT64_MAX;
   uint64_t first_block = 0, blocks = UINT64_MAX;
   // For counting (core/simt/trace.h): of a grid with more blocks than this, as many run, one in
-  // each of as many equal parts of it, and a few at both ends that are not counted; 0: all.
+  // each of as many equal parts of it, and a few at both ends that are not counted; 0: all. Of
+  // clusters, as many as these blocks fill.
   uint64_t sampled_blocks = 0;
   // Allocations of as many bytes or more are address space alone, of which pages come into being as
   // they are touched: zeros, not NaNs. They do not count as used.

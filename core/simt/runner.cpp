@@ -105,8 +105,9 @@ void Block::run(const Grid& grid, uint64_t index) {
   --running.live;
 }
 
-void Block::start(const Grid& grid, uint64_t index) {
+void Block::start(const Grid& grid, uint64_t index, Cluster* cluster) {
   grid_ = &grid;
+  cluster_ = cluster;
   const uint64_t row = index / grid.grid.x;
   index_ = {unsigned(index % grid.grid.x), unsigned(row % grid.grid.y),
             unsigned(row / grid.grid.y)};
@@ -131,7 +132,7 @@ void Block::start(const Grid& grid, uint64_t index) {
   error_ = nullptr;
   cancelled_ = false;
   ready_.clear();
-  grid_waiting_.clear();
+  cluster_waiting_.clear();
   for (Barrier& barrier : barriers_) {
     barrier.waiting.clear();
     barrier.arrived = 0;

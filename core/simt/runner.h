@@ -18,12 +18,15 @@ struct RunningGrid {
   uint64_t number = 0;         // of the launch
   std::atomic<int> live = 0;   // blocks that run now, on several host threads
   std::atomic<int> stuck = 0;  // of them: no thread does more than wait and poll
-  bool cooperative = false;
-  uint64_t synced = 0;  // threads that came to the grid's barrier
+  SyncPoint begin;             // what the stream did before, for the threads
+  SyncPoint end;               // and what these did, for the stream
+};
+
+// What the blocks of a cluster share while they live.
+struct Cluster {
+  uint64_t synced = 0;  // threads that came to its barrier
   Where where;          // and at which line
-  SyncPoint sync;       // of the grid's barrier
-  SyncPoint begin;      // what the stream did before, for the threads
-  SyncPoint end;        // and what these did, for the stream
+  SyncPoint sync;       // of the barrier
 };
 
 // A byte whose last writer is sought: every thread is checked where it gives up its turn.
@@ -48,12 +51,12 @@ class Block {
   void run(const Grid& grid, uint64_t index);
 
   // The same in steps, for blocks that live side by side.
-  void start(const Grid& grid, uint64_t index);
+  void start(const Grid& grid, uint64_t index, Cluster* cluster = nullptr);
   // Until all threads have ended, which gives true, or all that are left wait or poll.
   bool advance();
   bool polls() const { return !ready_.empty(); }  // rather than waits, where advance() gave false
   uint64_t events() const { return events_; }     // grows when threads get on
-  void leave_grid_barrier();
+  void leave_cluster_barrier();
   [[noreturn]] void report_deadlock();
   // Unwinds the threads that wait.
   void cancel();
@@ -64,7 +67,7 @@ class Block {
   void poll(const char* waits_for, Where where);
   void preempt(Where where);
   int barrier(int id, int count, int predicate, bool wait, const char* name, Where where);
-  void grid_barrier(Where where);
+  void cluster_barrier(Where where);
   void meet(unsigned mask, void* operands, Combine combine, const char* name, Where where);
   void* shared(size_t bytes, size_t alignment, Where where);
   bool is_shared(const void* pointer, size_t bytes) const;
@@ -114,6 +117,7 @@ class Block {
   bool random_order() const { return grid_->options.order == Order::Random; }
 
   const Grid* grid_ = nullptr;
+  Cluster* cluster_ = nullptr;
   uint3 index_{};
   std::vector<Thread> threads_;
   std::vector<unsigned> order_;  // in which threads start
@@ -136,7 +140,7 @@ class Block {
   std::exception_ptr error_;
   bool cancelled_ = false;
   Barrier barriers_[16];
-  std::vector<Thread*> grid_waiting_;
+  std::vector<Thread*> cluster_waiting_;
   std::vector<std::vector<Meeting>> meetings_;  // by warp
   struct FreeArena {
     void operator()(std::byte* memory) const;
