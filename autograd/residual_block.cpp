@@ -56,6 +56,11 @@ Tensor activated(Stream& stream, Saved& k, bool known) {
   return h;
 }
 
+// Then convolutions take no sums for norms, and h comes with norm 1's way back.
+bool by_images(Stream& stream, const Saved& k) {
+  return norm_by_images(stream, k.a.spec.norm, k.y1.shape(), k.y1.dtype());
+}
+
 void backward(Stream& stream, Saved& k, Tensor dy) {
   const auto& a = k.a;
   const auto like = [&](const Tensor& t) { return Tensor::empty(stream, t.shape(), t.dtype()); };
@@ -65,13 +70,25 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
   group_norm_act_bwd(stream, a.spec, k.y2, k.moments2.moments, a.norm2_gamma.value,
                      a.norm2_beta.value, {}, dy, {d2}, out(a.norm2_gamma), out(a.norm2_beta), {});
   k.y2 = {};
-  Tensor h = activated(stream, k, /*known=*/true);
-  conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
-  Tensor d1 = std::move(h);  // h had its last use: its memory takes a gradient
-  norm_act_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
-                      a.norm1_beta.value, k.t.value, a.conv2_w.value, d2, {d1}, out(a.norm1_gamma),
-                      out(a.norm1_beta), out(k.t), a.conv2_w.forms);
-  d2 = {}, k.y1 = {};
+  Tensor d1;
+  if (by_images(stream, k)) {
+    d1 = like(k.y1);
+    conv2d_bwd_data(stream, kSame3x3, d2, a.conv2_w.value, {d1}, a.conv2_w.forms);
+    Tensor h = std::move(k.y1);  // takes its place
+    group_norm_act_bwd(stream, a.spec, h, k.moments1.moments, a.norm1_gamma.value,
+                       a.norm1_beta.value, k.t.value, d1, {d1}, out(a.norm1_gamma),
+                       out(a.norm1_beta), out(k.t), h);
+    conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
+  } else {
+    Tensor h = activated(stream, k, /*known=*/true);
+    conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
+    d1 = std::move(h);  // h had its last use: its memory takes a gradient
+    norm_act_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
+                        a.norm1_beta.value, k.t.value, a.conv2_w.value, d2, {d1},
+                        out(a.norm1_gamma), out(a.norm1_beta), out(k.t), a.conv2_w.forms);
+    k.y1 = {};
+  }
+  d2 = {};
   // Without a shortcut convolution dx = dy + conv1's, in dy's memory if that is free.
   const bool adds = !a.shortcut_w.slot, adopted = adds && k.x.slot->adopt(dy);
   conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
@@ -95,9 +112,10 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& t, const Residua
 
   auto k = std::make_shared<Saved>(
       Saved{x, skip, t, a, activations(), activations(), moments(), moments()});
-  conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, &k->moments1);
+  const bool sums = !by_images(stream, *k);
+  conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, sums ? &k->moments1 : nullptr);
   conv2d_fwd(stream, kSame3x3, activated(stream, *k, k->moments1.made), a.conv2_w.value,
-             a.conv2_b.value, k->y2, &k->moments2);
+             a.conv2_b.value, k->y2, sums ? &k->moments2 : nullptr);
 
   Tensor shortcut = x.value;
   if (a.shortcut_w.slot) {

@@ -6,6 +6,12 @@
 
 namespace tessera::composed {
 
+// h = act(group_norm(x) + t), which may be x.
+inline void activated(Stream& stream, const NormAct& spec, const Tensor& x, Tensor moments,
+                      const Tensor& gamma, const Tensor& beta, const Tensor& t, Tensor h) {
+  group_norm_act_fwd(stream, spec, x, gamma, beta, t, {}, h, moments, /*known=*/true);
+}
+
 inline void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv,
                                 const Tensor& x, const Tensor& moments, const Tensor& gamma,
                                 const Tensor& beta, const Tensor& t, const Tensor& w,

@@ -1,7 +1,8 @@
 // Which tile of pixels and channels a block of the 3x3 convolutions in bf16 computes
 // (cuda/conv_halo.h): a rule, and a table of exceptions by GPU architecture and shape, which
 // `bench --tune` measures and writes. A tile never changes how an output is summed, but the sums
-// for a GroupNorm are grouped by tiles: with another table these may have other last bits.
+// that it takes for a GroupNorm are grouped by tiles: with another table these may have other last
+// bits.
 #pragma once
 
 #include <compare>

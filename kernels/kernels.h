@@ -112,7 +112,7 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     Grad dgamma, Grad dbeta);
 
 // Fused: y = act(group_norm(x) + t[n,c]) + residual. t [N,C] and residual [N,H,W,C] may be
-// undefined.
+// undefined. With known moments y may be x in place.
 struct NormAct {
   GroupNormSpec norm;
   Activation act = Activation::Gelu;
@@ -122,9 +122,13 @@ void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, co
                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
                         Tensor& moments, bool known = false);
 // The residual's gradient is dy itself, and not this function's business. dx may be dy in place.
+// h, unless undefined, receives act(group_norm(x) + t), and may be x in place.
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
-                        Grad dx, Grad dgamma, Grad dbeta, Grad dt);
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h = {});
+// Whether these two read their tensors once for x [N,H,W,C], moments included, so that no
+// convolution need take sums for them (MomentsOut, norm_act_conv2d_bwd).
+bool norm_by_images(Stream& stream, const GroupNormSpec& spec, const Shape& x, DType dtype);
 
 // Fused: dx of group_norm_act where its dy is conv2d_bwd_data(dy, w): the way back through
 // conv2d(act(group_norm(x) + t), w), all but dw. t may be undefined.

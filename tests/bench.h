@@ -105,7 +105,8 @@ struct Training {
   int64_t side, base, batch;
 };
 std::vector<Training> trainings(DeviceType type, bool tiny);
-// The flop of a step's products, and the bytes of its launches on a GPU, each one's tensors once.
+// The flop of a step's products, and the bytes of its launches, each one's tensors once: on
+// the GPU that they were counted for, or of 9.0.
 Cost cost_of(const Training& training, const std::vector<LaunchWork>& launches);
 // Forward, loss, backward and Adam on one batch, without reading data; returns the seconds of a
 // step. A device of its own like the session's for each: peak memory is the step's.

@@ -129,7 +129,8 @@ void add_passes(Cases& cases, const std::string& name, const Shape& shape) {
   }
 }
 
-// The way back through a block's first norm and second convolution.
+// The way back through a block's first norm and second convolution, where norms do not go by
+// images.
 void add_norm_conv(Cases& cases, const std::string& name, const Shape& shape) {
   const int64_t N = shape[0], C = shape[3];
   const NormAct spec{{8}};

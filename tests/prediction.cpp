@@ -101,18 +101,34 @@ std::vector<LaunchWork> count_once(const std::function<CountedCall(Stream&)>& pr
   return work;
 }
 
+// Launches of one function on a card of 9.0, and on one below: the same, where they are the same
+// kernels, but for the tensor cores' instructions; else each for its own cards.
+void merge(std::vector<LaunchWork>& work, std::vector<LaunchWork> below) {
+  const auto name = [](const LaunchWork& one) {
+    return one.kernel.substr(0, one.kernel.find('<'));
+  };
+  if (std::ranges::equal(work, below, {}, name, name)) {
+    for (size_t i = 0; i < work.size(); ++i) work[i].mma = below[i].products;
+    return;
+  }
+  for (LaunchWork& one : work) one.only = 90;
+  for (LaunchWork& one : below) one.only = 80;
+  work.insert(work.end(), below.begin(), below.end());
+}
+
 }  // namespace
 
 std::vector<LaunchWork> count_launches(const std::function<CountedCall(Stream&)>& prepare,
                                        double flops, const Counting& counting) {
   std::vector<LaunchWork> work = count_once(prepare, counting);
+  if (counting.others && counting.architecture == 90)
+    merge(work, count_once(prepare, {counting.blocks, 80}));
   const auto has_products = [](const LaunchWork& one) { return one.products.instructions > 0; };
-  if (counting.others && counting.architecture == 90 && std::ranges::any_of(work, has_products)) {
-    const std::vector<LaunchWork> others = count_once(prepare, {counting.blocks, 80});
-    ENSURE(others.size() == work.size(), others.size(), " launches, ", work.size());
-    for (size_t i = 0; i < work.size(); ++i) work[i].mma = others[i].products;
+  if (std::ranges::any_of(work, has_products)) return work;
+  for (const int only : {0, 90, 80}) {
+    const auto first = std::ranges::find(work, only, &LaunchWork::only);
+    if (first != work.end()) first->flops = flops;
   }
-  if (!work.empty() && std::ranges::none_of(work, has_products)) work[0].flops = flops;
   return work;
 }
 
@@ -164,6 +180,7 @@ std::string Prediction::limit() const {
 
 Prediction predict(const LaunchWork& work, const Card& card, const KernelResources& resources,
                    const Mode& mode) {
+  if (!work.is_for(card)) return {};
   const KernelResources::Row row = resources.find(card.architecture, {work.kernel});
   const double clocks = card.multiprocessors * card.clock;
   Prediction p{};
@@ -203,17 +220,26 @@ void PredictionReport::add_sums(const std::string& name, const Cost& cost, const
 
 void PredictionReport::add_step(const std::string& name, const Cost& cost, const Mode& mode,
                                 const std::vector<LaunchWork>& launches) {
-  add_sums(name, cost, mode, launches, fmt::format("{}, below", launches.size()));
+  const auto count = [&](int below) {
+    return std::ranges::count_if(launches, [=](const auto& one) { return one.only != below; });
+  };
+  add_sums(name, cost, mode, launches,
+           count(80) == count(90)
+               ? fmt::format("{}, below", count(80))
+               : fmt::format("{} on 9.0, {} on others, below", count(80), count(90)));
   struct Kernel {
-    int launches = 0;
+    int launches[2] = {};  // on 9.0, below
     double flops = 0, bytes = 0, seconds[std::size(kCards)] = {};
     std::map<std::string, double> limits;  // on the first card, with their shares
   };
   std::map<std::string, Kernel> kernels;
   for (const LaunchWork& work : launches) {
     Kernel& kernel = kernels[work.kernel];
-    ++kernel.launches;
-    kernel.flops += work.flops, kernel.bytes += work.read + work.written;
+    if (work.only != 80) ++kernel.launches[0];
+    if (work.only != 90) ++kernel.launches[1];
+    // The work of 9.0, whose launches come first; else that of other cards.
+    if (work.only != 80 || kernel.launches[0] == 0)
+      kernel.flops += work.flops, kernel.bytes += work.read + work.written;
     for (size_t i = 0; i < std::size(kCards); ++i) {
       const Prediction p = predict(work, kCards[i], resources_, mode);
       kernel.seconds[i] += p.seconds();
@@ -229,7 +255,10 @@ void PredictionReport::add_step(const std::string& name, const Cost& cost, const
   for (const Card& card : kCards) steps_ += concat(' ', card.name, " |"), rule += " ---: |";
   steps_ += concat(" limit on ", kCards[0].name, " |\n", rule, " --- |\n");
   for (const auto& [kernel, of] : rows) {
-    steps_ += fmt::format("| `{}` | {} | {} | {} |", kernel, of.launches, cell(of.flops, 1e6, 0),
+    const std::string launches = of.launches[0] == of.launches[1]
+                                     ? std::to_string(of.launches[0])
+                                     : fmt::format("{} / {}", of.launches[0], of.launches[1]);
+    steps_ += fmt::format("| `{}` | {} | {} | {} |", kernel, launches, cell(of.flops, 1e6, 0),
                           cell(of.bytes, 1e6, 1));
     for (const double seconds : of.seconds) steps_ += fmt::format(" {:.1f} |", seconds * 1e6);
     const auto limit =
@@ -239,7 +268,7 @@ void PredictionReport::add_step(const std::string& name, const Cost& cost, const
 }
 
 void PredictionReport::add_launch(const LaunchWork& work, const Mode& mode) {
-  const KernelResources::Row row = resources_.find(90, {work.kernel});
+  const KernelResources::Row row = resources_.find(work.only == 80 ? 80 : 90, {work.kernel});
   const double elements = work.written / double(size_of(mode.arithmetic.storage));
   std::string instructions = "-";
   if (row.products)
@@ -256,7 +285,8 @@ void PredictionReport::add_launch(const LaunchWork& work, const Mode& mode) {
                       ? fmt::format("{:.0f}", work.products.passes - work.products.matrices)
                       : "-",
                   cell(work.products.instructions, 1e3, 0), instructions);
-  for (const Card& card : kCards) add_time(card, work, predict(work, card, resources_, mode));
+  for (const Card& card : kCards)
+    if (work.is_for(card)) add_time(card, work, predict(work, card, resources_, mode));
 }
 
 void PredictionReport::add_time(const Card& card, const LaunchWork& work, const Prediction& p) {
@@ -283,7 +313,9 @@ std::string PredictionReport::text() const {
          "conflicts | mma, thousands | instructions |\n"
          "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n" +
          launches_ +
-         "\nCounted on so many blocks on the host model, for architecture 90, and scaled to all. "
+         "\nCounted on so many blocks on the host model, for architecture 90 (80, where those "
+         "cards "
+         "launch others), and scaled to all. "
          "Memory: the extents of what is read and written, each once. L2: what blocks load and "
          "store "
          "altogether, by cp.async, vectors and __ldg. Plain scalar accesses are not seen. An mma "

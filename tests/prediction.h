@@ -18,12 +18,15 @@ struct LaunchWork {
   double l2;             // bytes that blocks load and store altogether
   double filled;         // bytes of shared memory, by cp.async
   double loads, stores;  // of vectors, by threads
+  // Cards that launch it: 90, those of 9.0; 80, those below; 0, all.
+  int only = 0;
+  bool is_for(const Card& card) const { return !only || (only == 90) == (card.architecture >= 90); }
   // What tensor cores are given: 8x8 matrices of shared memory, passes of 128 bytes that these
   // take, and instructions of a warp, mma.sync or wgmma.
   struct Products {
     double matrices, passes, instructions;
   };
-  Products products, mma;  // where it was counted, and by mma.sync
+  Products products, mma;  // where it was counted, and below 9.0
   const Products& on(const Card& card) const { return card.architecture == 90 ? products : mma; }
 };
 
@@ -31,7 +34,7 @@ struct LaunchWork {
 struct Counting {
   int blocks = 24;        // of each launch, at most
   int architecture = 90;  // whose tiles and instructions are chosen
-  bool others = true;     // what other cards do in place of wgmma is counted, too
+  bool others = true;     // what cards below 9.0 do is counted, too
   static Counting beside_times(int architecture) {
     return {4, architecture, false};
   }  // there are many

@@ -115,9 +115,9 @@ TEST_CASE("bench predicts instructions by the vectors that a loop moves", "[benc
   write_text(
       dir / "kernel-instructions.md",
       concat(kInstructionsHead,
-             "| `norm_act_fwd_kernel<bf16, 8, Act<(Activation)0>>` | sm_90a | 500 | 160 | 0 | "
+             "| `norm_act_fwd_kernel<bf16, 8, Act<(Activation)0>>` | sm_80 | 500 | 160 | 0 | "
              "1 | 2 | 300 | 0 | 6 |\n"
-             "| `norm_act_sums_kernel<bf16, 8, Act<(Activation)0>>` | sm_90a | 900 | 200 | 0 "
+             "| `norm_act_sums_kernel<bf16, 8, Act<(Activation)0>>` | sm_80 | 900 | 200 | 0 "
              "| 0 | 2 | 700 | 0 | 7 |\n"));
   const Finished run = run_program(
       "bench",
@@ -127,25 +127,29 @@ TEST_CASE("bench predicts instructions by the vectors that a loop moves", "[benc
   INFO(run.err);
   INFO(run.out);
   REQUIRE(run.status == 0);
-  // 512 blocks of 8 warps, a pack of 8 channels a thread, with a store. 256 blocks of the sums, two
-  // packs: two loads each, of which one pair goes before the loop, with 5 of gamma, beta and t, and
-  // one is left out at its end.
+  // What 9.0 has in a launch takes three below. 512 blocks of 8 warps, a pack of 8 channels a
+  // thread, with a store. 256 blocks of the sums, two packs: two loads each, of which one pair goes
+  // before the loop, with 5 of gamma, beta and t, and one is left out at its end.
   const double elements = 32 * 8 * 8 * 512, warps = 512 * 8, sum_warps = 256 * 8;
-  const auto forward = row_of(run.out, "3 | `norm_act_fwd_kernel");
+  const auto forward = row_of(run.out, "4 | `norm_act_fwd_kernel");
   REQUIRE(forward.size() == 11);
   const auto per_element = [](const std::vector<std::string>& row) { return std::stod(row[10]); };
   CHECK(per_element(forward) ==
         Approx(32 * (warps * 300 + elements / 8 / 32 * 160) / elements).margin(0.05));
-  const auto times = row_of(run.out, concat(forward[0], " | H200"));
+  CHECK(row_of(run.out, "1 | `norm_image_fwd_kernel").size() == 11);
+  CHECK(row_of(run.out, concat(forward[0], " | H200")).empty());
+  CHECK(row_of(run.out, "1 | A100").empty());
+  CHECK(row_of(run.out, "1 | H200").size() == 13);
+  const auto times = row_of(run.out, concat(forward[0], " | A100"));
   REQUIRE(times.size() == 13);
   CHECK(std::stod(times[9]) ==
-        Approx((warps * 300 + elements / 8 / 32 * 160) / 4 / 132 / 1830).margin(0.05));
-  const auto sums = row_of(run.out, "4 | `norm_act_sums_kernel");
+        Approx((warps * 300 + elements / 8 / 32 * 160) / 4 / 108 / 1410).margin(0.05));
+  const auto sums = row_of(run.out, "7 | `norm_act_sums_kernel");
   REQUIRE(sums.size() == 11);
-  const auto sum_times = row_of(run.out, concat(sums[0], " | H200"));
+  const auto sum_times = row_of(run.out, concat(sums[0], " | A100"));
   REQUIRE(sum_times.size() == 13);
   CHECK(std::stod(sum_times[9]) ==
-        Approx((sum_warps * 700 + (elements / 8 / 32 - sum_warps) * 200) / 4 / 132 / 1830)
+        Approx((sum_warps * 700 + (elements / 8 / 32 - sum_warps) * 200) / 4 / 108 / 1410)
             .margin(0.05));
 }
 
@@ -166,21 +170,28 @@ TEST_CASE("bench predicts whole steps, by kernels", "[bench]") {
     const size_t table = run.out.find("Kernels of " + name);
     REQUIRE(table != std::string::npos);
     std::istringstream lines(run.out.substr(table, run.out.find("Kernels of", table + 1) - table));
-    int launches = 0, updates = 0;
-    double microseconds = 0;
+    int launches = 0, below = 0, updates = 0;  // on 9.0, on other cards
+    double microseconds = 0, megabytes = 0;
     for (std::string line; std::getline(lines, line);) {
       if (!line.starts_with("| `")) continue;
       const auto cells = row_of(line, "`");
       REQUIRE(cells.size() == 9);
+      const size_t both = cells[1].find(" / ");
       launches += std::stoi(cells[1]);
+      below += std::stoi(both == std::string::npos ? cells[1] : cells[1].substr(both + 3));
       microseconds += std::stod(cells[4]);
+      if (std::stoi(cells[1]) > 0 && cells[3] != "-") megabytes += std::stod(cells[3]);
       if (cells[0].find("adam_step_kernel") != std::string::npos) {
         updates += std::stoi(cells[1]);
         CHECK(std::stod(cells[3]) > 0);
       }
     }
-    CHECK(step[11] == concat(launches, ", below"));
+    CHECK(step[11] == (mode == "f32" ? concat(launches, ", below")
+                                     : concat(launches, " on 9.0, ", below, " on others, below")));
+    CHECK((launches < below) == (mode == "bf16"));
     CHECK(updates == 1);
+    // Of the kernels on 9.0, as those of other cards are in its own table's rows.
+    CHECK(megabytes == Approx(std::stod(step[2])).margin(0.05 * 60));
     CHECK(microseconds == Approx(std::stod(step[4])).margin(0.05 * 60));
   }
 }

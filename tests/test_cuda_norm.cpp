@@ -6,6 +6,7 @@
 
 #include "core/simt/options.h"
 #include "kernels/cuda/columns.h"
+#include "kernels/image_cut.h"
 #include "tests/cuda_devices.h"
 
 using namespace tessera;
@@ -28,14 +29,15 @@ struct NormCase {
   bool gelu = true;          // the fused op, with t and residual
   float mean = 0;            // of x
   float first = 0;           // added to the first pixel: an outlier
-  bool in_place = false;     // dx is dy
+  bool in_place = false;     // dx is dy, and h is x
   bool unaligned = false;    // x lies between two packs
   int unaligned_vector = 0;  // 1, 2, 3: gamma, beta or t does
+  Activation act = Activation::Gelu;
 };
 
 std::string text_of(const NormCase& c) {
-  return concat(c.x, " in ", c.groups, " groups", c.gelu ? ", gelu" : "", ", mean ", c.mean,
-                ", first pixel + ", c.first, c.in_place ? ", in place" : "",
+  return concat(c.x, " in ", c.groups, " groups", c.gelu ? concat(", ", name_of(c.act)) : "",
+                ", mean ", c.mean, ", first pixel + ", c.first, c.in_place ? ", in place" : "",
                 c.unaligned ? ", unaligned" : "",
                 c.unaligned_vector ? concat(", unaligned vector ", c.unaligned_vector) : "");
 }
@@ -86,9 +88,9 @@ class NormInputs {
   int unaligned_vector_;
 };
 
-// y, moments, dx, dgamma, dbeta, and dt of the fused op.
+// y, moments, dx, dgamma, dbeta, and of the fused op dt and h, y without the residual.
 using Results = std::vector<Values>;
-constexpr const char* kResultNames[] = {"y", "moments", "dx", "dgamma", "dbeta", "dt"};
+constexpr const char* kResultNames[] = {"y", "moments", "dx", "dgamma", "dbeta", "dt", "h"};
 
 Results run_norm(Stream& stream, const NormCase& c, DType storage, DType rounded) {
   const int64_t N = c.x[0], C = c.x[3];
@@ -102,11 +104,12 @@ Results run_norm(Stream& stream, const NormCase& c, DType storage, DType rounded
   Tensor dx = c.in_place ? dy : Tensor::empty(stream, c.x, storage);
   Tensor dgamma = Tensor::empty(stream, {C}, master), dbeta = Tensor::empty(stream, {C}, master);
   Tensor dt = Tensor::empty(stream, {N, C}, storage);
+  Tensor h = c.in_place ? in.x : Tensor::empty(stream, c.x, storage);
   const GroupNormSpec spec{c.groups};
   if (c.gelu) {
-    group_norm_act_fwd(stream, {spec}, in.x, gamma, beta, t, residual, y, moments);
-    group_norm_act_bwd(stream, {spec}, in.x, moments, gamma, beta, t, dy, {dx}, {dgamma}, {dbeta},
-                       {dt});
+    group_norm_act_fwd(stream, {spec, c.act}, in.x, gamma, beta, t, residual, y, moments);
+    group_norm_act_bwd(stream, {spec, c.act}, in.x, moments, gamma, beta, t, dy, {dx}, {dgamma},
+                       {dbeta}, {dt}, h);
   } else {
     group_norm_fwd(stream, spec, in.x, gamma, beta, y, moments);
     group_norm_bwd(stream, spec, in.x, moments, gamma, dy, {dx}, {dgamma}, {dbeta});
@@ -114,7 +117,8 @@ Results run_norm(Stream& stream, const NormCase& c, DType storage, DType rounded
   Results results;
   for (const Tensor& tensor : {y, moments, dx, dgamma, dbeta})
     results.push_back(values_of(stream, tensor));
-  if (c.gelu) results.push_back(values_of(stream, dt));
+  if (c.gelu)
+    for (const Tensor& tensor : {dt, h}) results.push_back(values_of(stream, tensor));
   return results;
 }
 
@@ -173,15 +177,101 @@ TEST_CASE("Group norm on CUDA: tiles, packs and groups of all kinds", "[cuda]") 
 }
 
 TEST_CASE("Group norm on CUDA: a GPU so small that threads have many pixels", "[cuda]") {
+  for (int capability : {89, 90}) {
+    simt::Options options = host_model(capability);
+    options.profile.multiprocessors = 1;
+    const simt::ScopedOptions scope(options);
+    for (DType storage : {DType::f32, DType::bf16})
+      for (const NormCase& c : {NormCase{{2, 23, 29, 64}, 8},
+                                {{1, 41, 37, 16}, 2, false},
+                                {{3, 19, 23, 21}, 3},
+                                {{1, 13, 17, 264}, 8, true, 0, 0, true}})
+        equals_oracle(c, storage, storage == DType::bf16 ? 1e-2 : 1e-5);
+  }
+}
+
+TEST_CASE("Group norm on CUDA by images", "[cuda]") {
+  const simt::ScopedOptions scope(host_model(90));
+  for (const NormCase& c : {NormCase{{1, 37, 29, 64}, 8},             // a last part of fewer pixels
+                            {{2, 3, 3, 8}, 2},                        // threads without a pixel
+                            {{1, 9, 9, 2048}, 32},                    // 64 channels to a group
+                            {{2, 5, 3, 2056}, 1},                     // 2056, parts of few pixels,
+                            {{1, 2, 3, 4104}, 1},                     // and more than threads have
+                            {{3, 4, 5, 40}, 20},                      // groups that share packs
+                            {{2, 3, 7, 120}, 5, true, 0, 0, true},    // groups of three packs
+                            {{9, 11, 13, 72}, 9},                     // a last block with less
+                            {{1, 64, 64, 64}, 8},                     // the lesson's largest,
+                            {{70, 20, 20, 16}, 2},                    // an image a block,
+                            {{33, 32, 32, 16}, 2},                    // in four parts,
+                            {{34, 45, 46, 16}, 1, true, 0, 0, true},  // two, of 512 threads
+                            {{1, 96, 96, 8}, 1, true, 0, 0, true},
+                            {{1, 140, 140, 16}, 1, true, 0, 0, true},  // h by a pass of its own
+                            {{1, 330, 330, 8}, 2, true, 0, 0, true}})  // too large: by tiles
+    equals_oracle(c, DType::bf16, 1e-2);
+}
+
+TEST_CASE("Group norm on CUDA by images in blocks of 512 threads", "[cuda]") {
   simt::Options options = host_model(90);
-  options.profile.multiprocessors = 1;
+  options.profile.multiprocessors = 1;  // for which one part is enough
   const simt::ScopedOptions scope(options);
-  for (DType storage : {DType::f32, DType::bf16})
-    for (const NormCase& c : {NormCase{{2, 23, 29, 64}, 8},
-                              {{1, 41, 37, 16}, 2, false},
-                              {{3, 19, 23, 21}, 3},
-                              {{1, 13, 17, 264}, 8, true, 0, 0, true}})
-      equals_oracle(c, storage, storage == DType::bf16 ? 1e-2 : 1e-5);
+  for (const Activation act : {Activation::Gelu, Activation::GeluTanh, Activation::Relu}) {
+    NormCase c{{1, 61, 63, 16}, 2};
+    c.act = act;
+    equals_oracle(c, DType::bf16, 1e-2);
+  }
+  equals_oracle({{1, 61, 63, 16}, 2, false}, DType::bf16, 1e-2);
+}
+
+TEST_CASE("Group norm on CUDA by images, small", "[cuda][small]") {
+  const simt::ScopedOptions scope(host_model(90));
+  for (const NormCase& c : {NormCase{{1, 15, 20, 8}, 2},  // two parts
+                            {{2, 3, 5, 24}, 3, true, 0, 0, true}})
+    equals_oracle(c, DType::bf16, 1e-2);
+}
+
+TEST_CASE("Images are cut into what blocks can hold", "[cuda]") {
+  const auto cut = [](const Shape& x, int tensors, int groups = 8, int capability = 90) {
+    const DeviceInfo info{"", capability, 132, size_t{227} << 10, 0};
+    const auto c = ImageCut::of(info, x, DType::bf16, groups, tensors);
+    if (!c) return std::vector<int>{};
+    INFO(x << ", " << tensors << " tensors");
+    const int64_t P = x[1] * x[2];
+    CHECK(int64_t(c->parts) * c->pixels >= P);
+    CHECK(int64_t(c->parts - 1) * c->pixels < P);
+    CHECK(c->slots * c->rows == c->pixels);
+    CHECK(c->rows * c->cols <= c->threads);
+    CHECK((c->cols * 8 % (x[3] / groups) == 0 || c->cols * 8 == x[3]));
+    CHECK(c->shared_bytes <= info.shared_per_block);
+    // A multiprocessor has 1 KB more, and takes 1 KB for each block.
+    if (c->threads == 256) CHECK(2 * (c->shared_bytes + 1024) <= info.shared_per_block + 1024);
+    return std::vector<int>{c->cols * 8, c->parts, c->threads};
+  };
+  using Cut = std::vector<int>;  // channels, parts, threads
+  // The lesson's, forward and back: two parts at 64x64 on the way back, one elsewhere.
+  CHECK(cut({32, 64, 64, 64}, 1) == Cut{16, 1, 512});
+  CHECK(cut({32, 64, 64, 64}, 3) == Cut{16, 2, 512});
+  CHECK(cut({32, 32, 32, 128}, 1) == Cut{32, 1, 256});
+  CHECK(cut({32, 32, 32, 128}, 3) == Cut{32, 1, 512});
+  CHECK(cut({32, 16, 16, 256}, 3) == Cut{32, 1, 256});
+  CHECK(cut({32, 8, 8, 512}, 3) == Cut{64, 1, 256});
+  CHECK(cut({128, 64, 64, 64}, 3) == Cut{16, 2, 512});
+  // Few images: more parts, to have more blocks.
+  CHECK(cut({1, 64, 64, 64}, 1) == Cut{16, 8, 256});
+  CHECK(cut({8, 32, 32, 128}, 3) == Cut{16, 2, 256});
+  CHECK(cut({1, 1, 1, 8}, 2, 1) == Cut{8, 1, 256});
+  CHECK(cut({1, 8, 8, 24}, 1, 1) == Cut{24, 1, 256});
+  CHECK(cut({300, 57, 57, 16}, 1, 1) == Cut{16, 1, 256});
+  CHECK(cut({300, 58, 58, 16}, 1, 1) == Cut{16, 1, 512});
+  // The largest, and what is not for this.
+  CHECK(cut({1, 128, 128, 64}, 3) == Cut{16, 8, 512});
+  CHECK(cut({1, 140, 140, 64}, 3).empty());
+  CHECK(cut({1, 140, 140, 64}, 1) == Cut{16, 8, 256});
+  CHECK(cut({1, 64, 64, 1024}, 3).empty());
+  CHECK(cut({1, 1, 1, 4104}, 1, 1).empty());
+  CHECK(cut({1, 8, 8, 12}, 1, 1).empty());
+  CHECK(cut({0, 8, 8, 16}, 1).empty());
+  CHECK(cut({32, 64, 64, 64}, 1, 8, 89).empty());
+  CHECK_FALSE(ImageCut::of({"", 90, 132, size_t{227} << 10, 0}, {1, 8, 8, 8}, DType::f32, 8, 1));
 }
 
 TEST_CASE("Tiles of columns cover all pixels, in one wave where they can", "[cuda]") {
@@ -214,7 +304,6 @@ TEST_CASE("Tiles of columns cover all pixels, in one wave where they can", "[cud
 }
 
 TEST_CASE("Group norm on CUDA keeps its precision beside a large mean", "[cuda]") {
-  const simt::ScopedOptions scope(host_model(80));
   const NormCase cases[] = {{{1, 33, 31, 8}, 2, false, 1000},
                             {{2, 9, 7, 65}, 1, true, 1000},
                             {{2, 16, 16, 16}, 16, true, -1000},
@@ -224,21 +313,25 @@ TEST_CASE("Group norm on CUDA keeps its precision beside a large mean", "[cuda]"
     // The moments hold the mean as a float, off by half a unit of its last place: so much is x, of
     // deviation 1, off in the output, and up to a few times that where gamma or dy is large.
     const double ulp = c.mean == 0 ? 0 : std::ldexp(1.0, std::ilogb(c.mean) - 23);
+    const simt::ScopedOptions scope(host_model(80));
     equals_oracle(c, DType::f32, 1e-5 + 4 * ulp);
+    equals_oracle(c, DType::bf16, 1e-2);
+    simt::options().profile = simt::profile_of(90);
     equals_oracle(c, DType::bf16, 1e-2);
   }
 }
 
 TEST_CASE("Group norm on CUDA gives the same bits in whatever order blocks run", "[cuda]") {
   for (const NormCase& c : {NormCase{{2, 33, 31, 8}, 2}, {{3, 5, 3, 21}, 7, false}})
-    for (int capability : {75, 90}) {
+    for (const auto& [capability, storage] :
+         {std::pair(75, DType::f32), {90, DType::f32}, {90, DType::bf16}}) {
       Results first;
       for (simt::Order order :
            {simt::Order::Ascending, simt::Order::Descending, simt::Order::Random})
         for (uint64_t seed : {1, 2}) {
           const simt::ScopedOptions scope(host_model(capability, order, seed));
           Stream stream(poisoned(DeviceType::simt));
-          const Results again = run_norm(stream, c, DType::f32, DType::f32);
+          const Results again = run_norm(stream, c, storage, storage);
           if (first.empty()) first = again;
           for (size_t i = 0; i < first.size(); ++i) {
             INFO(text_of(c) << ' ' << kResultNames[i] << " on " << capability);
@@ -250,17 +343,19 @@ TEST_CASE("Group norm on CUDA gives the same bits in whatever order blocks run",
 
 TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cuda]") {
   const simt::ScopedOptions scope(host_model(90));
-  const auto check = [](DeviceType type, const NormCase& c) {
+  const auto check = [](DeviceType type, const NormCase& c, DType storage) {
     const int64_t N = c.x[0], C = c.x[3];
     Stream stream(poisoned(type));
-    const Results all = run_norm(stream, c, DType::f32, DType::f32);
-    NormInputs in(stream, c, DType::f32, DType::f32);
+    const Results all = run_norm(stream, c, storage, storage);
+    NormInputs in(stream, c, storage, storage);
     const Tensor gamma = in.vector(1, C), beta = in.vector(2, C), t = in.activation(3, {N, C}),
                  dy = in.activation(5, c.x), moments = tensor_of(stream, all[1], DType::f32);
     for (unsigned wanted = 1; wanted < 16; ++wanted) {  // a bit for each of dx, dgamma, dbeta, dt
       Grad grads[6];
       for (size_t i = 2; i < 6; ++i)
-        if (wanted >> (i - 2) & 1) grads[i].tensor = Tensor::empty(stream, all[i].shape);
+        if (wanted >> (i - 2) & 1)
+          grads[i].tensor =
+              Tensor::empty(stream, all[i].shape, i == 3 || i == 4 ? master_of(storage) : storage);
       group_norm_act_bwd(stream, {{c.groups}}, in.x, moments, gamma, beta, t, dy, grads[2],
                          grads[3], grads[4], grads[5]);
       for (size_t i = 2; i < 6; ++i) {
@@ -270,8 +365,9 @@ TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cu
     }
   };
   for (DeviceType type : cuda_device_types()) {
-    check(type, {{2, 5, 4, 12}, 3});
-    check(type, {{1, 3, 4, 325}, 5});  // several blocks of channels
+    check(type, {{2, 5, 4, 12}, 3}, DType::f32);
+    check(type, {{1, 3, 4, 325}, 5}, DType::f32);  // several blocks of channels
+    check(type, {{2, 5, 4, 16}, 2}, DType::bf16);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/composed.h"
 #include "kernels/cpu/group_norm.h"
 #include "kernels/cpu/loops.h"
+#include "kernels/image_cut.h"
 
 namespace tessera {
 namespace oracle {
@@ -89,7 +90,7 @@ void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
-                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
   Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
   Tensor dz = Tensor::empty(stream, x.shape(), DType::f64);
   Tensor again = Tensor::empty(stream, moments.shape(), DType::f64);
@@ -98,6 +99,7 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
   tessera::activation_bwd(stream, spec.act, z, dy, {dz, GradMode::Overwrite});
   if (dt) tessera::add_broadcast_bwd_t(stream, dz, dt);
   tessera::group_norm_bwd(stream, spec.norm, x, moments, gamma, dz, dx, dgamma, dbeta);
+  if (Tensor to = h) tessera::activation_fwd(stream, spec.act, z, to);
 }
 
 using composed::norm_act_conv2d_bwd;
@@ -159,11 +161,12 @@ void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
-                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
   with_storage(x.dtype(), [&]<class T>() {
     norm_act_bwd(stream, shape_of(spec.norm, x), spec.act, args_of<T>(x, gamma, beta, t),
                  moments.data<float>(), dy.data<T>(), dx, dgamma, dbeta, dt);
   });
+  if (h) composed::activated(stream, spec, x, moments, gamma, beta, t, h);
 }
 
 }  // namespace cpu
@@ -221,7 +224,7 @@ void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
-                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
   check_norm(spec.norm, x, gamma, moments);
   expect("group_norm_act_bwd: beta", beta, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_act_bwd: t", t, {x.dim(0), x.dim(3)}, x.dtype());
@@ -230,8 +233,14 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
   expect_if("group_norm_act_bwd: dgamma", dgamma.tensor, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_act_bwd: dbeta", dbeta.tensor, gamma.shape(), master_of(x.dtype()));
   expect_if("group_norm_act_bwd: dt", dt.tensor, {x.dim(0), x.dim(3)}, x.dtype());
-  DISPATCH(stream, x.dtype(),
-           group_norm_act_bwd(stream, spec, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt));
+  expect_if("group_norm_act_bwd: h", h, x.shape(), x.dtype());
+  DISPATCH(
+      stream, x.dtype(),
+      group_norm_act_bwd(stream, spec, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt, h));
+}
+
+bool norm_by_images(Stream& stream, const GroupNormSpec& spec, const Shape& x, DType dtype) {
+  return ImageCut::of(stream.device().info(), x, dtype, spec.groups, 3).has_value();
 }
 
 void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,

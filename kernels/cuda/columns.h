@@ -98,16 +98,16 @@ struct Tile {
   }
 };
 
-template <int V>
+template <int V, int kThreads = kTileThreads>
 struct ColumnScratch {
-  float values[V][kTileThreads];
+  float values[V][kThreads];
 };
 
 // Sums over the rows of a tile; every thread gets the sums of its column. All threads must come,
 // also those past the last whole row.
-template <int V>
+template <int V, int kThreads>
 __device__ __forceinline__ void column_sums(float (&values)[V], int cols, int rows,
-                                            ColumnScratch<V>& scratch) {
+                                            ColumnScratch<V, kThreads>& scratch) {
   const int row = int(threadIdx.x) / cols;
   int half = 1;
   while (2 * half < rows) half *= 2;
@@ -174,19 +174,19 @@ __global__ void __launch_bounds__(kTileThreads) sum_rows_kernel(RowSums<T, V> su
 
 // put(o, i, sum) of all of RowSums. put is a struct with a
 // __device__ operator()(int64_t o, int i, float sum).
+template <class T, int V, class Put>
+void sum_rows(Stream& stream, const RowSums<T, V>& sums, const Put& put) {
+  if (const unsigned blocks = sums.blocks())
+    launch_next<sum_rows_kernel<T, V, Put>>(
+        {cuda_stream(stream), dim3(blocks), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, sums,
+        put);
+}
 template <class T, class Put>
 void sum_rows(Stream& stream, int64_t outer, int64_t rows, int64_t count, int64_t inner, const T* x,
               const Put& put) {
-  const auto run = [&](auto pack) {
-    constexpr int V = decltype(pack)::value;
-    const RowSums<T, V> sums(outer, rows, count, inner, x);
-    if (const unsigned blocks = sums.blocks())
-      launch_next<sum_rows_kernel<T, V, Put>>(
-          {cuda_stream(stream), dim3(blocks), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, sums,
-          put);
-  };
-  packs_fit<T, kPack<T>>(inner, x) ? run(std::integral_constant<int, kPack<T>>{})
-                                   : run(std::integral_constant<int, 1>{});
+  packs_fit<T, kPack<T>>(inner, x)
+      ? sum_rows(stream, RowSums<T, kPack<T>>(outer, rows, count, inner, x), put)
+      : sum_rows(stream, RowSums<T, 1>(outer, rows, count, inner, x), put);
 }
 
 // y [outer,inner] = or += the sums.

@@ -117,7 +117,7 @@ struct HaloNormGrad {
           product[j] += dz * (x[j] - z.mean[j]);
         }
       });
-      in.for_groups<8>(in.moments, first.n + n, c,
+      in.for_groups<8>(in.moments_of(first.n + n), c,
                        [&](int j, float, float rstd) { product[j] *= rstd; });
     }
     mine.add_up(sum, results.sums[0]);

@@ -2,14 +2,13 @@
 // into tiles as columns.h says; bound by memory, the fused ones on their way there by the
 // activation.
 //
-// A pass takes mean and M2 (sum of squared deviations) of every channel of every tile, in two steps
+// Where shared memory holds a group of an image, one launch does it all (group_norm_image.h). Else
+// a pass takes mean and M2 (sum of squared deviations) of every channel of every tile, in two steps
 // over what it holds in registers, so that a large mean costs nothing; a small kernel merges tiles
 // and channels into the moments of a group (Chan, Golub, LeVeque 1979); a pass applies y = act((x -
 // mean) a + b) + residual with a = rstd gamma, b = beta + t. Convolutions may have taken the
 // moments of tiles (norm.h). The way back: group_norm_bwd.cu.
-#include "kernels/cuda/columns.h"
-#include "kernels/cuda/norm.h"
-#include "kernels/cuda/reduce.h"
+#include "kernels/cuda/group_norm_image.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
@@ -182,12 +181,14 @@ void norm_act_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, co
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
+    const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, residual);
+    if constexpr (V == kPack<bf16>)
+      if (!known && norm_image_fwd<Act>(stream, spec, x, in, y, moments)) return;
     if (!known) take_moments<T, V>(stream, spec, x, moments);
     const Tiling tiling = tiling_of(stream, x, V, kFwdBlocks, kTileLoop);
     if (tiling.empty()) return;
     launch_next<norm_act_fwd_kernel<T, V, Act>>(
-        {cuda_stream(stream), tiling.grid(), dim3(kTileThreads)}, tiling,
-        norm_args<T>(spec, x, moments, gamma, beta, t, residual), y.data<T>());
+        {cuda_stream(stream), tiling.grid(), dim3(kTileThreads)}, tiling, in, y.data<T>());
   };
   with_packs(x, run, gamma, beta, t, residual, y);
 }

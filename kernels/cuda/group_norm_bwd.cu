@@ -1,11 +1,11 @@
-// The way back through GroupNorm, alone or fused (group_norm.cu). A pass sums S1 = sum dz and S2 =
-// sum dz xhat, dz = dy act'(z), per tile and channel; a small kernel adds up the tiles of an image
-// (dt = S1) and the channels of a group; a pass computes dz again and dx = a dz - p - (x - mean) q,
-// while blocks of their own add up the images (dbeta = sum S1, dgamma = sum S2). Convolutions may
-// have taken the sums of the first pass (norm.h).
-#include "kernels/cuda/columns.h"
-#include "kernels/cuda/norm.h"
-#include "kernels/cuda/reduce.h"
+// The way back through GroupNorm, alone or fused (group_norm.cu). Where shared memory holds a group
+// of an image, one launch and the sums over images do it (group_norm_image_bwd.h). Else a pass sums
+// S1 = sum dz and S2 = sum dz xhat, dz = dy act'(z), per tile and channel; a small kernel adds up
+// the tiles of an image (dt = S1) and the channels of a group; a pass computes dz again and dx = a
+// dz - p - (x - mean) q, while blocks of their own add up the images (dbeta = sum S1, dgamma = sum
+// S2). Convolutions may have taken the sums of the first pass (norm.h).
+#include "kernels/composed.h"
+#include "kernels/cuda/group_norm_image_bwd.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
@@ -41,21 +41,11 @@ __global__ void __launch_bounds__(kTileThreads)
   column_sums(product, tiling.cols, tiling.rows, scratch);
   if (tile.row != 0 || !tile.has_channel) return;
   float* to = partial + (tile.n * tiling.slices + tile.slice) * tiling.C + tile.channel;
-  in.template for_groups<V>(in.moments, tile.n, tile.channel, [&](int j, float, float rstd) {
+  in.template for_groups<V>(in.moments_of(tile.n), tile.channel, [&](int j, float, float rstd) {
     to[j] = sum[j];
     to[j + tiling.N * tiling.slices * tiling.C] = product[j] * rstd;
   });
 }
-
-// Sums over the images: dbeta, then dgamma; null where not wanted.
-struct PutParameters {
-  float *dbeta, *dgamma;
-  bool accumulate_dbeta, accumulate_dgamma;
-  __device__ void operator()(int64_t o, int c, float sum) const {
-    if (o == 0 && dbeta) put_at(dbeta + c, sum, accumulate_dbeta);
-    if (o == 1 && dgamma) put_at(dgamma + c, sum, accumulate_dgamma);
-  }
-};
 
 // From partial [2,N,parts,C]: sums [2,N,C], S1 and S2 of each image and channel; dt [N,C] = or +=
 // S1 unless null; and p and q [N,G,2] of dx = a dz - p - (x - mean) q, which is dx = rstd (gamma dz
@@ -120,7 +110,8 @@ __global__ void __launch_bounds__(kTileThreads)
   if (tile.count == 0) return;
   const Affine<V> z(in, tile.n, tile.channel, tiling.C);
   float p[V], q[V];
-  in.template for_groups<V>(terms, tile.n, tile.channel, [&](int j, float first, float second) {
+  const float* const of_image = terms + 2 * tile.n * in.groups;
+  in.template for_groups<V>(of_image, tile.channel, [&](int j, float first, float second) {
     p[j] = first;
     q[j] = second;
   });
@@ -175,27 +166,31 @@ void finish_bwd(Stream& stream, const Tiling& tiling, const NormArgs<T>& in, con
   launch_next<norm_act_bwd_kernel<T, V, Act>>(
       {on, grid, dim3(kTileThreads), sizeof(ColumnScratch<1>)}, tiles, in, dy, terms.data<float>(),
       data_or_null<T>(dx.tensor), dx.mode == GradMode::Accumulate, images,
-      PutParameters{data_or_null<float>(dbeta.tensor), data_or_null<float>(dgamma.tensor),
-                    dbeta.mode == GradMode::Accumulate, dgamma.mode == GradMode::Accumulate});
+      PutParameters(dbeta, dgamma));
 }
 
+// Whether h is made, too.
 template <class Act>
-void norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& moments,
+bool norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& moments,
                   const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
-                  Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
-  if (x.numel() == 0) return start_sums(stream, {dx, dgamma, dbeta, dt});
+                  Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
+  if (x.numel() == 0) return start_sums(stream, {dx, dgamma, dbeta, dt}), true;
+  bool made = false;
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
-    const Tiling tiling = tiling_of(stream, x, V, kBwdBlocks<T, Act>, kTileLoop);
     const auto in = norm_args<T>(spec, x, moments, gamma, beta, t, {});
+    if constexpr (V == kPack<bf16>)
+      if ((made = norm_image_bwd<Act>(stream, x, in, dy, dx, dgamma, dbeta, dt, h))) return;
+    const Tiling tiling = tiling_of(stream, x, V, kBwdBlocks<T, Act>, kTileLoop);
     Tensor partial = Tensor::empty(stream, {2, tiling.N, tiling.slices, tiling.C});
     launch_next<norm_act_sums_kernel<T, V, Act>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
         in, dy.data<T>(), partial.data<float>());
     finish_bwd<Act, T, V>(stream, tiling, in, dy.data<T>(), partial, dx, dgamma, dbeta, dt);
   };
-  with_packs(x, run, gamma, beta, t, dy, dx.tensor);
+  with_packs(x, run, gamma, beta, t, dy, dx.tensor, h);
+  return made;
 }
 
 }  // namespace
@@ -216,14 +211,15 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
                     const Tensor& moments, const Tensor& gamma, const Tensor& dy, Grad dx,
                     Grad dgamma, Grad dbeta) {
   // beta shifts z only, and without an activation z does not matter.
-  norm_act_bwd<None>(stream, spec, x, moments, gamma, {}, {}, dy, dx, dgamma, dbeta, {});
+  norm_act_bwd<None>(stream, spec, x, moments, gamma, {}, {}, dy, dx, dgamma, dbeta, {}, {});
 }
 
 void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& moments,
                         const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
-                        Grad dx, Grad dgamma, Grad dbeta, Grad dt) {
+                        Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
   auto* run = with_activation(spec.act, [&]<Activation a>() { return &norm_act_bwd<Act<a>>; });
-  run(stream, spec.norm, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt);
+  if (!run(stream, spec.norm, x, moments, gamma, beta, t, dy, dx, dgamma, dbeta, dt, h) && h)
+    composed::activated(stream, spec, x, moments, gamma, beta, t, h);
 }
 
 }  // namespace tessera::TESSERA_CUDA

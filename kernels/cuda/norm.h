@@ -28,13 +28,16 @@ struct NormArgs {
   Divisor32 per_group;  // channels of a group
   int groups;
 
-  // f(j, first, second) with the two numbers of its group in `pairs` [N,G,2] for V neighbouring
-  // channels of image n.
+  // The moments of image n, [G,2].
+  __device__ __forceinline__ const float* moments_of(int64_t n) const {
+    return moments + 2 * n * groups;
+  }
+  // f(j, first, second) with the two numbers of its group in `pairs` [G,2] for V neighbouring
+  // channels.
   template <int V, class F>
-  __device__ __forceinline__ void for_groups(const float* pairs, int64_t n, int channel,
-                                             const F& f) const {
+  __device__ __forceinline__ void for_groups(const float* pairs, int channel, const F& f) const {
     int group = channel, place = per_group.divide(group);
-    pairs += 2 * (n * groups + group);
+    pairs += 2 * group;
     float first = pairs[0], second = pairs[1];
     for (int j = 0; j < V; ++j) {
       if (j > 0 && ++place == per_group.divisor()) {
@@ -53,22 +56,32 @@ struct Affine {
 
   template <class T>
   __device__ __forceinline__ Affine(const NormArgs<T>& in, int64_t n, int channel, int C) {
-    const auto load = [&](const float* from, float(&to)[V]) {
+    load(in, n, channel, C);
+    set(in, in.moments_of(n), channel);
+  }
+  // The same in two steps, for moments, [G,2] of image n, that are not known yet.
+  Affine() = default;
+  template <class T>
+  __device__ __forceinline__ void load(const NormArgs<T>& in, int64_t n, int channel, int C) {
+    const auto get = [&](const float* from, float(&to)[V]) {
       constexpr int W = V < 4 ? V : 4;
       for (int j = 0; j < V; j += W) {
         const auto values = Pack<float, W>::load(from + channel + j);
         for (int i = 0; i < W; ++i) to[j + i] = values[i];
       }
     };
-    load(in.gamma, a);
-    if (in.beta) load(in.beta, b);
-    in.template for_groups<V>(in.moments, n, channel, [&](int j, float m, float rstd) {
-      mean[j] = m;
-      a[j] *= rstd;
-    });
+    get(in.gamma, a);
+    if (in.beta) get(in.beta, b);
     if (!in.t) return;
     const auto t = Pack<T, V>::load(in.t + n * C + channel);
     for (int j = 0; j < V; ++j) b[j] += t[j];
+  }
+  template <class T>
+  __device__ __forceinline__ void set(const NormArgs<T>& in, const float* moments, int channel) {
+    in.template for_groups<V>(moments, channel, [&](int j, float m, float rstd) {
+      mean[j] = m;
+      a[j] *= rstd;
+    });
   }
   __device__ __forceinline__ float operator()(int j, float x) const {
     return (x - mean[j]) * a[j] + b[j];
@@ -123,6 +136,21 @@ class TileParts {
 // of each tile.
 void merge_moments(Stream& stream, const TileParts& parts, const GroupNormSpec& spec,
                    const Tensor& partial, Tensor& moments);
+
+// Sums over the images: dbeta, then dgamma; null where not wanted.
+struct PutParameters {
+  float *dbeta, *dgamma;
+  bool accumulate_dbeta, accumulate_dgamma;
+  PutParameters(Grad dbeta, Grad dgamma)
+      : dbeta(data_or_null<float>(dbeta.tensor)),
+        dgamma(data_or_null<float>(dgamma.tensor)),
+        accumulate_dbeta(dbeta.mode == GradMode::Accumulate),
+        accumulate_dgamma(dgamma.mode == GradMode::Accumulate) {}
+  __device__ void operator()(int64_t o, int c, float sum) const {
+    if (o == 0 && dbeta) put_at(dbeta + c, sum, accumulate_dbeta);
+    if (o == 1 && dgamma) put_at(dgamma + c, sum, accumulate_dgamma);
+  }
+};
 
 // The rest of group_norm_act_bwd from partial: the sums of dz, the gradient behind the norm, and
 // of dz xhat. x, dy, dx [N,H,W,C] and t in bf16, C % 8 == 0; these, gamma and beta at addresses of
