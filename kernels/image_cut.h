@@ -16,6 +16,7 @@ namespace tessera {
 struct ImageCut {
   static constexpr int kMostParts = 8;  // what GPUs with clusters take ("portable")
   static constexpr int kMostThreads = 512;
+  static constexpr int kMostTensors = 3;  // on the way back through an activation
 
   int threads, cols, rows;  // of a block; packs of 8 channels and pixels that it has at a time
   int parts, pixels;        // of an image, and pixels of each

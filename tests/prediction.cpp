@@ -314,8 +314,7 @@ std::string PredictionReport::text() const {
          "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n" +
          launches_ +
          "\nCounted on so many blocks on the host model, for architecture 90 (80, where those "
-         "cards "
-         "launch others), and scaled to all. "
+         "cards launch others), and scaled to all. "
          "Memory: the extents of what is read and written, each once. L2: what blocks load and "
          "store "
          "altogether, by cp.async, vectors and __ldg. Plain scalar accesses are not seen. An mma "

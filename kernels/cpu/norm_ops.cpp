@@ -240,7 +240,8 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 }
 
 bool norm_by_images(Stream& stream, const GroupNormSpec& spec, const Shape& x, DType dtype) {
-  return ImageCut::of(stream.device().info(), x, dtype, spec.groups, 3).has_value();
+  return ImageCut::of(stream.device().info(), x, dtype, spec.groups, ImageCut::kMostTensors)
+      .has_value();
 }
 
 void norm_act_conv2d_bwd(Stream& stream, const NormAct& spec, const ConvSpec& conv, const Tensor& x,

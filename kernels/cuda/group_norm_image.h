@@ -95,17 +95,20 @@ __device__ __forceinline__ void wait_for_image(int group) {
       return ptx::cp_async_wait<0>();
   }
 }
-// f(k) for all pixels of a thread, by groups: before(g) and after(g) around those of group g.
-template <class Before, class F, class After>
-__device__ __forceinline__ void for_image(int count, const Before& before, const F& f,
-                                          const After& after) {
+// f(k) for the pixels of a thread that are in group g.
+template <class F>
+__device__ __forceinline__ void for_group(int count, int g, const F& f) {
   const int step = (count + kImageGroups - 1) / kImageGroups;
   TESSERA_NO_UNROLL
+  for (int k = g * step; k < min(count, (g + 1) * step); ++k) f(k);
+}
+// And for all of them, as they arrive.
+template <class F>
+__device__ __forceinline__ void for_image(int count, const F& f) {
+  TESSERA_NO_UNROLL
   for (int g = 0; g < kImageGroups; ++g) {
-    before(g);
-    TESSERA_NO_UNROLL
-    for (int k = g * step; k < min(count, (g + 1) * step); ++k) f(k);
-    after(g);
+    wait_for_image(g);
+    for_group(count, g, f);
   }
 }
 // Begins all of a thread's copies, of one tensor or two.
@@ -113,14 +116,15 @@ template <int kThreads>
 __device__ __forceinline__ void fetch_image(const ImageSplit& s, const Tile<8>& tile,
                                             ImageShared<kThreads>& shared, const bf16* first,
                                             const bf16* second = nullptr) {
-  for_image(
-      tile.count, [](int) {},
-      [&](int k) {
-        const int64_t from = tile.first + k * tile.step;
-        ptx::cp_async16(shared.pack(s, 0, k), first + from);
-        if (second) ptx::cp_async16(shared.pack(s, 1, k), second + from);
-      },
-      [](int) { ptx::cp_async_commit(); });
+  TESSERA_NO_UNROLL
+  for (int g = 0; g < kImageGroups; ++g) {
+    for_group(tile.count, g, [&](int k) {
+      const int64_t from = tile.first + k * tile.step;
+      ptx::cp_async16(shared.pack(s, 0, k), first + from);
+      if (second) ptx::cp_async16(shared.pack(s, 1, k), second + from);
+    });
+    ptx::cp_async_commit();
+  }
 }
 
 // Two numbers of each channel of each part of an image, `second` apart: in partial [2,N,parts,C],
@@ -204,13 +208,10 @@ __global__ void __launch_bounds__(kThreads, 768 / kThreads)
     const auto pixel = ImagePack::load(in.x + tile.n * t.P * t.C + tile.channel);
     for (int j = 0; j < 8; ++j) pivot[j] = pixel[j];
   }
-  for_image(
-      tile.count, wait_for_image,
-      [&](int k) {
-        const auto x = x_of(k);
-        for (int j = 0; j < 8; ++j) mean[j] += x[j] - pivot[j];
-      },
-      [](int) {});
+  for_image(tile.count, [&](int k) {
+    const auto x = x_of(k);
+    for (int j = 0; j < 8; ++j) mean[j] += x[j] - pivot[j];
+  });
   column_sums(mean, t.cols, t.rows, shared.scratch);
   for (int j = 0; j < 8; ++j) mean[j] /= float(tile.length);
   for (int k = 0; k < tile.count; ++k) {

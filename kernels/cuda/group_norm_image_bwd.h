@@ -59,7 +59,7 @@ __device__ __forceinline__ void sum_image(const ImageSplit& s, const NormArgs<bf
 // How many packs of a pixel are kept: x, and dy or, where an activation's derivative goes in
 // between, in place of dy and of a third one, dz in float.
 template <class Act>
-constexpr int kKeptOnWayBack = std::is_same_v<Act, None> ? 2 : 3;
+constexpr int kKeptOnWayBack = std::is_same_v<Act, None> ? 2 : ImageCut::kMostTensors;
 
 // dx may be dy, and h = act(norm(x) + t) may be x.
 template <class Act, int kThreads>
@@ -71,28 +71,24 @@ __global__ void __launch_bounds__(kThreads)
   const Tile<8> tile(t);
   fetch_image(s, tile, shared, in.x, out.dy);
   float sum[8] = {}, product[8] = {};
-  float mean[8] = {}, a[8] = {};
+  Affine<8> z{};
   if (tile.count > 0) {
-    const Affine<8> z(in, tile.n, tile.channel, t.C);
-    for (int j = 0; j < 8; ++j) mean[j] = z.mean[j], a[j] = z.a[j];
-    for_image(
-        tile.count, wait_for_image,
-        [&](int k) {
-          const auto x = ImagePack::load(shared.pack(s, 0, k)),
-                     dy = ImagePack::load(shared.pack(s, 1, k));
-          float dz[8], values[8];
-          for (int j = 0; j < 8; ++j) {
-            dz[j] = dy[j] * Act::template derivative<bf16>(z(j, x[j]));
-            sum[j] += dz[j];
-            product[j] += dz[j] * (x[j] - z.mean[j]);
-          }
-          if constexpr (kKeptOnWayBack<Act> == 3)
-            for (int i = 0; i < 2; ++i) put_floats(shared.dz(s, i, k), dz + 4 * i);
-          if (!out.h) return;
-          for (int j = 0; j < 8; ++j) values[j] = Act::template value<bf16>(z(j, x[j]));
-          ImagePack::of(values).store(out.h + tile.first + k * tile.step);
-        },
-        [](int) {});
+    z = Affine<8>(in, tile.n, tile.channel, t.C);
+    for_image(tile.count, [&](int k) {
+      const auto x = ImagePack::load(shared.pack(s, 0, k)),
+                 dy = ImagePack::load(shared.pack(s, 1, k));
+      float dz[8], values[8];
+      for (int j = 0; j < 8; ++j) {
+        dz[j] = dy[j] * Act::template derivative<bf16>(z(j, x[j]));
+        sum[j] += dz[j];
+        product[j] += dz[j] * (x[j] - z.mean[j]);
+      }
+      if constexpr (!std::is_same_v<Act, None>)
+        for (int i = 0; i < 2; ++i) put_floats(shared.dz(s, i, k), dz + 4 * i);
+      if (!out.h) return;
+      for (int j = 0; j < 8; ++j) values[j] = Act::template value<bf16>(z(j, x[j]));
+      ImagePack::of(values).store(out.h + tile.first + k * tile.step);
+    });
   }
   column_sums(sum, t.cols, t.rows, shared.scratch);
   column_sums(product, t.cols, t.rows, shared.scratch);
@@ -108,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < tile.count; ++k) {
     const auto x = ImagePack::load(shared.pack(s, 0, k));
     float dz[8];
-    if constexpr (kKeptOnWayBack<Act> == 3) {
+    if constexpr (!std::is_same_v<Act, None>) {
       for (int i = 0; i < 2; ++i) {
         const auto half = FloatPack::load(shared.dz(s, i, k));
         for (int j = 0; j < 4; ++j) dz[4 * i + j] = half[j];
@@ -119,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     bf16* const to = out.dx + tile.first + k * tile.step;
     float values[8];
-    for (int j = 0; j < 8; ++j) values[j] = a[j] * dz[j] - p[j] - (x[j] - mean[j]) * q[j];
+    for (int j = 0; j < 8; ++j) values[j] = z.a[j] * dz[j] - p[j] - (x[j] - z.mean[j]) * q[j];
     if (out.accumulate_dx) {
       const auto old = ImagePack::load(to);
       for (int j = 0; j < 8; ++j) values[j] += old[j];
