@@ -12,8 +12,8 @@ namespace tessera::TESSERA_CUDA::conv {
 
 // Whether there are kernels for this convolution of bf16 here, when all channels are in packs.
 inline bool has_halo_kernels(Stream& stream, const Sizes& s) {
-  return stream.device().info().capability >= 80 && s.R == 3 && s.S == 3 && s.stride == 1 &&
-         s.pad_h == 1 && s.pad_w == 1;
+  return has_mma(stream.device().info()) && s.R == 3 && s.S == 3 && s.stride == 1 && s.pad_h == 1 &&
+         s.pad_w == 1;
 }
 
 // Images that a tile of 8 x 8 would be mostly zeros for: forward and the data's gradient are left
@@ -178,12 +178,12 @@ inline constexpr bool kHasFew = HaloShared<Tile, Source, true, Tile::kBlocks>::k
 // For how many blocks on a multiprocessor a grid's rings are sized.
 template <class Tile, class Source>
 int halo_blocks(const DeviceInfo& info, int64_t blocks) {
-  const bool few = info.capability == 90 && blocks <= Tile::kBlocks / 2 * info.multiprocessors;
+  const bool few = has_wgmma(info) && blocks <= Tile::kBlocks / 2 * info.multiprocessors;
   return kHasFew<Tile, Source> && few ? Tile::kBlocks / 2 : Tile::kBlocks;
 }
 template <class Tile, class Source>
 size_t halo_shared(const DeviceInfo& info, int64_t blocks) {
-  if (info.capability != 90) return sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>);
+  if (!has_wgmma(info)) return sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>);
   return halo_blocks<Tile, Source>(info, blocks) == Tile::kBlocks
              ? sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>)
              : sizeof(HaloShared<Tile, Source, true, Tile::kBlocks / 2>);
@@ -263,7 +263,7 @@ void launch_wgrad(Stream& stream, int N, const Image<bf16>& x, const WgradSplit&
   static_assert(sizeof(WgradShared<Tile, true>) >= sizeof(WgradShared<Tile, false>));
   a.tiles = int(s.tiles), a.tiles_per_part = int(s.part);
   ENSURE(Tile::kHasBias || !a.db, "conv2d: a bias of phases");
-  const bool async = stream.device().info().capability == 90;
+  const bool async = has_wgmma(stream.device().info());
   launch_next<conv_halo_wgrad_kernel<Tile>>(
       {cuda_stream(stream), dim3(unsigned(s.blocks), 1, unsigned(s.parts)),
        dim3(Tile::kThreads + (async ? gemm::kCopiers : 0)),

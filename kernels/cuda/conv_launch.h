@@ -76,7 +76,7 @@ template <class Table, class A, class B, class F>
 void with_tile(Stream& stream, const Product<A, B>& p, const F& f) {
   constexpr bool bf16_storage = sizeof(typename A::Element) == 2;
   const auto packed = [&](auto tile) { f(tile, std::true_type{}); };
-  if (stream.device().info().capability >= 80 && (bf16_storage || stream.math == Math::tf32))
+  if (has_mma(stream.device().info()) && (bf16_storage || stream.math == Math::tf32))
     return p.packed ? Table::mma(p.rows, p.columns, packed) : f(SmallMma{}, std::false_type{});
   p.packed ? Table::simt(p.rows, p.columns, packed) : f(SmallSimt{}, std::false_type{});
 }
@@ -98,7 +98,7 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
                         p.a, p.b, sizes, epilogue);
   };
   if constexpr (Tile::kTensorCores) {
-    const bool async = sizeof(typename A::Element) == 2 && stream.device().info().capability == 90;
+    const bool async = sizeof(typename A::Element) == 2 && has_wgmma(stream.device().info());
     static_assert(sizeof(gemm::MmaShared<Tile, A, B, true>) >=
                   sizeof(gemm::MmaShared<Tile, A, B, false>));
     start.template operator()<gemm::gemm_mma_kernel<Tile, A, B, Out, packed>>(

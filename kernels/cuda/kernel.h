@@ -21,6 +21,11 @@ inline cudaStream_t cuda_stream(Stream& stream) {
   return static_cast<cudaStream_t>(stream.native());
 }
 
+// Whether a GPU has tensor cores for bf16 and tf32 (ptx/mma.h), and those that multiply by
+// themselves, which 9.0 alone has (ptx/wgmma.h).
+inline bool has_mma(const DeviceInfo& gpu) { return gpu.capability >= 80; }
+inline bool has_wgmma(const DeviceInfo& gpu) { return gpu.capability == 90; }
+
 template <class T>
 T* data_or_null(Tensor& tensor) {
   return tensor.defined() ? tensor.data<T>() : nullptr;

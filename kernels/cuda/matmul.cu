@@ -19,7 +19,7 @@ namespace {
 // As for convolutions: where there are tensor cores, products of f32 may be tf32's.
 bool use_tf32(Stream& stream, const Factor& a) {
   return stream.math == Math::tf32 && a.matrix.dtype() == DType::f32 &&
-         stream.device().info().capability >= 80;
+         has_mma(stream.device().info());
 }
 
 struct Sizes {
