@@ -23,6 +23,8 @@ struct ImageCut {
   int slots;                // pixels of a thread, at most
   size_t shared_bytes;      // of a block
 
+  // Blocks that share a pixel of C channels.
+  int64_t units(int64_t C) const { return ceil(C / 8, cols); }
   // Floats behind the sums' scratch: two of each channel and group, in packs.
   static int floats(int64_t C, int64_t groups) { return int((2 * (C + groups) + 3) / 4 * 4); }
 

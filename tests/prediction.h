@@ -1,5 +1,6 @@
 // What a GPU will need for the launches of a benchmark: their work is counted on the host model, on
-// a part of the blocks, and divided by what a card can do.
+// a part of the blocks, and divided by what a card can do. Not counted, as none of these may be the
+// last one: the few KB that a launch's last block adds up (kernels/cuda/last_block.h).
 #pragma once
 
 #include "core/simt/trace.h"

@@ -12,6 +12,7 @@
 #include "core/simt/launch.h"
 #include "core/simt/math.h"
 #include "core/simt/warp.h"
+#include "kernels/cuda/ptx/arrive.h"
 
 using namespace tessera::simt;
 
@@ -202,6 +203,18 @@ void ticket_kernel(int* partial, unsigned* ticket, int* out) {
   if (!broken) __threadfence();
   for (unsigned i = 0; i < gridDim.x; ++i) *out += partial[i];
 }
+// The same by the kernels' own counters; what the others wrote is read by all of its threads.
+template <bool broken>
+void arrive_kernel(int* partial, unsigned* counter, int* out) {
+  partial[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+  __syncthreads();
+  const bool last = threadIdx.x == 0 && ptx::arrive(counter, gridDim.x - 1) == gridDim.x - 1;
+  if (!broken && last) ptx::fence_arrived();
+  if (!__syncthreads_or(last)) return;
+  int sum = 0;
+  for (unsigned i = 0; i < gridDim.x; ++i) sum += partial[i * blockDim.x + threadIdx.x];
+  out[threadIdx.x] = sum;
+}
 template <bool broken>
 void cluster_kernel(int* values) {
   const unsigned n = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -245,6 +258,16 @@ void missing_fence(bool broken) {
     run<ticket_kernel<true>>(dim3(8), dim3(32), 0, memory, ticket, memory + 8);
   else
     run<ticket_kernel<false>>(dim3(8), dim3(32), 0, memory, ticket, memory + 8);
+  cudaFree(memory);
+}
+void missing_arrived_fence(bool broken) {
+  int* const memory = device_memory(8 * 32 + 32 + 1);
+  auto* const counter = reinterpret_cast<unsigned*>(memory + 9 * 32);
+  *counter = 0;
+  if (broken)
+    run<arrive_kernel<true>>(dim3(8), dim3(32), 0, memory, counter, memory + 8 * 32);
+  else
+    run<arrive_kernel<false>>(dim3(8), dim3(32), 0, memory, counter, memory + 8 * 32);
   cudaFree(memory);
 }
 void missing_cluster_sync(bool broken) {
@@ -336,6 +359,7 @@ const std::map<std::string, std::function<void(bool)>> kFaults = {
     {"missing_global_barrier", missing_global_barrier},
     {"blocks", blocks},
     {"missing_fence", missing_fence},
+    {"missing_arrived_fence", missing_arrived_fence},
     {"missing_cluster_sync", missing_cluster_sync},
     {"missing_event", missing_event},
     {"missing_wait", missing_wait},

@@ -144,7 +144,7 @@ TEST_CASE("bench predicts instructions by the vectors that a loop moves", "[benc
   REQUIRE(times.size() == 13);
   CHECK(std::stod(times[9]) ==
         Approx((warps * 300 + elements / 8 / 32 * 160) / 4 / 108 / 1410).margin(0.05));
-  const auto sums = row_of(run.out, "7 | `norm_act_sums_kernel");
+  const auto sums = row_of(run.out, "6 | `norm_act_sums_kernel");
   REQUIRE(sums.size() == 11);
   const auto sum_times = row_of(run.out, concat(sums[0], " | A100"));
   REQUIRE(sum_times.size() == 13);

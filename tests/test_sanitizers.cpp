@@ -69,6 +69,8 @@ const Case kRaces[] = {
     {"blocks", "data race", R"(block \([012],0,0\), thread \(0,0,0\), kernel blocks_kernel<true>)"},
     {"missing_fence", "data race",
      R"(block \([0-7],0,0\), thread \(0,0,0\), kernel ticket_kernel<true>)"},
+    {"missing_arrived_fence", "data race",
+     R"(block \([0-7],0,0\), thread \(\d+,0,0\), kernel arrive_kernel<true>)"},
     {"missing_cluster_sync", "data race",
      R"(block \([0-3],0,0\), thread \([0-7],0,0\), kernel cluster_kernel<true>)"},
     {"missing_event", "data race", R"(block \(0,0,0\), thread \(0,0,0\), kernel count_kernel)"},

@@ -80,14 +80,24 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
 
 // ThreadSanitizer does not know fences: there, what threads did before their fences is ordered as
 // the fences are.
-inline void fence() {
-  static constexpr char everywhere = 0;
-  order_acquire(&everywhere);
+inline constexpr char every_fence = 0;
+inline void fence_all() {
   std::atomic_signal_fence(std::memory_order_seq_cst);
 #ifndef TESSERA_TSAN
   std::atomic_thread_fence(std::memory_order_seq_cst);
 #endif
-  order_release(&everywhere);
+}
+inline void acquire_fence() {
+  order_acquire(&every_fence);
+  fence_all();
+}
+inline void release_fence() {
+  fence_all();
+  order_release(&every_fence);
+}
+inline void fence() {
+  acquire_fence();
+  order_release(&every_fence);
 }
 inline void __threadfence() { fence(); }
 inline void __threadfence_block() { fence(); }

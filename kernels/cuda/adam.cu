@@ -1,10 +1,11 @@
-// The optimizer over the flat arenas, bound by memory: grad_norm in two kernels (sums of blocks,
-// then the sum of those, in double and in a fixed order), adam_step in one, which reads four floats
-// and writes three, and a bf16 copy, per parameter. The formula: kernels/cpu/adam.cpp.
+// The optimizer over the flat arenas, bound by memory: grad_norm sums in double, by blocks and then
+// over these, in a fixed order; adam_step reads four floats and writes three, and a bf16 copy, per
+// parameter. The formula: kernels/cpu/adam.cpp.
 #include <algorithm>
 
 #include "kernels/adam.h"
 #include "kernels/cuda/finite.h"
+#include "kernels/cuda/last_block.h"
 #include "kernels/cuda/reduce.h"
 
 namespace tessera::TESSERA_CUDA {
@@ -14,34 +15,31 @@ constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 1024, kPacksPerThread = 4;
 using Scratch = BlockScratch<double, kThreads>;
 
-// partials[block] = sum of g^2 over every (grid size)-th pack
+// partials[block] = sum of g^2 over every (grid size)-th pack; norm = the root of their sum.
 template <int N>
-__global__ void square_sum_kernel(int64_t packs, const float* g, double* partials) {
+__global__ void square_sum_kernel(int64_t packs, const float* g, double* partials, float* norm,
+                                  unsigned* arrivals) {
   ptx::begin_kernel();
+  auto& scratch = shared_memory<Scratch>();
   double sum = 0;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += stride) {
     const Pack<float, N> values = Pack<float, N>::load(g + i * N);
     for (int j = 0; j < N; ++j) sum += double(values[j]) * double(values[j]);
   }
-  sum = block_reduce(sum, Sum{}, shared_memory<Scratch>());
+  sum = block_reduce(sum, Sum{}, scratch);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-}
-
-// One block.
-__global__ void root_of_sum_kernel(int count, const double* partials, float* norm) {
-  ptx::begin_kernel();
-  double sum = 0;
-  for (int i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
-  sum = block_reduce(sum, Sum{}, shared_memory<Scratch>());
+  if (!Arrival(arrivals, gridDim.x).is_last()) return;
+  sum = sum_of<kThreads>(partials, gridDim.x, scratch);
   if (threadIdx.x == 0) *norm = float(sqrt(sum));
 }
 
 template <int N>
-void square_sums(Stream& stream, const Tensor& grads, Tensor& partials) {
+void square_sums(Stream& stream, const Tensor& grads, Tensor& partials, Tensor& norm) {
   launch_next<square_sum_kernel<N>>(
       {cuda_stream(stream), dim3(unsigned(partials.numel())), dim3(kThreads), sizeof(Scratch)},
-      grads.numel() / N, grads.data<float>(), partials.data<double>());
+      grads.numel() / N, grads.data<float>(), partials.data<double>(), norm.data<float>(),
+      Arrivals::of(stream, 1));
 }
 
 struct AdamPointers {
@@ -125,10 +123,8 @@ void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
       std::clamp<int64_t>(ceil_div(n, kPack<float> * kThreads * kPacksPerThread), 1, kMaxBlocks);
   Tensor partials = Tensor::empty(stream, {blocks}, DType::f64);
   packs_fit<float, kPack<float>>(n, grads.data<float>())
-      ? square_sums<kPack<float>>(stream, grads, partials)
-      : square_sums<1>(stream, grads, partials);
-  launch_next<root_of_sum_kernel>({cuda_stream(stream), dim3(1), dim3(kThreads), sizeof(Scratch)},
-                                  int(blocks), partials.data<double>(), norm.data<float>());
+      ? square_sums<kPack<float>>(stream, grads, partials, norm)
+      : square_sums<1>(stream, grads, partials, norm);
 }
 
 void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {

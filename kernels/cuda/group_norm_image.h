@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kThreads, 768 / kThreads)
 // launch(threads as a constant, the launch itself)
 template <class F>
 void launch_image(Stream& stream, const ImageCut& cut, const Shape& x, const F& launch) {
-  const int64_t units = ceil_div(x[3] / 8, cut.cols);
+  const int64_t units = cut.units(x[3]);
   ENSURE(x[0] * cut.parts <= INT32_MAX && units <= 65535, "group_norm of ", x);
   const Launch how{cuda_stream(stream), dim3(unsigned(x[0] * cut.parts), unsigned(units)),
                    dim3(unsigned(cut.threads)), cut.shared_bytes,

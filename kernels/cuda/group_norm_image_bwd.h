@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/group_norm_image.h"
+#include "kernels/cuda/last_block.h"
 
 namespace tessera::TESSERA_CUDA {
 
@@ -9,7 +10,9 @@ struct ImageGrads {
   const bf16* dy;
   bf16 *dx, *h, *dt;  // or null
   bool accumulate_dx, accumulate_dt;
+  PutParameters parameters;
   float *partial, *sums;  // PartSums, and [2,N,C]: S1 and S2 of images
+  unsigned* arrivals;     // one for each of gridDim.y, or null: no parameters
 };
 
 // S1 and S2 of a block's channels from the parts', whose second sums are still to be multiplied
@@ -56,10 +59,66 @@ __device__ __forceinline__ void sum_image(const ImageSplit& s, const NormArgs<bf
   __syncthreads();
 }
 
+// dbeta and dgamma of a block's channels, by the block whose image is the last of them to have its
+// sums.
+template <int kThreads>
+__device__ __forceinline__ void sum_over_images(const Tiling& t, const Tile<8>& tile,
+                                                const ImageGrads& out,
+                                                ColumnScratch<8, kThreads>& scratch) {
+  for (int o = 0; o < 2; ++o) {
+    float sum[8] = {};
+    if (tile.has_channel && tile.row < t.rows)
+      for (int64_t n = tile.row; n < t.N; n += t.rows) {
+        const float* const from = out.sums + (o * t.N + n) * t.C + tile.channel;
+        for (int i = 0; i < 2; ++i) {
+          const auto half = FloatPack::load(from + 4 * i);
+          for (int j = 0; j < 4; ++j) sum[4 * i + j] += half[j];
+        }
+      }
+    column_sums(sum, t.cols, t.rows, scratch);
+    if (tile.row == 0 && tile.has_channel)
+      for (int j = 0; j < 8; ++j) out.parameters(o, tile.channel + j, sum[j]);
+  }
+}
+
 // How many packs of a pixel are kept: x, and dy or, where an activation's derivative goes in
 // between, in place of dy and of a third one, dz in float.
 template <class Act>
 constexpr int kKeptOnWayBack = std::is_same_v<Act, None> ? 2 : ImageCut::kMostTensors;
+
+// dx from what shared memory holds.
+template <class Act, int kThreads>
+__device__ __forceinline__ void put_dx(const ImageSplit& s, const NormArgs<bf16>& in,
+                                       const Tile<8>& tile, const Affine<8>& z,
+                                       const ImageGrads& out, ImageShared<kThreads>& shared) {
+  if (tile.count == 0) return;
+  float p[8], q[8];
+  in.template for_groups<8>(shared.pairs(s), tile.channel, [&](int j, float first, float second) {
+    p[j] = first;
+    q[j] = second;
+  });
+  for (int k = 0; k < tile.count; ++k) {
+    const auto x = ImagePack::load(shared.pack(s, 0, k));
+    float dz[8];
+    if constexpr (!std::is_same_v<Act, None>) {
+      for (int i = 0; i < 2; ++i) {
+        const auto half = FloatPack::load(shared.dz(s, i, k));
+        for (int j = 0; j < 4; ++j) dz[4 * i + j] = half[j];
+      }
+    } else {
+      const auto dy = ImagePack::load(shared.pack(s, 1, k));
+      for (int j = 0; j < 8; ++j) dz[j] = dy[j];
+    }
+    bf16* const to = out.dx + tile.first + k * tile.step;
+    float values[8];
+    for (int j = 0; j < 8; ++j) values[j] = z.a[j] * dz[j] - p[j] - (x[j] - z.mean[j]) * q[j];
+    if (out.accumulate_dx) {
+      const auto old = ImagePack::load(to);
+      for (int j = 0; j < 8; ++j) values[j] += old[j];
+    }
+    ImagePack::of(values).store(to);
+  }
+}
 
 // dx may be dy, and h = act(norm(x) + t) may be x.
 template <class Act, int kThreads>
@@ -95,33 +154,12 @@ __global__ void __launch_bounds__(kThreads)
   const PartSums parts(t, tile, out.partial, shared);
   parts.put(t, tile, sum, product);
   sum_image(s, in, tile, out, parts, shared);
-  if (!out.dx || tile.count == 0) return;
-  float p[8], q[8];
-  in.template for_groups<8>(shared.pairs(s), tile.channel, [&](int j, float first, float second) {
-    p[j] = first;
-    q[j] = second;
-  });
-  for (int k = 0; k < tile.count; ++k) {
-    const auto x = ImagePack::load(shared.pack(s, 0, k));
-    float dz[8];
-    if constexpr (!std::is_same_v<Act, None>) {
-      for (int i = 0; i < 2; ++i) {
-        const auto half = FloatPack::load(shared.dz(s, i, k));
-        for (int j = 0; j < 4; ++j) dz[4 * i + j] = half[j];
-      }
-    } else {
-      const auto dy = ImagePack::load(shared.pack(s, 1, k));
-      for (int j = 0; j < 8; ++j) dz[j] = dy[j];
-    }
-    bf16* const to = out.dx + tile.first + k * tile.step;
-    float values[8];
-    for (int j = 0; j < 8; ++j) values[j] = z.a[j] * dz[j] - p[j] - (x[j] - z.mean[j]) * q[j];
-    if (out.accumulate_dx) {
-      const auto old = ImagePack::load(to);
-      for (int j = 0; j < 8; ++j) values[j] += old[j];
-    }
-    ImagePack::of(values).store(to);
-  }
+  // The first part has put the sums of its image where all images are added.
+  const bool sums_images = tile.slice == 0 && out.arrivals;
+  Arrival arrival;
+  if (sums_images) arrival = Arrival(out.arrivals + blockIdx.y, unsigned(t.N));
+  if (out.dx) put_dx<Act>(s, in, tile, z, out, shared);
+  if (sums_images && arrival.is_last()) sum_over_images(t, tile, out, shared.scratch);
 }
 
 // All of group_norm_act_bwd, or false. h may be undefined.
@@ -130,22 +168,20 @@ bool norm_image_bwd(Stream& stream, const Tensor& x, const NormArgs<bf16>& in, c
                     Grad dx, Grad dgamma, Grad dbeta, Grad dt, Tensor h) {
   const auto cut =
       ImageCut::of(stream.device().info(), x.shape(), x.dtype(), in.groups, kKeptOnWayBack<Act>);
-  if (!cut) return false;
   const int64_t N = x.dim(0), C = x.dim(3);
+  if (!cut || cut->units(C) > Arrivals::kMost) return false;
   Tensor partial;
   if (cut->parts > 1) partial = Tensor::empty(stream, {2, N, cut->parts, C});
   Tensor sums = Tensor::empty(stream, {2, N, C});
+  unsigned* const arrivals = dgamma || dbeta ? Arrivals::of(stream, cut->units(C)) : nullptr;
   launch_image(stream, *cut, x.shape(), [&](auto threads, const Launch& how) {
     launch_next<norm_image_bwd_kernel<Act, decltype(threads)::value>>(
         how, ImageSplit(*cut, x.shape(), in.groups), in,
         ImageGrads{dy.data<bf16>(), data_or_null<bf16>(dx.tensor), data_or_null<bf16>(h),
                    data_or_null<bf16>(dt.tensor), dx.mode == GradMode::Accumulate,
-                   dt.mode == GradMode::Accumulate, data_or_null<float>(partial),
-                   sums.data<float>()});
+                   dt.mode == GradMode::Accumulate, PutParameters(dbeta, dgamma),
+                   data_or_null<float>(partial), sums.data<float>(), arrivals});
   });
-  if (dgamma || dbeta)
-    sum_rows(stream, RowSums<float, 4>(2, 2 * N, N, C, sums.data<float>()),
-             PutParameters(dbeta, dgamma));
   return true;
 }
 

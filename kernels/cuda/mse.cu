@@ -1,24 +1,21 @@
 // Mean squared error, bound by memory. Differences are floats, as stored; their squares are added
 // in double, in two stages of a fixed order.
+#include "kernels/cuda/last_block.h"
 #include "kernels/cuda/reduce.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
 
 constexpr int kThreads = 256, kLoads = 4;  // of a thread
-constexpr int kMergeThreads = 1024;
+using Scratch = BlockScratch<double, kThreads>;
 
-template <int Threads>
-struct SumShared {
-  BlockScratch<double, Threads> scratch;
-};
-
-// partial [blocks]: the sum of squares of kThreads * kLoads packs.
+// partial [blocks]: the sum of squares of kThreads * kLoads packs; loss = the sum of these / n.
 template <class T, int V>
-__global__ void squared_error_kernel(int64_t packs, const T* prediction, const float* target,
-                                     double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    squared_error_kernel(int64_t packs, const T* prediction, const float* target, double* partial,
+                         float* loss, unsigned* arrivals) {
   ptx::begin_kernel();
-  auto& shared = shared_memory<SumShared<kThreads>>();
+  auto& scratch = shared_memory<Scratch>();
   const int64_t first = int64_t(blockIdx.x) * (kThreads * kLoads) + threadIdx.x;
   double sum = 0;
   for (int k = 0; k < kLoads; ++k) {
@@ -31,19 +28,11 @@ __global__ void squared_error_kernel(int64_t packs, const T* prediction, const f
       sum += double(error) * double(error);
     }
   }
-  sum = block_reduce(sum, Sum{}, shared.scratch);
+  sum = block_reduce(sum, Sum{}, scratch);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-// loss = sum of partial [count] / n. One block.
-__global__ void __launch_bounds__(kMergeThreads)
-    mean_kernel(int64_t count, const double* partial, int64_t n, float* loss) {
-  ptx::begin_kernel();
-  auto& shared = shared_memory<SumShared<kMergeThreads>>();
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kMergeThreads) sum += partial[i];
-  sum = block_reduce(sum, Sum{}, shared.scratch);
-  if (threadIdx.x == 0) *loss = float(sum / double(n));
+  if (!Arrival(arrivals, gridDim.x).is_last()) return;
+  sum = sum_of<kThreads>(partial, gridDim.x, scratch);
+  if (threadIdx.x == 0) *loss = float(sum / double(packs * V));
 }
 
 template <class T, int V>
@@ -90,12 +79,9 @@ void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Ten
       constexpr int V = decltype(pack)::value;
       const int64_t packs = n / V, blocks = ceil_div(packs, kThreads * kLoads);
       Tensor partial = Tensor::empty(stream, {blocks}, DType::f64);
-      launch_next<squared_error_kernel<T, V>>({cuda_stream(stream), dim3(unsigned(blocks)),
-                                               dim3(kThreads), sizeof(SumShared<kThreads>)},
-                                              packs, p, t, partial.data<double>());
-      launch_next<mean_kernel>(
-          {cuda_stream(stream), dim3(1), dim3(kMergeThreads), sizeof(SumShared<kMergeThreads>)},
-          blocks, partial.data<double>(), n, loss.data<float>());
+      launch_next<squared_error_kernel<T, V>>(
+          {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads), sizeof(Scratch)}, packs, p,
+          t, partial.data<double>(), loss.data<float>(), Arrivals::of(stream, 1));
     };
     with_pack<T>(n, run, t, p);
   });

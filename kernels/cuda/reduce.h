@@ -59,4 +59,13 @@ __device__ __forceinline__ T block_reduce(T value, Op op, BlockScratch<T, Thread
   return result;
 }
 
+// The sum of `count` values in memory, by a block of kThreads, for every thread.
+template <int kThreads, class T>
+__device__ __forceinline__ T sum_of(const T* values, unsigned count,
+                                    BlockScratch<T, kThreads>& scratch) {
+  T sum = 0;
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) sum += values[i];
+  return block_reduce(sum, Sum{}, scratch);
+}
+
 }  // namespace tessera::TESSERA_CUDA
