@@ -97,7 +97,7 @@ double last_tap_sum(const Huge& dy, int64_t k, int64_t c, const Input& x, bool o
   return sum;
 }
 
-// The last of the rows and columns of dw, and of db, from the bias gradient's own kernels.
+// The last of the rows and columns of dw, and of db.
 template <class Input>
 inline void check_filter_grads(const HugeGrad& dw, const HugeGrad& db, const Huge& dy,
                                int64_t channels, const Input& x) {

@@ -1,7 +1,8 @@
 // dw of conv2d as an implicit matrix product: rows k, columns r s c, depth n p q. The result is
 // small and the depth is long: blocks take parts of it and leave partial sums, which a second
-// kernel adds in order. db is the sum of dy over its pixels, whose parts the same launch adds. One
-// channel on one side: conv_thin.h.
+// kernel adds in order. db is the sum of dy over its pixels, in parts that the same launch adds: of
+// A's fragments in bf16 (products.h), else by a kernel of its own. One channel on one side:
+// conv_thin.h.
 #include "kernels/cuda/columns.h"
 #include "kernels/cuda/conv_launch.h"
 #include "kernels/cuda/conv_thin.h"

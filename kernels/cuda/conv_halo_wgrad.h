@@ -16,6 +16,8 @@
 
 namespace tessera::TESSERA_CUDA::conv {
 
+using gemm::FragmentSums;
+
 // A tile of the pixels: TN images, TH rows, TW columns; R x R taps: 3, or 2 of a phase.
 template <int TN_, int TW_, int R_>
 struct WgradTile {
@@ -86,28 +88,6 @@ __device__ __forceinline__ void fill_dy(Lines& lines, const WgradArgs& a, const 
 // the block's; pair(j) are two neighbours, from 8 j columns further on, j < count, a constant.
 // each_bias(f): f(k, sum) for the sums of dy.
 
-// Sums of the rows of dy's fragments: of what a thread has of its two.
-struct BiasSums {
-  float rows[2] = {};
-
-  // Not by mma.sync, whose tensor cores have the products that are under way before it.
-  __device__ __forceinline__ void add(const uint32_t (&dy)[4]) {
-    TESSERA_UNROLL
-    for (int i = 0; i < 4; ++i)
-      rows[i % 2] += __uint_as_float(dy[i] << 16) + __uint_as_float(dy[i] & 0xFFFF0000);
-  }
-  // f(row, sum) for the 16 rows of a warp, from `first` on.
-  template <class F>
-  __device__ __forceinline__ void each(int first, const F& f) const {
-    const int lane = int(threadIdx.x) % 32;
-    for (int i = 0; i < 2; ++i) {
-      float sum = rows[i];
-      for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, lanes);
-      if (lane % 4 == 0) f(first + lane / 4 + 8 * i, sum);
-    }
-  }
-};
-
 // By mma.sync: a warp has all taps of WM k by WN c.
 template <class Tile>
 class WarpWgrad {
@@ -172,7 +152,7 @@ class WarpWgrad {
  private:
   static constexpr int R = Tile::R, kPacks = Tile::WN / 16;  // of 16 c
   float sums_[Tile::kTaps][2][2 * kPacks][4] = {};
-  BiasSums bias_[2];
+  FragmentSums bias_[2];
   int row_, column_;
 };
 
@@ -210,7 +190,7 @@ class GroupWgrad {
   template <class F>
   __device__ __forceinline__ void each_bias(const F& f) const {
     if (group_ != 1) return;
-    BiasSums all = bias_;
+    FragmentSums all = bias_;
     for (const auto& dy : dy_) all.add(dy);  // the last two rows
     all.each(int(threadIdx.x) / 32 % 4 * 16, f);
   }
@@ -254,7 +234,7 @@ class GroupWgrad {
   }
 
   float sums_[kMost][Tile::BN / 8][4] = {};
-  BiasSums bias_;
+  FragmentSums bias_;
   uint32_t dy_[2][4] = {};
   int group_;
 };

@@ -123,11 +123,21 @@ void run_pixels(Stream& stream, const Product<A, B>& p, const float* bias, T* ou
   run_pixels(stream, p, Epilogue<T>{out, bias, mode == GradMode::Accumulate, {int64_t(p.columns)}});
 }
 
-// D with the depth split into parts, which are summed in order, as others are in the same launch.
+// [parts,K]: the sums of dy [N,P,Q,K] over parts of n, p, q, which add up to a bias's gradient,
+// where products do not sum A's rows. In conv2d_bwd_weight.cu.
+Tensor sums_of_pixels(Stream& stream, const Tensor& dy);
+
+// Whether kernels multiply bf16 by tensor cores: then they also sum A's rows.
+template <class T>
+bool sums_rows(Stream& stream) {
+  return sizeof(T) == 2 && has_mma(stream.device().info());
+}
+
+// dw = D, and db the sums of A's rows, dy's channels. The depth is split into parts, which are
+// added in order.
 template <class A, class B>
-void run_filters(Stream& stream, const Product<A, B>& p, Grad dw, const SumParts& others) {
-  float* out = dw.tensor.data<float>();
-  const bool accumulate = dw.mode == GradMode::Accumulate;
+void run_filters(Stream& stream, const Product<A, B>& p, const Tensor& dy, Grad dw, Grad db) {
+  const bool with_rows = db && sums_rows<typename A::Element>(stream);
   with_tile<FilterTiles>(stream, p, [&](auto tile, auto packed) {
     using Tile = decltype(tile);
     constexpr int BK = Tile::template BK<typename A::Element>;
@@ -135,23 +145,26 @@ void run_filters(Stream& stream, const Product<A, B>& p, Grad dw, const SumParts
                                     ceil_div(p.depth, kLeastDepth));
     const int part = int(ceil_div(ceil_div(p.depth, wanted), BK) * BK);
     const int parts = int(ceil_div(p.depth, part));
-    if (parts == 1) {
-      launch_product<Tile, packed.value, A, B, float>(stream, p, 1, part,
-                                                      {out, nullptr, accumulate, {p.columns}});
-      return sum_parts(stream, others);
+    const auto run = [&](Grad w, Grad b) {
+      Epilogue<float> to{
+          w.tensor.data<float>(), nullptr, w.mode == GradMode::Accumulate, {p.columns}};
+      to.row_sums = data_or_null<float>(b.tensor);
+      to.add_row_sums = b.mode == GradMode::Accumulate;
+      launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part, to);
+    };
+    Tensor sums, row_sums;
+    if (parts > 1) {
+      sums = Tensor::empty(stream, Shape{parts, p.rows, p.columns});
+      if (with_rows) row_sums = Tensor::empty(stream, Shape{parts, p.rows});
+      run({sums}, {row_sums});
+    } else {
+      run(dw, with_rows ? db : Grad{});
     }
-    const int64_t size = int64_t(p.rows) * p.columns;
-    Tensor partial = Tensor::empty(stream, {parts, size}, DType::f32);
-    float* sums = partial.data<float>();
-    launch_product<Tile, packed.value, A, B, float>(stream, p, parts, part,
-                                                    {sums, nullptr, false, {p.columns}});
-    sum_parts(stream, parts_of(partial, dw), others);
+    if (db && !with_rows) row_sums = sums_of_pixels(stream, dy);
+    sum_parts(stream, sums.defined() ? parts_of(sums, dw) : SumParts{},
+              row_sums.defined() ? parts_of(row_sums, db) : SumParts{});
   });
 }
-
-// [parts,K]: the sums of dy [N,P,Q,K] over parts of n, p, q, which add up to a bias's gradient. In
-// conv2d_bwd_weight.cu.
-Tensor sums_of_pixels(Stream& stream, const Tensor& dy);
 
 // ---- Products whose input is an Image or an UpcatImage. packed: packs fit the image.
 template <class Image>
@@ -194,9 +207,7 @@ void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool pac
                                                    s.taps_c(),
                                                    s.y_pixels,
                                                    packed && packs_fit<T, kPack<T>>(s.K, up)};
-  Tensor sums;
-  if (db) sums = sums_of_pixels(stream, dy);
-  run_filters(stream, p, dw, parts_of(sums, db));
+  run_filters(stream, p, dy, dw, db);
 }
 
 }  // namespace tessera::TESSERA_CUDA::conv

@@ -110,6 +110,10 @@ struct Epilogue {
   bool accumulate;
   ResultLayout layout;
   bool packs = false;  // kPack<Out> neighbours can be written as one, 4 floats of the bias read
+  // [parts of the depth, rows] or null: where the sums of A's rows go, or are added
+  // (products.h, each_sum).
+  float* row_sums = nullptr;
+  bool add_row_sums = false;
 
   // A row of the block's part of the depth.
   __device__ __forceinline__ Out* line(const GemmSizes& sizes, int row) const {

@@ -125,6 +125,20 @@ __device__ __forceinline__ void put_sums(const Sums& sums, Shared&, const GemmSi
   });
 }
 
+// Sums of A's rows, by one of the blocks that read the same.
+template <class Tile, class Sums>
+__device__ __forceinline__ void put_row_sums(const Sums& sums, const GemmSizes& sizes,
+                                             const Epilogue<float>& epilogue) {
+  const int next = int(blockIdx.x) + 1;
+  if (!epilogue.row_sums || next % sizes.column_tiles != 0) return;
+  const int first = (next / sizes.column_tiles - 1) * Tile::BM;
+  sums.each_sum([&](int i, float sum) {
+    if (first + i < sizes.rows)
+      put_at(epilogue.row_sums + int64_t(blockIdx.z) * sizes.rows + first + i, sum,
+             epilogue.add_row_sums);
+  });
+}
+
 template <class Tile, class Sums, bool packed, class A, class B, class Out>
 __device__ __forceinline__ void gemm_block(const A& a, const B& b, const GemmSizes& sizes,
                                            const Epilogue<Out>& epilogue) {
@@ -150,6 +164,7 @@ __device__ __forceinline__ void gemm_block(const A& a, const B& b, const GemmSiz
         sums.commit();
       });
   put_sums(sums, shared, sizes, place, epilogue);
+  if constexpr (sizeof(T) == 2 && !A::kAlongDepth) put_row_sums<Tile>(sums, sizes, epilogue);
 }
 
 // Where 128 registers are enough (what runs across depth in f32 wants more); 0: as the compiler

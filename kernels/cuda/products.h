@@ -99,15 +99,39 @@ struct MmaOperandTile {
   }
 };
 
+// Sums of the rows of A's fragments, bf16: of the two that a thread has of each.
+struct FragmentSums {
+  float rows[2] = {};
+
+  // Not by mma.sync, whose tensor cores have the products that are under way before it.
+  __device__ __forceinline__ void add(const uint32_t (&a)[4]) {
+    TESSERA_UNROLL
+    for (int i = 0; i < 4; ++i)
+      rows[i % 2] += __uint_as_float(a[i] << 16) + __uint_as_float(a[i] & 0xFFFF0000);
+  }
+  // f(row, sum) for the 16 rows of a warp, from `first` on.
+  template <class F>
+  __device__ __forceinline__ void each(int first, const F& f) const {
+    const int lane = int(threadIdx.x) % 32;
+    for (int i = 0; i < 2; ++i) {
+      float sum = rows[i];
+      for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, lanes);
+      if (lane % 4 == 0) f(first + lane / 4 + 8 * i, sum);
+    }
+  }
+};
+
 // ---- Sums of a block's tile BM x BN.
 //
 //   kAsync           whether products go on behind multiply(), as mainloop.h has it:
 //   kGroups          groups, the last of a step, do so at most
-//   multiply(a, b)   adds the products of one stage's depth
+//   multiply(a, b)   adds the products of one stage's depth, and A's rows, for each_sum
 //   commit()         behind a step's last multiply(), of which there is one if A runs across depth
 //   each_row(f)      f(row, column, count, pair) for what a thread has of a row of the tile:
 //   pair(j)
 //                    are two neighbours, from 8 j columns further on, j < count, a constant
+//   each_sum(f)      f(row, sum of A's row), where A is bf16 and runs across depth; all threads
+//                    come
 //
 // A tile says where its rows lie: row(n, i) is the first of the i-th 8 rows of the n-th 64.
 
@@ -130,7 +154,11 @@ class WarpProducts {
     for (int k = 0; k < Tile::template BK<T>; k += kStep) {
       uint32_t left[kRows][4], right[kColumns / 2][4];
       TESSERA_UNROLL
-      for (int i = 0; i < kRows; ++i) a.load_a(left[i], row_ + 16 * i, k, lane);
+      for (int i = 0; i < kRows; ++i) {
+        a.load_a(left[i], row_ + 16 * i, k, lane);
+        if constexpr (sizeof(T) == 2 && !A::kAlongDepth)
+          if (column_ == 0) of_a_[i].add(left[i]);
+      }
       TESSERA_UNROLL
       for (int j = 0; j < kColumns / 2; ++j) b.load_b(right[j], column_ + 16 * j, k, lane);
       TESSERA_UNROLL
@@ -154,10 +182,16 @@ class WarpProducts {
       f(row_ + 8 * i + lane / 4, column_ + lane % 4 * 2, std::integral_constant<int, kColumns>{},
         [&](int j) { return &sums_[i / 2][j][i % 2 * 2]; });
   }
+  template <class F>
+  __device__ __forceinline__ void each_sum(const F& f) const {
+    if (column_ != 0) return;
+    for (int i = 0; i < kRows; ++i) of_a_[i].each(row_ + 16 * i, f);
+  }
 
  private:
   static constexpr int kRows = Tile::WM / 16, kColumns = Tile::WN / 8;
   float sums_[kRows][kColumns][4] = {};
+  FragmentSums of_a_[kRows];
   int row_, column_;
 };
 
@@ -209,6 +243,15 @@ class GroupProducts {
           [&](int j) { return &sums_[i][j][2 * half]; });
     }
   }
+  template <class F>
+  __device__ __forceinline__ void each_sum(const F& f) const {
+    const int warp = int(threadIdx.x) / 32 % 4;
+    for (int i = 0; i < kSquares; ++i) {
+      FragmentSums all = of_a_[i];
+      for (const auto& a : a_[i]) all.add(a);  // the last step's
+      all.each(Tile::row(group_ * kSquares + i, 2 * warp), f);
+    }
+  }
 
  private:
   // The warp's rows at depth k, where the products of the stage before have ended.
@@ -217,13 +260,16 @@ class GroupProducts {
     ptx::wgmma_wait<kGroups - 1>();
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
     TESSERA_UNROLL
-    for (int i = 0; i < kSquares; ++i)
+    for (int i = 0; i < kSquares; ++i) {
+      of_a_[i].add(a_[i][k / 16]);
       a.load_a(a_[i][k / 16], Tile::row(group_ * kSquares + i, 2 * warp), k, lane);
+    }
     ptx::wgmma_fence();
   }
 
   float sums_[kSquares][Tile::BN / 8][4] = {};
-  uint32_t a_[kSquares][kDepth / 16][4];
+  FragmentSums of_a_[kSquares];
+  uint32_t a_[kSquares][kDepth / 16][4] = {};
   int group_;
 };
 

@@ -116,9 +116,9 @@ inline SumParts parts_of(const Tensor& partial, float* out, int64_t length, int6
           Divisor(length),
           mode == GradMode::Accumulate};
 }
-// out has the shape of a part, whatever that is, or is not wanted.
+// out has the shape of a part, whatever that is. No sums of what is undefined.
 inline SumParts parts_of(const Tensor& partial, Grad out) {
-  if (!out) return {};
+  if (!partial.defined()) return {};
   const int64_t size = out.tensor.numel();
   return parts_of(partial, out.tensor.data<float>(), size, size, out.mode);
 }
