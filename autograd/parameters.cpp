@@ -114,8 +114,10 @@ void Parameters::allocate(Stream& stream, const Precision& precision, uint64_t s
     p.var.value = copies && p.is_filter() ? copies.slice(p.offset, p.var.slot->shape) : p.master;
     p.var.slot->dtype = precision.master;
     const Shape& shape = p.var.slot->shape;
-    if (copies && p.upsampled)
+    if (copies && p.upsampled) {
       p.var.forms.phases = Tensor::empty(stream, {shape[0], 4, 4, p.upsampled}, copies.dtype());
+      phased_.push_back({p.master, p.var.forms.phases});
+    }
     const RngKey key{seed, 0, position++, Purpose::init};
     precision.master == DType::f64 ? draw<double>(stream, p.master, p.init, key)
                                    : draw<float>(stream, p.master, p.init, key);
@@ -164,8 +166,7 @@ void Parameters::refresh_copies(Stream& stream) {
 }
 
 void Parameters::refresh_forms(Stream& stream) {
-  for (Parameter& p : list_)
-    if (p.var.forms.phases) upcat_phases(stream, p.master, p.var.forms.phases);
+  upcat_phases(stream, phased_);
   turn_filters(stream, turned_);
 }
 

@@ -113,7 +113,8 @@ class Parameters {
   std::deque<Parameter> list_;
   std::deque<ParameterStack> stacks_;  // behind all other parameters in the arenas
   std::deque<RunningStatistics> running_;
-  std::vector<TurnedFilter> turned_;  // what is turned around after each update
+  std::vector<PhasedFilter> phased_;  // what is summed after each update
+  std::vector<TurnedFilter> turned_;  // and then turned around
   int64_t statistics_size_ = 0;
   int64_t size_ = 0;  // of an arena, elements
 };

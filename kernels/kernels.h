@@ -198,8 +198,12 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
                              const Tensor& dy, Grad dw, Grad db);
 // The sub-pixel form: at output pixels (2y+p, 2x+q) the 3x3 filter w [K,3,3,A+B] is a 2x2 filter
 // over low, phases[k,2p+q,2u+v,a] = sum of w[k,r,s,a] over (r+1-p)/2 = u, (s+1-q)/2 = v.
-// phases [K,4,4,A] is bf16, where w is f32 or bf16; on the CPU it may be of w's type, too.
-void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases);
+// phases [K,4,4,A] is bf16, where w is f32 or bf16; on the CPU it may be of w's type, too. All
+// w are of one type.
+struct PhasedFilter {
+  Tensor w, phases;
+};
+void upcat_phases(Stream& stream, std::span<const PhasedFilter> filters);
 
 // x = value, any shape.
 void fill(Stream& stream, Tensor& x, double value);

@@ -164,10 +164,8 @@ void add_norm_conv(Cases& cases, const std::string& name, const Shape& shape) {
 void add_phases(Cases& cases, const std::string& name, int64_t width) {
   const Shape filter{width, 3, 3, 3 * width}, sums{width, 4, 4, 2 * width};
   const auto prepare = [=](Stream& stream) -> Call {
-    return
-        [&stream, w = noise(stream, filter), phases = empty(stream, sums, DType::bf16)]() mutable {
-          upcat_phases(stream, w, phases);
-        };
+    const std::vector<PhasedFilter> one{{noise(stream, filter), empty(stream, sums, DType::bf16)}};
+    return [&stream, one] { upcat_phases(stream, one); };
   };
   // Of each upsampled channel 9 taps are read, and each of 4 phases adds them up to 4 sums.
   const double channels = double(2 * width * width), stored = 16 * 2;

@@ -104,7 +104,7 @@ void OpRun::keep_forms() {
     if (case_.roles[i] != Role::Weight || w.dtype() != DType::bf16 || w.rank() != 4) continue;
     if (upsampled && w.dim(1) == 3) {
       forms.phases = Tensor::empty(stream_, {w.dim(0), 4, 4, upsampled}, w.dtype());
-      upcat_phases(stream_, w, forms.phases);
+      upcat_phases(stream_, std::vector<PhasedFilter>{{w, forms.phases}});
     }
     if (backward_) add_turned_forms(stream_, w, upsampled, forms, turned);
     upsampled = 0;

@@ -322,7 +322,7 @@ TEST_CASE("the phases of a filter over an upsampled image follow its values", "[
     parameters.allocate(stream, Precision::bf16(), 1);
     const auto expected = [&] {
       Tensor phases = Tensor::empty(stream, {4, 4, 4, 3}, DType::bf16);
-      upcat_phases(stream, w.master, phases);
+      upcat_phases(stream, std::vector<PhasedFilter>{{w.master, phases}});
       return values_of(stream, phases).data;
     };
     const auto drawn = expected();

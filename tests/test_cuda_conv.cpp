@@ -273,7 +273,7 @@ TEST_CASE("forms of a filter that are given are those that are used", "[cuda]") 
   Tensor phases = empty({8, 4, 4, 8});
   const Tensor turned = empty({8, 3, 3, 8}), turned_phases = empty({8, 4, 4, 8}),
                more = empty({8 * 16 * 8 + 4});
-  upcat_phases(stream, w, phases);
+  upcat_phases(stream, std::vector<PhasedFilter>{{w, phases}});
   turn_filters(stream, std::vector<TurnedFilter>{{w, turned}, {phases, turned_phases}});
   const auto own = results({});
   CHECK(results({phases, turned, turned_phases}) == own);
@@ -340,8 +340,8 @@ TEST_CASE("a filter's phases are sums of its taps, rounded once", "[cuda][small]
     const Values values = from == DType::bf16 ? as_bf16(w) : w;
     Tensor right = Tensor::empty(oracle, {5, 4, 4, 3}, DType::f64),
            got = Tensor::empty(stream, {5, 4, 4, 3}, DType::bf16);
-    upcat_phases(oracle, tensor_of(oracle, values, DType::f64), right);
-    upcat_phases(stream, tensor_of(stream, values, from), got);
+    upcat_phases(oracle, std::vector<PhasedFilter>{{tensor_of(oracle, values, DType::f64), right}});
+    upcat_phases(stream, std::vector<PhasedFilter>{{tensor_of(stream, values, from), got}});
     // Half a unit of bf16's last place, and what sums of f32 lose.
     const Values exact = values_of(oracle, right), rounded = values_of(stream, got);
     for (size_t i = 0; i < exact.data.size(); ++i) {
@@ -352,9 +352,30 @@ TEST_CASE("a filter's phases are sums of its taps, rounded once", "[cuda][small]
   // By definition: of a filter of ones, how many taps fall on one pixel of low.
   const Tensor ones = tensor_of(oracle, {{1, 3, 3, 1}, std::vector<double>(9, 1.0)}, DType::f64);
   Tensor phases = Tensor::empty(oracle, {1, 4, 4, 1}, DType::f64);
-  upcat_phases(oracle, ones, phases);
+  upcat_phases(oracle, std::vector<PhasedFilter>{{ones, phases}});
   CHECK(values_of(oracle, phases).data ==
         std::vector<double>{1, 2, 2, 4, 2, 1, 4, 2, 2, 4, 1, 2, 4, 2, 2, 1});
+}
+
+TEST_CASE("phases of more filters than a launch takes are those of each", "[cuda]") {
+  const Values w = as_bf16(draw(Numbers::Normal, "w", 0, {3, 3, 3, 20}));
+  for (const size_t count : {15, 16, 17, 35}) {
+    Stream stream(poisoned(DeviceType::simt));
+    std::vector<PhasedFilter> all;
+    for (size_t i = 0; i < count; ++i) {
+      const int64_t K = int64_t(1 + i % 3), C = int64_t(4 + i % 17), A = i == 5 ? 0 : C - i % 3;
+      const Values part{{K, 3, 3, C}, {w.data.begin(), w.data.begin() + K * 9 * C}};
+      all.push_back(
+          {tensor_of(stream, part, DType::f32), Tensor::empty(stream, {K, 4, 4, A}, DType::bf16)});
+    }
+    upcat_phases(stream, all);
+    for (const PhasedFilter& f : all) {
+      INFO(f.w.shape() << " of " << count);
+      const PhasedFilter alone{f.w, Tensor::empty(stream, f.phases.shape(), DType::bf16)};
+      upcat_phases(stream, std::span(&alone, 1));
+      CHECK(values_of(stream, f.phases).data == values_of(stream, alone.phases).data);
+    }
+  }
 }
 
 TEST_CASE("convolutions have the same bits in any order", "[cuda]") {

@@ -147,7 +147,7 @@ TEST_CASE("upcat_phases past 2^31 elements", "[cuda][huge]") {
   Huge w(stream, {K, 3, 3, C}, DType::f32), phases(stream, {K, 4, 4, A}, DType::bf16);
   for (int64_t tap = 0; tap < 9; ++tap)
     w.fill(w.index(K - 1, tap / 3, tap % 3, A - 8), w.index(K - 1, tap / 3, tap % 3, A));
-  upcat_phases(stream, w.tensor, phases.tensor);
+  upcat_phases(stream, std::vector<PhasedFilter>{{w.tensor, phases.tensor}});
   stream.synchronize();
   int wrong = 0;
   for (int64_t a = A - 8; a < A; ++a) {

@@ -215,7 +215,7 @@ TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
   const auto phases = [&](const Shape& w, const Shape& shape) {
     return error_of([&] {
       Tensor made = b.zeros(shape);
-      upcat_phases(b.stream, b.zeros(w), made);
+      upcat_phases(b.stream, std::vector<PhasedFilter>{{b.zeros(w), made}});
     });
   };
   CHECK_THAT(phases({7, 1, 1, 5}, {7, 4, 4, 3}), Contains("w is [7,1,1,5], expected 3x3"));

@@ -98,7 +98,7 @@ TEST_CASE("a block that joins its input has no use for a filter's forms", "[cuda
       std::vector<TurnedFilter> turned;
       if (with_forms) {
         w.forms.phases = Tensor::empty(stream, {24, 4, 4, 16}, DType::bf16);
-        upcat_phases(stream, w.value, w.forms.phases);
+        upcat_phases(stream, std::vector<PhasedFilter>{{w.value, w.forms.phases}});
         add_turned_forms(stream, w.value, 16, w.forms, turned);
         REQUIRE(turned.size() == 2);
       }

@@ -8,6 +8,8 @@
 // convolution). A 1x1 filter runs at low resolution once. The skip channels are an ordinary
 // convolution with the other channels of the same filter.
 //   y[2i+p, 2j+q] = conv(skip, w[.., A:]) + conv2x2(low, w_pq)[i, j]
+#include <array>
+
 #include "kernels/cpu/convolve.h"
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/winograd.h"
@@ -52,8 +54,9 @@ Taps taps_of(int p, int u) { return {u == 0 ? 0 : 1 + p, u == 1 ? 2 : p}; }
 }  // namespace
 
 namespace oracle {
+namespace {
 
-void upcat_phases(Stream&, const Tensor& w, Tensor& phases) {
+void sum_phases(const Tensor& w, Tensor phases) {
   const int64_t C = w.dim(3), A = phases.dim(3);
   for (int64_t i = 0; i < w.dim(0) * 16; ++i) {
     const Taps rows = taps_of(int(i / 8 % 2), int(i / 2 % 2)),
@@ -66,6 +69,12 @@ void upcat_phases(Stream&, const Tensor& w, Tensor& phases) {
       phases.data<double>()[i * A + a] = sum;
     }
   }
+}
+
+}  // namespace
+
+void upcat_phases(Stream&, std::span<const PhasedFilter> filters) {
+  for (const PhasedFilter& f : filters) sum_phases(f.w, f.phases);
 }
 
 // By definition: through the concatenation.
@@ -114,7 +123,7 @@ void sum_taps(const From* filter, const Taps& rows, const Taps& columns, int64_t
 }
 
 template <class From, class To>
-void sum_phases(const Tensor& w, Tensor& phases) {
+void sum_phases(const Tensor& w, Tensor phases) {
   const int64_t C = w.dim(3), A = phases.dim(3);
   const From* from = w.data<From>();
   To* to = phases.data<To>();
@@ -126,10 +135,11 @@ void sum_phases(const Tensor& w, Tensor& phases) {
 
 }  // namespace
 
-void upcat_phases(Stream&, const Tensor& w, Tensor& phases) {
-  with_storage(w.dtype(), [&]<class From>() {
-    with_storage(phases.dtype(), [&]<class To>() { sum_phases<From, To>(w, phases); });
-  });
+void upcat_phases(Stream&, std::span<const PhasedFilter> filters) {
+  for (const PhasedFilter& f : filters)
+    with_storage(f.w.dtype(), [&]<class From>() {
+      with_storage(f.phases.dtype(), [&]<class To>() { sum_phases<From, To>(f.w, f.phases); });
+    });
 }
 
 namespace {
@@ -139,7 +149,7 @@ Tensor phases_of(Stream& stream, const Upcat& u, const Tensor& w, const Tensor& 
   if (u.R == 1) return {};
   if (given && w.dtype() == DType::bf16) return operand(stream, given);
   Tensor phases = Tensor::empty(stream, u.phases(), w.dtype());
-  cpu::upcat_phases(stream, w, phases);
+  cpu::upcat_phases(stream, std::array{PhasedFilter{w, phases}});
   return operand(stream, phases);
 }
 
@@ -325,16 +335,21 @@ void expect_turned(const Upcat& u, const FilterForms& forms) {
 
 }  // namespace
 
-void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
-  ENSURE(w.shape().rank() == 4 && w.dim(1) == 3 && w.dim(2) == 3, "upcat_phases: w is ", w.shape(),
-         ", expected 3x3");
-  ENSURE(phases.shape().rank() == 4 && phases.dim(3) <= w.dim(3), "upcat_phases: phases is ",
-         phases.shape(), ", w is ", w.shape());
-  const bool as_w = stream.device().type() == DeviceType::cpu &&
-                    (w.dtype() == DType::f64 || phases.dtype() == DType::f32);
-  expect("upcat_phases: phases", phases, {w.dim(0), 4, 4, phases.dim(3)},
-         as_w ? w.dtype() : DType::bf16);
-  DISPATCH(stream, w.dtype(), upcat_phases(stream, w, phases));
+void upcat_phases(Stream& stream, std::span<const PhasedFilter> filters) {
+  if (filters.empty()) return;
+  const DType from = filters[0].w.dtype();
+  for (const auto& [w, phases] : filters) {
+    ENSURE(w.shape().rank() == 4 && w.dim(1) == 3 && w.dim(2) == 3, "upcat_phases: w is ",
+           w.shape(), ", expected 3x3");
+    ENSURE(phases.shape().rank() == 4 && phases.dim(3) <= w.dim(3), "upcat_phases: phases is ",
+           phases.shape(), ", w is ", w.shape());
+    const bool as_w = stream.device().type() == DeviceType::cpu &&
+                      (from == DType::f64 || phases.dtype() == DType::f32);
+    expect("upcat_phases: w", w, w.shape(), from);
+    expect("upcat_phases: phases", phases, {w.dim(0), 4, 4, phases.dim(3)},
+           as_w ? from : DType::bf16);
+  }
+  DISPATCH(stream, from, upcat_phases(stream, filters));
 }
 
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,

@@ -31,13 +31,13 @@ struct SumParts {
   bool packs() const {
     return packs_fit<float, N>(size, partial, out) && length % N == 0 && stride % N == 0;
   }
-  // No ranges of less than a thread loads at once: they would not end earlier.
-  void split(int N) {
+  // Into `most` ranges at most, for `threads` of a block. None of less than a thread loads at once:
+  // they would not end earlier.
+  void split(int N, int most = kMostRanges, int threads = kSumThreads) {
     int ranges = 1;
-    while (ranges < kMostRanges && ranges * kPartsAtOnce < parts &&
-           size / N * ranges < kEnoughSumThreads)
+    while (ranges < most && ranges * kPartsAtOnce < parts && size / N * ranges < kEnoughSumThreads)
       ranges *= 2;
-    const int columns = kSumThreads / ranges;
+    const int columns = threads / ranges;
     log_columns = std::countr_zero(unsigned(columns));
     range = int(ceil_div(ceil_div(parts, ranges), kPartsAtOnce) * kPartsAtOnce);
     blocks = int(ceil_div(size, columns * N));

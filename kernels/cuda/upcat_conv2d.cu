@@ -2,6 +2,8 @@
 // its sub-pixel form (conv_phase.h): low's share by 2x2 filters, skip's as it is. Other filters and
 // types read low and skip where they would read x (forward, the filter's gradient); a 1x1 filter's
 // data gradient for low comes from the 2x2 sums of dy.
+#include <array>
+
 #include "kernels/cuda/conv_launch.h"
 #include "kernels/cuda/index.h"
 
@@ -43,7 +45,7 @@ bool phases_fit(Stream& stream, const Sizes& s, const Tensor& low, const Tensor&
 Tensor phases_of(Stream& stream, const Tensor& w, const FilterForms& forms, int64_t A) {
   return conv::form_of(forms.phases, [&] {
     Tensor phases = Tensor::empty(stream, {w.dim(0), 4, 4, A}, w.dtype());
-    upcat_phases(stream, w, phases);
+    upcat_phases(stream, std::array{PhasedFilter{w, phases}});
     return phases;
   });
 }
@@ -53,20 +55,28 @@ Tensor turned_phases_of(Stream& stream, const Tensor& w, const FilterForms& form
   });
 }
 
-// A thread has the nine taps of one k and a.
+// A thread has the nine taps of one k and a of one of the filters.
 template <class T>
 struct SumTaps {
-  const T* w;
-  bf16* phases;
-  Divisor by_A;
-  int64_t A, row;  // channels of w
+  static constexpr size_t kMostFilters = 16;
+  struct Filter {
+    const T* w;
+    bf16* phases;
+    Divisor by_A{1};
+    int64_t A, row;  // channels of phases and of w
+    int64_t end;     // threads of this filter and those before
+  };
+  Filter filters[kMostFilters];
 
   __device__ void operator()(int64_t i) const {
+    int number = 0;
     int64_t k = i;
-    const int64_t a = by_A.divide(k);
+    for (; i >= filters[number].end; ++number) k = i - filters[number].end;
+    const Filter& f = filters[number];
+    const int64_t a = f.by_A.divide(k);
     float taps[3][3];
     for (int r = 0; r < 3; ++r)
-      for (int s = 0; s < 3; ++s) taps[r][s] = to_float(w[(k * 9 + 3 * r + s) * row + a]);
+      for (int s = 0; s < 3; ++s) taps[r][s] = to_float(f.w[(k * 9 + 3 * r + s) * f.row + a]);
     // Phase (p,q), tap (u,v): rows u ? 1+p .. 2 : 0 .. p of the filter, and columns alike.
     TESSERA_UNROLL
     for (int tap = 0; tap < 16; ++tap) {
@@ -78,30 +88,82 @@ struct SumTaps {
         for (int s = 0; s < 3; ++s)
           if ((r + 1 - p) / 2 == u && (s + 1 - q) / 2 == v) sum += taps[r][s];
       }
-      phases[(k * 16 + tap) * A + a] = from_float<bf16>(sum);
+      f.phases[(k * 16 + tap) * f.A + a] = from_float<bf16>(sum);
     }
   }
 };
 
-// dw = or += what the phases' gradients say: every tap is part of one sum of each.
-struct FoldTaps {
-  const float* sums;  // [K,4,4,A]
-  float* dw;
-  Divisor by_A, by_tap;
-  int64_t A, row;
+template <class T>
+void sum_taps(Stream& stream, std::span<const PhasedFilter> filters) {
+  SumTaps<T> taps{};
+  int64_t threads = 0;
+  for (size_t i = 0; i < filters.size(); ++i) {
+    const Tensor& w = filters[i].w;
+    Tensor phases = filters[i].phases;
+    const int64_t A = phases.dim(3);
+    threads += w.dim(0) * A;
+    taps.filters[i] = {w.data<T>(), phases.data<bf16>(), Divisor(A), A, w.dim(3), threads};
+  }
+  for_each(stream, threads, taps);
+}
+
+// dw = or += what the phases' gradients say, which are sums of parts: a block adds up those of all
+// 16 taps of one k and some neighbouring a (SumParts, whose columns are these), and each tap of w
+// collects the four sums that it is part of.
+struct FoldArgs {
+  SumParts sums;  // [parts,K,16,A]
+  float* dw;      // [K,3,3,row]
+  int A;
+  int64_t row;
+  Divisor32 by_blocks;  // of one k
   bool accumulate;
 
-  __device__ void operator()(int64_t i) const {
-    int64_t k = i;
-    const int64_t a = by_A.divide(k);
-    const int tap = int(by_tap.divide(k)), r = tap / 3, s = tap % 3;
-    const auto sum = [&](int p, int q) {
-      return sums[(k * 16 + (2 * p + q) * 4 + (r + 1 - p) / 2 * 2 + (s + 1 - q) / 2) * A + a];
-    };
-    put_at(dw + (k * 9 + tap) * row + a, (sum(0, 0) + sum(0, 1)) + (sum(1, 0) + sum(1, 1)),
-           accumulate);
+  FoldArgs(const Tensor& parts, Grad to)
+      : sums(parts_of(parts, nullptr, 1, 0, to.mode)),
+        dw(to.tensor.data<float>()),
+        A(int(parts.dim(3))),
+        row(to.tensor.dim(3)),
+        by_blocks(1),
+        accumulate(to.mode == GradMode::Accumulate) {
+    sums.split(4, kSumThreads / 16 / kLeastColumns, kSumThreads / 16);
+    const int64_t of_k = ceil_div(A / 4, 1 << sums.log_columns);
+    by_blocks = Divisor32(int(of_k));
+    sums.blocks = int(parts.dim(1) * of_k);
   }
+  static constexpr int kLeastColumns = 4;  // 64 bytes
 };
+
+__global__ void __launch_bounds__(kSumThreads, 4) fold_parts_kernel(FoldArgs f) {
+  ptx::begin_kernel();
+  auto& of = shared_memory<RangeSums<4>>().of;  // [range][tap][column]
+  const int thread = int(threadIdx.x), log = f.sums.log_columns, columns = 1 << log;
+  const int tap = (thread >> log) % 16, range = thread >> (log + 4);
+  int k = int(blockIdx.x);
+  const int first = f.by_blocks.divide(k) * columns * 4, a = first + thread % columns * 4;
+  float sums[4] = {};
+  if (a < f.A) f.sums.add_range((int64_t(k) * 16 + tap) * f.A + a, range, sums);
+  Pack<float, 4>::of(sums).store(of[thread].values);
+  __syncthreads();
+  if (range == 0) {
+    for (int from = thread + 16 * columns; from < kSumThreads; from += 16 * columns)
+      for (int j = 0; j < 4; ++j) sums[j] += of[from][j];
+    Pack<float, 4>::of(sums).store(of[thread].values);
+  }
+  __syncthreads();
+  for (int i = thread; i < 9 * 2 * columns; i += kSumThreads) {
+    const int pair = i % (2 * columns), to = i / (2 * columns), r = to / 3, s = to % 3;
+    if (first + 2 * pair >= f.A) continue;
+    const auto sum = [&](int p, int q, int j) {
+      const int from = (2 * p + q) * 4 + (r + 1 - p) / 2 * 2 + (s + 1 - q) / 2;
+      return of[from * columns + pair / 2].values[pair % 2 * 2 + j];
+    };
+    float two[2];
+    for (int j = 0; j < 2; ++j)
+      two[j] = (sum(0, 0, j) + sum(0, 1, j)) + (sum(1, 0, j) + sum(1, 1, j));
+    put_pack(f.dw + (int64_t(k) * 9 + to) * f.row + first + 2 * pair, Pack<float, 2>::of(two),
+             f.accumulate);
+  }
+}
 
 // Calls f(tile), of pixels 2 apart, for images H x W: the phases are four images of half their
 // size.
@@ -126,20 +188,21 @@ void run_phase_grad(Stream& stream, int N, const conv::PhaseGradSource& source,
   });
 }
 
-// sums [K,4,4,A]: the gradient of the phases' filters over low, for dy [N,H,W,K].
-Tensor run_phase_wgrad(Stream& stream, int N, const Image<bf16>& low, const Tensor& dy) {
+// dw of low's channels, the first ones, for dy [N,H,W,K].
+void run_phase_wgrad(Stream& stream, int N, const Image<bf16>& low, const Tensor& dy, Grad dw) {
   const int K = int(dy.dim(3));
-  Tensor sums = Tensor::empty(stream, {K, 4, 4, low.C});
   conv::with_wgrad_tile<2>(low.W, [&](auto tile) {
     using Tile = decltype(tile);
     const conv::WgradSplit s = conv::split_of<Tile>(N, low.H, low.W, K, low.C);
-    Tensor parts = s.parts == 1 ? sums : Tensor::empty(stream, {s.parts, sums.numel()});
+    Tensor parts = Tensor::empty(stream, {s.parts, K, 16, low.C});
     conv::launch_wgrad<Tile>(
         stream, N, low, s,
         {dy.data<bf16>(), K, low.C, 0, 0, parts.data<float>(), low.C, nullptr, false, false});
-    if (s.parts > 1) sum_parts(stream, parts_of(parts, {sums}));
+    const FoldArgs fold(parts, dw);
+    launch_next<fold_parts_kernel>({cuda_stream(stream), dim3(unsigned(fold.sums.blocks)),
+                                    dim3(kSumThreads), sizeof(RangeSums<4>)},
+                                   fold);
   });
-  return sums;
 }
 
 // The data's gradient of a 1x1 filter: low's pixels see the sums of 2x2 pixels of dy.
@@ -159,11 +222,12 @@ void bwd_data_1x1(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow, 
 
 }  // namespace
 
-void upcat_phases(Stream& stream, const Tensor& w, Tensor& phases) {
-  const int64_t K = phases.dim(0), A = phases.dim(3);
-  with_storage(w.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    for_each(stream, K * A, SumTaps<T>{w.data<T>(), phases.data<bf16>(), Divisor(A), A, w.dim(3)});
+void upcat_phases(Stream& stream, std::span<const PhasedFilter> filters) {
+  with_storage(filters[0].w.dtype(), [&](auto zero) {
+    using Taps = SumTaps<decltype(zero)>;
+    for (size_t i = 0; i < filters.size(); i += Taps::kMostFilters)
+      sum_taps<decltype(zero)>(
+          stream, filters.subspan(i, std::min(Taps::kMostFilters, filters.size() - i)));
   });
 }
 
@@ -224,10 +288,7 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
   const int N = int(skip.dim(0)), A = int(low.dim(3));
   if (phases_fit(stream, s, low, skip, dy) && conv::halo_wgrad_fits(stream, s, dy, dw)) {
     conv::run_halo_wgrad(stream, N, image_of<bf16>(skip), dy, dw, A, db);
-    const Tensor sums = run_phase_wgrad(stream, N, image_of<bf16>(low), dy);
-    return for_each(stream, int64_t(s.K) * 9 * A,
-                    FoldTaps{sums.data<float>(), dw.tensor.data<float>(), Divisor(A), Divisor(9), A,
-                             s.C, dw.mode == GradMode::Accumulate});
+    return run_phase_wgrad(stream, N, image_of<bf16>(low), dy, dw);
   }
   with_storage(low.dtype(), [&](auto zero) {
     with_image<decltype(zero)>(low, skip, [&](const auto& image, bool packed) {
