@@ -19,8 +19,8 @@ Grad GradSlot::out(Stream& stream) {
 
 bool GradSlot::adopt(const Tensor& dy) {
   if (!wanted || written || grad || !dy.alone()) return false;
-  ENSURE(dy.shape() == shape && dy.dtype() == dtype, "gradient ", dy.shape(), " of '", name, "' ",
-         shape);
+  ENSURE(dy.shape() == shape && dy.dtype() == dtype, "gradient ", dy.shape(), ' ',
+         name_of(dy.dtype()), " of '", name, "' ", shape, ' ', name_of(dtype));
   grad = dy;
   written = true;
   return true;
@@ -75,14 +75,15 @@ void Tape::backward(const Var& loss, double scale) {
   ENSURE(loss.value.numel() == 1, "backward from ", loss.shape(), ", expected one element");
   Tensor seed = Tensor::empty(stream_, {1}, loss.value.dtype());
   fill(stream_, seed, scale);
-  backward_from(loss, seed);
+  backward_from(loss, std::move(seed));
 }
 
-void Tape::backward_from(const Var& y, const Tensor& dy) {
+void Tape::backward_from(const Var& y, Tensor dy) {
   ENSURE(dy.shape() == y.shape(), "gradient ", dy.shape(), " of a value ", y.shape());
   ENSURE(y.wanted(), "backward from '", y.slot->name,
          "', which depends on nothing that is trained");
-  add_bwd(stream_, dy, y.slot->out(stream_));
+  if (!y.slot->adopt(dy)) add_bwd(stream_, dy, y.slot->out(stream_));
+  dy = {};
   while (!nodes_.empty()) {
     Node node = std::move(nodes_.back());
     nodes_.pop_back();

@@ -80,8 +80,9 @@ class Tape {
 
   // d loss / d everything wanted, scaled by `scale`. loss has one element. Empties the tape.
   void backward(const Var& loss, double scale = 1);
-  // The same from any value, with the given gradient of it.
-  void backward_from(const Var& y, const Tensor& dy);
+  // The same from any value, with the given gradient of it, whose memory it takes if nobody else
+  // has it.
+  void backward_from(const Var& y, Tensor dy);
 
   // Check every value and gradient from now on and throw NonFiniteError at the first that is not
   // finite. Slow: for the second run of a step that went wrong.
