@@ -38,9 +38,13 @@ struct ImageCut {
     for (const auto& [least, most_parts] : {std::pair(32, 1), std::pair(16, kMostParts)}) {
       const int64_t channels = std::min(C, ceil(least, unit) * unit), units = ceil(C, channels);
       for (int64_t parts = 1; parts <= most_parts; parts *= 2) {
-        const bool idle = N * units * parts * 2 <= info.multiprocessors;
-        if (idle && parts < std::min<int64_t>(kMostParts, P)) continue;
-        for (const int threads : {kMostThreads / 2, kMostThreads})
+        const int64_t blocks = N * units * parts;
+        if (blocks * 2 <= info.multiprocessors && parts < std::min<int64_t>(kMostParts, P))
+          continue;
+        // Two blocks on a multiprocessor, if there are as many; one hides more by more threads.
+        const bool alone = blocks <= info.multiprocessors &&
+                           ceil(P, parts) * (channels / 8) >= int64_t{2} * kMostThreads;
+        for (const int threads : {kMostThreads / (alone ? 1 : 2), kMostThreads})
           if (const auto cut = fitting(info, P, C, groups, channels / 8, parts, threads, tensors))
             return cut;
       }

@@ -251,14 +251,15 @@ TEST_CASE("Images are cut into what blocks can hold", "[cuda]") {
   // The lesson's, forward and back: two parts at 64x64 on the way back, one elsewhere.
   CHECK(cut({32, 64, 64, 64}, 1) == Cut{16, 1, 512});
   CHECK(cut({32, 64, 64, 64}, 3) == Cut{16, 2, 512});
-  CHECK(cut({32, 32, 32, 128}, 1) == Cut{32, 1, 256});
+  CHECK(cut({32, 32, 32, 128}, 1) == Cut{32, 1, 512});
   CHECK(cut({32, 32, 32, 128}, 3) == Cut{32, 1, 512});
   CHECK(cut({32, 16, 16, 256}, 3) == Cut{32, 1, 256});
   CHECK(cut({32, 8, 8, 512}, 3) == Cut{64, 1, 256});
   CHECK(cut({128, 64, 64, 64}, 3) == Cut{16, 2, 512});
   // Few images: more parts, to have more blocks.
-  CHECK(cut({1, 64, 64, 64}, 1) == Cut{16, 8, 256});
-  CHECK(cut({8, 32, 32, 128}, 3) == Cut{16, 2, 256});
+  CHECK(cut({1, 64, 64, 64}, 1) == Cut{16, 8, 512});
+  CHECK(cut({1, 63, 64, 64}, 1) == Cut{16, 8, 256});  // less than two pixels a thread
+  CHECK(cut({8, 32, 32, 128}, 3) == Cut{16, 2, 512});
   CHECK(cut({1, 1, 1, 8}, 2, 1) == Cut{8, 1, 256});
   CHECK(cut({1, 8, 8, 24}, 1, 1) == Cut{24, 1, 256});
   CHECK(cut({300, 57, 57, 16}, 1, 1) == Cut{16, 1, 256});
@@ -266,7 +267,9 @@ TEST_CASE("Images are cut into what blocks can hold", "[cuda]") {
   // The largest, and what is not for this.
   CHECK(cut({1, 128, 128, 64}, 3) == Cut{16, 8, 512});
   CHECK(cut({1, 140, 140, 64}, 3).empty());
-  CHECK(cut({1, 140, 140, 64}, 1) == Cut{16, 8, 256});
+  CHECK(cut({1, 140, 140, 64}, 1) == Cut{16, 8, 512});
+  CHECK(cut({133, 32, 32, 32}, 1) == Cut{32, 1, 256});
+  CHECK(cut({132, 32, 32, 32}, 1) == Cut{32, 1, 512});
   CHECK(cut({1, 64, 64, 1024}, 3).empty());
   CHECK(cut({1, 1, 1, 4104}, 1, 1).empty());
   CHECK(cut({1, 8, 8, 12}, 1, 1).empty());
@@ -323,7 +326,8 @@ TEST_CASE("Group norm on CUDA keeps its precision beside a large mean", "[cuda]"
 }
 
 TEST_CASE("Group norm on CUDA gives the same bits in whatever order blocks run", "[cuda]") {
-  for (const NormCase& c : {NormCase{{2, 33, 31, 8}, 2}, {{3, 5, 3, 21}, 7, false}})
+  for (const NormCase& c :
+       {NormCase{{2, 33, 31, 8}, 2}, {{3, 5, 3, 21}, 7, false}, {{37, 3, 4, 16}, 2}})
     for (const auto& [capability, storage] :
          {std::pair(75, DType::f32), {90, DType::f32}, {90, DType::bf16}}) {
       Results first;
