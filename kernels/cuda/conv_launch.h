@@ -161,8 +161,7 @@ void run_filters(Stream& stream, const Product<A, B>& p, const Tensor& dy, Grad 
       run(dw, with_rows ? db : Grad{});
     }
     if (db && !with_rows) row_sums = sums_of_pixels(stream, dy);
-    sum_parts(stream, sums.defined() ? parts_of(sums, dw) : SumParts{},
-              row_sums.defined() ? parts_of(row_sums, db) : SumParts{});
+    sum_parts(stream, parts_of(sums, dw), parts_of(row_sums, db));
   });
 }
 
