@@ -5,6 +5,16 @@
 #include "kernels/cuda/conv_thin.h"
 
 namespace tessera::TESSERA_CUDA {
+namespace conv {
+
+void run_halo_grad(Stream& stream, int N, const HaloSource& source, const HaloImage& dx) {
+  with_halo_tile(tile_for(stream, true, N, source), [&](auto tile) {
+    launch_halo<decltype(tile)>(stream, N, source.image.H, source.image.W, source.filters.columns,
+                                source, dx);
+  });
+}
+
+}  // namespace conv
 namespace {
 
 void halo_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y,

@@ -208,13 +208,9 @@ void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source&
   launch.template operator()<Tile::kBlocks>();
 }
 
-// dx += or = the sums of dy's windows by filters that are turned around.
-inline void run_halo_grad(Stream& stream, int N, const HaloSource& source, const HaloImage& dx) {
-  with_halo_tile(tile_for(stream, true, N, source), [&](auto tile) {
-    launch_halo<decltype(tile)>(stream, N, source.image.H, source.image.W, source.filters.columns,
-                                source, dx);
-  });
-}
+// dx += or = the sums of dy's windows by filters that are turned around. By the kernels of the way
+// forth, in conv2d_fwd.cu.
+void run_halo_grad(Stream& stream, int N, const HaloSource& source, const HaloImage& dx);
 
 // What was given of a form of a filter, if it lies at an address of packs, else what `make` makes.
 template <class Make>
