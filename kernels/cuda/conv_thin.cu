@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kPacks = 8, kColumns = 32, kThreads = kPacks * kColumns;
 constexpr int kRows = 8;
-constexpr int kBlocks = 2;       // to fit a multiprocessor
+[[maybe_unused]] constexpr int kBlocks = 2;  // to fit a multiprocessor
 constexpr int64_t kParts = 256;  // of the pixels: enough blocks for a large GPU, the same on all
 constexpr int kAhead = 4;        // loads on their way, of a thread
 
