@@ -7,7 +7,7 @@
 #define __global__
 #define __device__
 #define __host__
-// Not forced: kernels of one piece take g++ and clang two to four times as long, and run no faster.
+// Not forced: kernels of one piece take clang three times as long, g++ twice, and run no faster.
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __restrict__ __restrict

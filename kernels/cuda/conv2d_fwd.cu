@@ -1,6 +1,7 @@
 // y = conv2d(x, w) + b as an implicit matrix product: rows n p q, columns k, depth r s c. A block
 // has a tile of y; bound by arithmetic from some 64 channels on, by memory below. One channel on
-// one side: conv_thin.h.
+// one side: conv_thin.h. 3x3 in bf16: halo tiles (conv_halo.h), also of the data's gradient, which
+// is the same kernels' with filters turned around.
 #include "kernels/cuda/conv_launch.h"
 #include "kernels/cuda/conv_thin.h"
 

@@ -208,8 +208,8 @@ void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source&
   launch.template operator()<Tile::kBlocks>();
 }
 
-// dx += or = the sums of dy's windows by filters that are turned around. By the kernels of the way
-// forth, in conv2d_fwd.cu.
+// dx += or = the sums of dy's windows by filters that are turned around. By kernels of the forward
+// pass, those without moments: in conv2d_fwd.cu.
 void run_halo_grad(Stream& stream, int N, const HaloSource& source, const HaloImage& dx);
 
 // What was given of a form of a filter, if it lies at an address of packs, else what `make` makes.
