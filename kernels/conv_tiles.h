@@ -49,7 +49,7 @@ ConvTile default_tile(const ConvShape& shape);
 
 // The exceptions. As a text file: a line for each,
 //   architecture fwd|dgrad N H W columns depth tile        90 fwd 32 64 64 64 192 8x8x64
-// (architecture: 10 * major + minor of the compute capability); # begins a comment.
+// (architecture of the code that runs: 10 * major + minor); # begins a comment.
 class ConvTiles {
  public:
   ConvTiles() = default;

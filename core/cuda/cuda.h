@@ -50,16 +50,29 @@ struct Launch {
   bool overlaps = false;  // see launch_next()
 };
 
-// Whether launches that may overlap do: on sm_90 and up, unless TESSERA_OVERLAP=0 is set.
+// Whether launches may overlap: not where TESSERA_OVERLAP=0 is set.
 inline bool overlap_wanted() {
   static const bool wanted = [] {
     const char* const asked = std::getenv("TESSERA_OVERLAP");
-    if (asked && std::string_view(asked) == "0") return false;
-    int major = 0;
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-    return major >= 9;
+    return !asked || std::string_view(asked) != "0";
   }();
   return wanted;
+}
+
+// Whether a kernel's code waits for the launch before it: that for 9.0 and up.
+inline bool waits_itself(const void* kernel) {
+  cudaFuncAttributes code;
+  CUDA_CHECK(cudaFuncGetAttributes(&code, kernel));
+  return code.ptxVersion >= 90;
+}
+
+// Lets launches of a kernel ask for as much shared memory as a block can have. Once and for all:
+// recorded launches may ask for other sizes than the last one.
+inline bool open_shared_memory(const void* kernel) {
+  int most = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  return true;
 }
 
 template <auto Kernel>
@@ -68,9 +81,12 @@ struct Launcher;
 template <class... P, void (*Kernel)(P...)>
 struct Launcher<Kernel> {
   static void run(const Launch& launch, P... p) {
-    if (launch.shared_bytes > 48 * 1024)  // more has to be asked for
-      CUDA_CHECK(cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      int(launch.shared_bytes)));
+    const auto kernel = reinterpret_cast<const void*>(Kernel);
+    static const bool may_overlap = waits_itself(kernel);
+    if (launch.shared_bytes > 48 * 1024) {  // more has to be asked for
+      static const bool opened = open_shared_memory(kernel);
+      static_cast<void>(opened);
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = launch.grid;
     config.blockDim = launch.block;
@@ -78,7 +94,7 @@ struct Launcher<Kernel> {
     config.stream = launch.stream;
     cudaLaunchAttribute attributes[2] = {};
     config.attrs = attributes;
-    if (launch.overlaps && overlap_wanted()) {
+    if (launch.overlaps && may_overlap && overlap_wanted()) {
       auto& overlap = attributes[config.numAttrs++];
       overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       overlap.val.programmaticStreamSerializationAllowed = 1;

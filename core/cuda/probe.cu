@@ -1,4 +1,4 @@
-// Whether this program has kernels that run on the present GPU.
+// Which kernels of this program run on the present GPU.
 #include "core/cuda/probe.h"
 
 #include "core/cuda/cuda.h"
@@ -10,15 +10,15 @@ __global__ void probe_kernel() {}
 
 }  // namespace
 
-bool has_code_for_this_gpu() {
+int code_for_this_gpu() {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
   if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction) {
     CUDA_CHECK(error);
-    return true;
+    return attributes.ptxVersion;
   }
   cudaGetLastError();  // it would be reported once more by a later call
-  return false;
+  return 0;
 }
 
 }  // namespace tessera::gpu

@@ -2,8 +2,9 @@
 
 namespace tessera::gpu {
 
-// Whether this program holds machine code, or PTX, for the architecture of the current GPU. Throws
-// Error when CUDA cannot say.
-bool has_code_for_this_gpu();
+// What the code that the current GPU runs of this program was compiled for, 10 * major + minor:
+// machine code, or PTX that may be older than the GPU. 0: there is none. Throws Error when CUDA
+// cannot say.
+int code_for_this_gpu();
 
 }  // namespace tessera::gpu

@@ -1,6 +1,8 @@
 // The Runtime of CUDA devices, compiled against CUDA and against its host model.
 #include "core/runtime.h"
 
+#include <algorithm>
+
 #include "core/cuda/cuda.h"
 #ifdef TESSERA_GPU
 #include "core/cuda/probe.h"
@@ -43,7 +45,9 @@ class CudaRuntime : public Runtime {
              properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
              size_t(properties.l2CacheSize)};
 #ifdef TESSERA_GPU
-    if (!has_code_for_this_gpu())
+    // Kernels have what the code has that runs.
+    info_.capability = std::min(info_.capability, code_for_this_gpu());
+    if (info_.capability == 0)
       throw InputError(concat("device cuda: this program has no code for ", info_.name,
                               " (compute capability ", properties.major, '.', properties.minor,
                               "): it was built for ", TESSERA_ARCHITECTURES,

@@ -165,11 +165,6 @@ template <class Tile, class Source>
 inline constexpr bool kFitsAllCards =
     sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>) <= 99 * 1024 &&
     sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>) <= gemm::shared_of(Tile::kBlocks);
-// Code for 8.0 has its own rings on a 9.0, too: what is asked for there has to be enough.
-template <class Tile, class Source>
-inline constexpr bool kCoversOldCode = sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>) >=
-                                       sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>);
-
 // Where a grid has half of the blocks that a 9.0 holds at a time, or less, each can have twice the
 // shared memory, and needs more stages: fewer others compute while it waits. Whether there is such
 // a kernel: with 4 stages and more beside the others there are enough.
@@ -192,7 +187,7 @@ size_t halo_shared(const DeviceInfo& info, int64_t blocks) {
 template <class Tile, class Source, class Output>
 void launch_halo(Stream& stream, int N, int H, int W, int columns, const Source& source,
                  const Output& output) {
-  static_assert(kFitsAllCards<Tile, Source> && kCoversOldCode<Tile, Source>);
+  static_assert(kFitsAllCards<Tile, Source>);
   const int64_t blocks = pixel_tiles<Tile>(N, H, W) * ceil_div(columns, Tile::BN);
   ENSURE(blocks <= INT32_MAX, "conv2d: ", blocks, " blocks");
   const DeviceInfo& info = stream.device().info();
@@ -256,7 +251,6 @@ WgradSplit split_of(int N, int H, int W, int K, int C) {
 // a's sums of a split.
 template <class Tile>
 void launch_wgrad(Stream& stream, int N, const Image<bf16>& x, const WgradSplit& s, WgradArgs a) {
-  static_assert(sizeof(WgradShared<Tile, true>) >= sizeof(WgradShared<Tile, false>));
   a.tiles = int(s.tiles), a.tiles_per_part = int(s.part);
   ENSURE(Tile::kHasBias || !a.db, "conv2d: a bias of phases");
   const bool async = has_wgmma(stream.device().info());

@@ -99,8 +99,6 @@ void launch_product(Stream& stream, const Product<A, B>& p, int splits, int dept
   };
   if constexpr (Tile::kTensorCores) {
     const bool async = sizeof(typename A::Element) == 2 && has_wgmma(stream.device().info());
-    static_assert(sizeof(gemm::MmaShared<Tile, A, B, true>) >=
-                  sizeof(gemm::MmaShared<Tile, A, B, false>));
     start.template operator()<gemm::gemm_mma_kernel<Tile, A, B, Out, packed>>(
         async ? sizeof(gemm::MmaShared<Tile, A, B, true>)
               : sizeof(gemm::MmaShared<Tile, A, B, false>));
