@@ -99,7 +99,7 @@ void TrainLoop::look() {
 
 void TrainLoop::after_step(int64_t step) {
   const bool last = step == schedule_.total;
-  if (progress_.steps_seen() == kStepsToEstimate && !last)
+  if (unseen_ == 0 && progress_.steps_seen() == kStepsToEstimate && !last)
     progress_.line(fmt::format("about {} for the {} steps to come",
                                clock_text(progress_.seconds_left()), schedule_.total - step));
   if (step % options_.log_every == 0 || last) log(step);
