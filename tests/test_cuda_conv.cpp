@@ -104,6 +104,8 @@ TEST_CASE("halo tiles at small sizes", "[cuda][small]") {
   // Two steps of depth, and two tiles.
   check_exact({{1, 1, 1}, {1, 5, 9, 40}, {8, 3, 3, 40}}, {80}, bf16_only);
   check_exact({{1, 1, 1}, {1, 10, 10, 24}, {8, 3, 3, 24}, 16}, {80}, bf16_only);
+  // So many parts of the phases' gradients that several threads add them.
+  check_exact({{1, 1, 1}, {9, 12, 12, 24}, {8, 3, 3, 24}, 16}, {80}, bf16_only);
   // Two images a tile, of which the last one does not exist.
   check_exact({{1, 1, 1}, {3, 5, 7, 8}, {8, 3, 3, 8}, 0, ConvTile::k2x8x8x64}, {80}, bf16_only);
 }

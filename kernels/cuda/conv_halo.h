@@ -80,9 +80,12 @@ struct ImageCorner {
                                        bool has_channels) const {
     const bool inside = has_channels && at.n + n < N && unsigned(at.h + h) < unsigned(image.H) &&
                         unsigned(at.w + w) < unsigned(image.W);
+    ptx::cp_async16(to, pack(n, h, w, chunk), inside ? 16 : 0);
+  }
+  __device__ __forceinline__ const bf16* pack(int n, int h, int w, int chunk) const {
     // Rows and images are less than 2^31 packs apart.
     const int offset = ((n * image.H + h) * image.W + w) * packs + chunk;
-    ptx::cp_async16(to, corner + int64_t(offset) * 8, inside ? 16 : 0);
+    return corner + int64_t(offset) * 8;
   }
 };
 

@@ -29,6 +29,8 @@ struct WgradTile {
   static constexpr int kThreads = 256, kStages = R == 2 ? 3 : 4;  // of mma.sync
   // By wgmma: of a thread that multiplies, and of one that copies.
   static constexpr int kRegisters = R == 2 ? 208 : 224, kRegistersToCopy = R == 2 ? 88 : 56;
+  // What a launch gives 384 threads, in eights: who waits for more waits for ever.
+  static_assert(256 * kRegisters + 128 * kRegistersToCopy <= 384 * (65536 / 384 / 8 * 8));
   static_assert(TN * TW == 16 && TW % 8 == 0 && (R == 2 || R == 3));
 };
 

@@ -30,24 +30,38 @@ struct SplitRows : PixelPlanes<TN * TH*(2 * TW + taps - 2), 32> {
 
   static __device__ __forceinline__ int pixel(int m) { return m / TW * kWidth + m % TW; }
   static __device__ __forceinline__ int place(int column) { return column / 2 + column % 2 * kOdd; }
-  // Starts to load channels c and on; the first tap of the first pixel reads `corner`. Columns are
-  // counted to an even number, so that the 8 threads that write at once have an even column and the
-  // odd one behind it: no bank conflicts.
+  // Starts to load channels c and on; the first tap of the first pixel reads `corner`. A thread
+  // keeps to a column of the first 2 TW, and one pass more takes what is right of these. The 8
+  // threads that write at once have an even column and the odd one behind it, or a column of two
+  // rows: no bank conflicts.
   template <int Threads>
   __device__ __forceinline__ void fill(const Image<bf16>& image, int N, const Place& corner,
                                        int c) {
-    constexpr int kEven = (kWidth + 1) / 2 * 2, kPixels = TN * TH * kEven, kAtOnce = Threads / 4;
-    const int chunk = int(threadIdx.x) % 4, first = int(threadIdx.x) / 4;
+    constexpr int kAtOnce = Threads / 4, kRows = kAtOnce / (2 * TW), kRest = kWidth - 2 * TW;
+    static_assert(kAtOnce == kRows * 2 * TW && TH % kRows == 0 && TN * TH * kRest <= kAtOnce);
+    // Registers are short: nothing of this is kept while products run.
+    const int thread = anew(int(threadIdx.x)), chunk = thread % 4, first = thread / 4;
     const ImageCorner from(image, N, corner, c);
     const bool has_channels = c + 8 * chunk < image.C;
-    // Not unrolled: that would take more registers than two blocks on a multiprocessor leave.
-    TESSERA_NO_UNROLL
-    for (int i = 0; i < kPixels; i += kAtOnce) {
-      const int row = (i + first) / kEven, column = (i + first) % kEven;
-      if (i + kAtOnce > kPixels && i + first >= kPixels) break;
-      if (column < kWidth)
-        from.load(this->elements[chunk][row * kWidth + place(column)], row / TH, 2 * (row % TH),
-                  column, chunk, has_channels);
+    const int column = first % (2 * TW), row = first / (2 * TW);
+    const bool inside = has_channels && unsigned(corner.w + column) < unsigned(image.W);
+    const int64_t step = int64_t(2 * kRows) * image.W * image.C;
+    for (int n = 0; n < TN; ++n) {
+      bf16* to = this->elements[chunk][(n * TH + row) * kWidth + place(column)];
+      const bf16* pack = from.pack(n, 2 * row, column, chunk);
+      // Outside of any image also for columns, images and channels that are not there.
+      int h = inside && corner.n + n < N ? corner.h + 2 * row : INT32_MIN;
+      // Not unrolled: that would take more registers than two blocks on a multiprocessor leave.
+      TESSERA_NO_UNROLL
+      for (int i = 0; i < TH / kRows; ++i) {
+        ptx::cp_async16(to, pack, unsigned(h) < unsigned(image.H) ? 16 : 0);
+        to += 8 * kRows * kWidth, pack += step, h += 2 * kRows;
+      }
+    }
+    if (first < TN * TH * kRest) {
+      const int right = 2 * TW + first % kRest, line = first / kRest;
+      from.load(this->elements[chunk][line * kWidth + place(right)], line / TH, 2 * (line % TH),
+                right, chunk, has_channels);
     }
   }
 };

@@ -17,6 +17,15 @@
 
 namespace tessera::TESSERA_CUDA {
 
+// x, in a way that the compiler cannot see through: what a loop computes from it is computed anew
+// in every round, and not held in registers from before the loop.
+__device__ __forceinline__ int anew(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 inline cudaStream_t cuda_stream(Stream& stream) {
   return static_cast<cudaStream_t>(stream.native());
 }
