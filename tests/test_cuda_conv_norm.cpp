@@ -274,14 +274,24 @@ TEST_CASE("no images have no moments and no gradients", "[cuda]") {
 
 TEST_CASE("moments that are known are not computed again", "[cuda]") {
   const simt::ScopedOptions scope(host_model(80));
-  Stream stream(poisoned(DeviceType::simt));
-  const Tensor x = drawn(stream, "x", {1, 4, 4, 8}), zeros = Tensor::zeros(stream, {8}),
-               ones = tensor_of(stream, {{8}, std::vector<double>(8, 1.0)}, DType::f32);
-  Tensor y = Tensor::empty(stream, x.shape(), DType::bf16),
-         moments = tensor_of(stream, {{1, 1, 2}, {100, 1}}, DType::f32);
-  group_norm_act_fwd(stream, {{1}}, x, ones, zeros, {}, {}, y, moments, true);
-  for (double value : values_of(stream, y).data) CHECK(value == 0);  // gelu(x - 100)
-  CHECK(values_of(stream, moments).data == std::vector<double>{100, 1});
+  for (const auto& [type, dtype] : {std::pair(DeviceType::simt, DType::bf16),
+                                    {DeviceType::cpu, DType::f32},
+                                    {DeviceType::cpu, DType::f64}}) {  // the oracle
+    INFO(name_of(type) << ' ' << name_of(dtype));
+    Stream stream(poisoned(type));
+    const DType master = master_of(dtype);
+    const auto of = [&](const Shape& shape, std::vector<double> values, DType as) {
+      return tensor_of(stream, {shape, std::move(values)}, as);
+    };
+    const Shape shape{1, 4, 4, 8};
+    const Tensor x = of(shape, draw(Numbers::Normal, "x", 0, shape).data, dtype),
+                 zeros = of({8}, std::vector<double>(8), master),
+                 ones = of({8}, std::vector<double>(8, 1.0), master);
+    Tensor y = Tensor::empty(stream, shape, dtype), moments = of({1, 1, 2}, {100, 1}, master);
+    group_norm_act_fwd(stream, {{1}}, x, ones, zeros, {}, {}, y, moments, true);
+    for (double value : values_of(stream, y).data) CHECK(std::abs(value) < 1e-30);  // gelu(x - 100)
+    CHECK(values_of(stream, moments).data == std::vector<double>{100, 1});
+  }
 }
 
 TEST_CASE("the way back in one with every tile", "[cuda][slow]") {

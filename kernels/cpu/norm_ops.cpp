@@ -80,9 +80,9 @@ void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,
 
 void group_norm_act_fwd(Stream& stream, const NormAct& spec, const Tensor& x, const Tensor& gamma,
                         const Tensor& beta, const Tensor& t, const Tensor& residual, Tensor& y,
-                        Tensor& moments, bool) {
+                        Tensor& moments, bool known) {
   Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
-  tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, moments);
+  tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, moments, known);
   if (t) tessera::add_broadcast_fwd(stream, z, t, z);
   tessera::activation_fwd(stream, spec.act, z, y);
   if (residual) tessera::add_fwd(stream, y, residual, y);
@@ -93,8 +93,8 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
                         Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
   Tensor z = Tensor::empty(stream, x.shape(), DType::f64);
   Tensor dz = Tensor::empty(stream, x.shape(), DType::f64);
-  Tensor again = Tensor::empty(stream, moments.shape(), DType::f64);
-  tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, again);
+  Tensor given = moments;
+  tessera::group_norm_fwd(stream, spec.norm, x, gamma, beta, z, given, /*known=*/true);
   if (t) tessera::add_broadcast_fwd(stream, z, t, z);
   tessera::activation_bwd(stream, spec.act, z, dy, {dz, GradMode::Overwrite});
   if (dt) tessera::add_broadcast_bwd_t(stream, dz, dt);
