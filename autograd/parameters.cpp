@@ -171,7 +171,7 @@ void Parameters::refresh_forms(Stream& stream) {
 }
 
 void Parameters::clear_gradients() {
-  for (Parameter& p : list_) p.var.slot->written = false;
+  for (Parameter& p : list_) p.var.slot->written = p.var.slot->beside = false;
   for (ParameterStack& stack : stacks_) stack.var.slot->written = false;
 }
 

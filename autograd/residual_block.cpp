@@ -1,5 +1,7 @@
 #include "autograd/residual_block.h"
 
+#include "core/branch.h"
+
 namespace tessera::ops {
 namespace {
 
@@ -29,16 +31,35 @@ void conv_in(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip
             : conv2d_fwd(stream, spec, x.value, w.value, b.value, y, moments);
 }
 
-void conv_in_bwd(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip, const Var& w,
-                 const Var& b, const Tensor& dy) {
-  const Grad dw = w.slot->out(stream), db = b.slot->out(stream), dx = x.slot->out(stream);
-  if (!skip.slot) {
-    conv2d_bwd_weight(stream, spec, x.value, dy, dw, db);
-    return conv2d_bwd_data(stream, spec, dy, w.value, dx, w.forms);
-  }
-  upcat_conv2d_bwd_weight(stream, x.value, skip.value, dy, dw, db);
-  upcat_conv2d_bwd_data(stream, dy, w.value, w.forms, dx, skip.slot->out(stream));
+void conv_in_bwd_data(Stream& stream, const ConvSpec& spec, const Var& x, const Var& skip,
+                      const Var& w, const Tensor& dy) {
+  const Grad dx = x.slot->out(stream);
+  skip.slot ? upcat_conv2d_bwd_data(stream, dy, w.value, w.forms, dx, skip.slot->out(stream))
+            : conv2d_bwd_data(stream, spec, dy, w.value, dx, w.forms);
 }
+
+// The gradients of a convolution's filter and bias: where they go, and how they are computed later,
+// by another stream. Of the tensors that takes it has copies.
+class FilterGradients {
+ public:
+  FilterGradients(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& skip,
+                  const Var& w, const Var& b, const Tensor& dy)
+      : spec_(spec),
+        x_(x),
+        skip_(skip),
+        dy_(dy),
+        dw_(w.slot->out_beside(stream)),
+        db_(b.slot->out_beside(stream)) {}
+  void operator()(Stream& stream) const {
+    skip_ ? upcat_conv2d_bwd_weight(stream, x_, skip_, dy_, dw_, db_)
+          : conv2d_bwd_weight(stream, spec_, x_, dy_, dw_, db_);
+  }
+
+ private:
+  ConvSpec spec_;
+  Tensor x_, skip_, dy_;
+  Grad dw_, db_;
+};
 
 // What the fused block keeps for its way back: its input and the convolutions' outputs.
 struct Saved {
@@ -65,6 +86,7 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
   const auto& a = k.a;
   const auto like = [&](const Tensor& t) { return Tensor::empty(stream, t.shape(), t.dtype()); };
   const auto out = [&](const Var& v) { return v.slot->out(stream); };
+  std::vector<FilterGradients> filters;
 
   Tensor d2 = like(k.y2);
   group_norm_act_bwd(stream, a.spec, k.y2, k.moments2.moments, a.norm2_gamma.value,
@@ -78,7 +100,7 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
     group_norm_act_bwd(stream, a.spec, h, k.moments1.moments, a.norm1_gamma.value,
                        a.norm1_beta.value, k.t.value, d1, {d1}, out(a.norm1_gamma),
                        out(a.norm1_beta), out(k.t), h);
-    conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
+    filters.emplace_back(stream, kSame3x3, h, Tensor{}, a.conv2_w, a.conv2_b, d2);
   } else {
     Tensor h = activated(stream, k, /*known=*/true);
     conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
@@ -89,13 +111,20 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
     k.y1 = {};
   }
   d2 = {};
+  filters.emplace_back(stream, kSame3x3, k.x.value, k.skip.value, a.conv1_w, a.conv1_b, d1);
+  if (a.shortcut_w.slot)
+    filters.emplace_back(stream, k1x1, k.x.value, k.skip.value, a.shortcut_w, a.shortcut_b, dy);
+  beside(stream, [filters = std::move(filters)](Stream& s) {
+    for (const FilterGradients& gradients : filters) gradients(s);
+  });
+
   // Without a shortcut convolution dx = dy + conv1's, in dy's memory if that is free.
   const bool adds = !a.shortcut_w.slot, adopted = adds && k.x.slot->adopt(dy);
-  conv_in_bwd(stream, kSame3x3, k.x, k.skip, a.conv1_w, a.conv1_b, d1);
+  conv_in_bwd_data(stream, kSame3x3, k.x, k.skip, a.conv1_w, d1);
   d1 = {};
   if (adopted) return;
   if (adds) return add_bwd(stream, dy, out(k.x));
-  conv_in_bwd(stream, k1x1, k.x, k.skip, a.shortcut_w, a.shortcut_b, dy);
+  conv_in_bwd_data(stream, k1x1, k.x, k.skip, a.shortcut_w, dy);
 }
 
 Var fused(Tape& tape, const Var& x, const Var& skip, const Var& t, const ResidualBlockArgs& a) {

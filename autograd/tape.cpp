@@ -2,10 +2,14 @@
 
 #include <algorithm>
 
+#include "core/branch.h"
+
 namespace tessera {
 
 Grad GradSlot::out(Stream& stream) {
   if (!wanted) return {};
+  const auto is_beside = [](const auto& part) { return part->beside; };
+  if (std::exchange(beside, false) || std::ranges::any_of(parts, is_beside)) join(stream);
   if (!grad) grad = Tensor::empty(stream, shape, dtype);
   const GradMode mode = written ? GradMode::Accumulate : GradMode::Overwrite;
   for (const auto& part : parts) {
@@ -15,6 +19,12 @@ Grad GradSlot::out(Stream& stream) {
   }
   written = true;
   return {grad, mode};
+}
+
+Grad GradSlot::out_beside(Stream& stream) {
+  const Grad share = out(stream);
+  beside = wanted;
+  return share;
 }
 
 bool GradSlot::adopt(const Tensor& dy) {
@@ -91,14 +101,17 @@ void Tape::backward_from(const Var& y, Tensor dy) {
     if (std::ranges::none_of(node.outputs, used)) continue;
     std::vector<Tensor> gradients;
     for (const auto& output : node.outputs) {
+      if (output->beside) join(stream_);
       gradients.push_back(output->written ? output->grad : Tensor{});
       if (output.use_count() == 1) output->grad = {};
     }
     node.backward(stream_, std::move(gradients));
     if (!watching_) continue;
+    join(stream_);
     for (const auto& input : node.inputs)
       if (input->wanted && input->written) check(input->grad, *input, "gradient of ");
   }
+  join(stream_);
 }
 
 // `what`: before the name.

@@ -21,12 +21,15 @@ struct GradSlot {
   DType dtype = DType::f32;
   bool wanted = false;   // false: nothing that is trained depends on it
   bool written = false;  // this step
+  bool beside = false;   // by work beside the stream: join() before it is read or added to
   Tensor grad;           // a parameter's is part of the gradient arena and always there
   // Of values that lie next to each other: those of each, with gradients in `grad`.
   std::vector<std::shared_ptr<GradSlot>> parts = {};
 
   // Where a kernel puts its share; allocates at the first call of a step. Undefined if not wanted.
   Grad out(Stream& stream);
+  // The same for work that is going to be issued beside the stream (core/branch.h).
+  Grad out_beside(Stream& stream);
   // Makes dy, a share of the gradient, the first one, in its own memory: what comes is added to it.
   // False if that cannot be: a gradient is there, or somebody else holds dy.
   bool adopt(const Tensor& dy);

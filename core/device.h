@@ -102,6 +102,12 @@ class Stream {
     }
     return *static_cast<T*>(slot.get());
   }
+  // The same if it was used before, else nullptr.
+  template <class T>
+  T* find_state() {
+    const auto slot = states_.find(std::type_index(typeid(T)));
+    return slot == states_.end() ? nullptr : static_cast<T*>(slot->second.get());
+  }
 
  private:
   std::shared_ptr<Device> device_;

@@ -10,8 +10,8 @@
 namespace tessera {
 
 // A request for memory, in use from `birth` until before `death`. Times are whatever makes lives
-// overlap that may be in use at once: for work in one line, the order of its calls; where branches
-// of a graph run side by side, a life covers all nodes that no edge puts before or behind its own.
+// overlap that may be in use at once: the order of calls. Work beside a stream (core/branch.h)
+// keeps its memory until the stream has waited for it.
 struct Life {
   size_t bytes;
   int64_t birth, death;

@@ -1,5 +1,6 @@
 #include "core/recording.h"
 
+#include "core/branch.h"
 #include "core/check.h"
 
 namespace tessera {
@@ -7,10 +8,12 @@ namespace tessera {
 void Recording::run(const std::function<void()>& work) {
   Runtime& runtime = stream_.device().runtime();
   if (!runtime.can_record()) return work();
+  join(stream_);  // work beside it, which failed perhaps, is no part of this
   if (!lives_) {
     RequestLog log(stream_.device().pool(), stream_.order());
     const Stream::MemoryFrom scope(stream_, &log);
     work();
+    join(stream_);
     lives_ = log.lives();
     return;
   }
@@ -26,6 +29,7 @@ void Recording::record(const std::function<void()>& work) {
   runtime.begin_recording(stream_.native());
   try {
     work();
+    join(stream_);
     arena_->check_finished();
   } catch (...) {
     runtime.end_recording(stream_.native(), /*drop=*/true);

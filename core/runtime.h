@@ -38,6 +38,9 @@ class Runtime {
   // The handle of a new order of execution (a cudaStream_t), or nullptr where calls have finished
   // when they return.
   virtual std::shared_ptr<void> make_stream() = 0;
+  // What is issued to `stream` from here on comes behind all that has been issued to `other`. If
+  // that is being recorded, `stream` is too; a recorded stream cannot wait for one that is not.
+  virtual void wait_for(void* /*stream*/, void* /*other*/) {}
   // `host` is not pinned. Both wait: it may be used again when copy_in returns, and is complete
   // when copy_out does.
   virtual void copy_in(void* stream, void* to, const void* host, size_t bytes) = 0;

@@ -45,15 +45,21 @@ class Step:
         self.environment, self.together, self.goes_on = environment or {}, together, goes_on
 
 
-def one_by_one(step, name):
-    """A step whose launches do not overlap (core/cuda/cuda.h); its figures are called so."""
+# Launches in one line, without work beside it (core/branch.h), and those that do not overlap
+# (core/cuda/cuda.h) either.
+IN_ONE_LINE = {"TESSERA_BRANCHES": "0"}
+ONE_BY_ONE = {**IN_ONE_LINE, "TESSERA_OVERLAP": "0"}
+
+
+def with_launches(how, environment, step, name):
+    """A step in an environment; its figures are called so: "one by one"."""
     def figures(output):
         result = step.figures(output)
         for row in result["benchmarks"]:
-            row["name"] += ", one by one"
+            row["name"] += f", {how}"
         return result
-    return Step(name, step.command, step.figures and figures,
-                {**step.environment, "TESSERA_OVERLAP": "0"})
+    return Step(f"{name}, {how}", step.command, step.figures and figures,
+                {**step.environment, **environment})
 
 
 class Missing(Exception):
@@ -136,7 +142,8 @@ class Check:
                  for number, test in tests]
         on_gpu_alone = Step("", [program, "[cuda]~[slow]~[huge]"],
                             environment={"TESSERA_GPU_ONLY": "1"})
-        return [*steps, one_by_one(on_gpu_alone, "tests on the GPU, launches one by one")]
+        return [*steps, with_launches("launches one by one", ONE_BY_ONE, on_gpu_alone,
+                                      "tests on the GPU")]
 
     def steps_of_primitives(self):
         return [Step("check_primitives", [self.program("check_primitives")],
@@ -187,7 +194,9 @@ class Check:
                                f"--benchmark_out={file}", "--benchmark_out_format=json"],
                               lambda _, file=file: gpu_report.benchmarks(file)))
             if size == "models" and group == "training_step/bf16":
-                steps.append(one_by_one(steps[-1], "models training_step/bf16, one by one"))
+                step = steps[-1]
+                steps.append(with_launches("in one line", IN_ONE_LINE, step, step.name))
+                steps.append(with_launches("one by one", ONE_BY_ONE, step, step.name))
         return steps
 
     def steps_of_profile(self):
@@ -248,7 +257,7 @@ class Check:
                 Step("lesson, 1 epoch, launches one by one",
                      [self.program("train"), *self.lesson(other.name), "--epochs", "1"],
                      lambda _: gpu_report.training(other / "metrics.jsonl"),
-                     {"TESSERA_OVERLAP": "0"})]
+                     ONE_BY_ONE)]
 
     def lesson(self, folder):
         """Arguments of `train` for the lesson, into a folder."""
@@ -324,7 +333,7 @@ class Check:
         result = {"status": "done"}
         try:
             with log.open("w") as file:
-                environment = joined({"TESSERA_OVERLAP": None, **step.environment})
+                environment = joined({**dict.fromkeys(ONE_BY_ONE), **step.environment})
                 run_all(step.command, environment, file, deadline - start)
             if step.figures:
                 result["figures"] = step.figures(log.read_text(errors="replace"))

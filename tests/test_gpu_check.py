@@ -27,7 +27,7 @@ PROGRAMS = {
           {"name": "first", "properties": [{"name": "FIXTURES_SETUP", "value": ["log"]}]}]}' ;;
         esac""",
     "tessera_tests": """case "$*" in *list-test-names*) echo 'of kernels'; exit 1 ;; esac
-        [ "$TESSERA_OVERLAP$TESSERA_GPU_ONLY" = 01 ]""",
+        [ "$TESSERA_OVERLAP$TESSERA_BRANCHES$TESSERA_GPU_ONLY" = 001 ]""",
     "check_primitives": "echo 'mma: equal'",
     "compute-sanitizer": "echo '========= ERROR SUMMARY: 0 errors'",
     "bench": """out=/dev/null filter=. list=no
@@ -143,12 +143,13 @@ class GpuCheck(unittest.TestCase):
                           "tests on the GPU, launches one by one"])
         self.assertEqual(len(report["parts"]["sanitize"]["steps"]), 4 * 3)
         self.assertEqual(len(report["parts"]["torch"]["steps"]), 3 * 2 * 4)
-        self.assertEqual(sum(line.startswith("bench") and "_out=" in line for line in work), 4)
+        self.assertEqual(sum(line.startswith("bench") and "_out=" in line for line in work), 5)
         text = (self.folder / "build/gpu-check/gpu-report.md").read_text()
         for expected in ("# Fake GPU", "driver 580.1", "V13.0.48", "mma: equal",
                          "| conv2d/forward/bf16 | ours/cuDNN | 1 | 1.25 |", "18.10 -> 26.00 dB",
                          "| lesson | no | f32 | 7.25 |", "| copy GB/s | 4000 |",
                          "| training_step/bf16/lesson | 2.5 |",
+                         "| training_step/bf16/lesson, in one line | 2.5 |",
                          "| training_step/bf16/lesson, one by one | 2.5 |"):
             self.assertIn(expected, text)
 
@@ -225,7 +226,7 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual(len(self.report()["parts"]["bench"]["steps"]), 1)
         self.program("bench", PROGRAMS["bench"])
         status, work, said = self.check("bench")
-        self.assertEqual((status, len(work)), (0, 3), said)
+        self.assertEqual((status, len(work)), (0, 4), said)
 
     def test_a_step_that_never_fits_fails(self):
         self.program("check_primitives", "exec sleep 30")

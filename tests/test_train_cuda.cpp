@@ -310,21 +310,46 @@ TEST_CASE("train and denoise run on the host model", "[train][cuda]") {
   CHECK(std::filesystem::exists(dir / "clean.png"));
 }
 
-TEST_CASE("launches that overlap give the bits of those that do not", "[train][cuda]") {
-  if (!has_gpu()) return;  // on the host model they never do
+TEST_CASE("launches that overlap, and branches, give the bits of launches in one line",
+          "[train][cuda]") {
   const TempDir dir;
   const std::string data = write_tiny_data(dir).string();
-  const auto trained = [&](const std::string& overlap) {
-    const std::filesystem::path out = dir / overlap;
-    const Finished run = run_program(
-        "train",
-        {"--device",   "cuda",     "--data",  data,     "--out",   out.string(), "--image-size",
-         "8",          "--levels", "1",       "--base", "16",      "--groups",   "4",
-         "--time-dim", "8",        "--steps", "40",     "--batch", "4"},
-        "TESSERA_OVERLAP=" + overlap);
+  // On the host model launches never overlap.
+  const DeviceType type = has_gpu() ? DeviceType::cuda : DeviceType::simt;
+  const auto trained = [&](const std::string& environment) {
+    const std::filesystem::path out = dir / ("with " + environment);
+    const Finished run =
+        run_program("train", {"--device",     name_of(type),
+                              "--data",       data,
+                              "--out",        out.string(),
+                              "--image-size", "8",
+                              "--levels",     "1",
+                              "--base",       "16",
+                              "--groups",     "4",
+                              "--time-dim",   "8",
+                              "--steps",      type == DeviceType::cuda ? "40" : "6",
+                              "--batch",      "4"},
+                    environment);
     CHECK(run.err == "");
     REQUIRE(run.status == 0);
     return read_text(out / "model.safetensors");
   };
-  CHECK(trained("1") == trained("0"));
+  const std::string usual = trained("TESSERA_OVERLAP=1");
+  CHECK(trained("TESSERA_BRANCHES=0") == usual);
+  if (type == DeviceType::cuda) CHECK(trained("TESSERA_OVERLAP=0") == usual);
+}
+
+// Here the parts of a block's gradients have sizes of which a pool's block holds two and more.
+TEST_CASE("steps of odd batches are recorded", "[train][cuda]") {
+  const TempDir dir;
+  const std::string data = write_tiny_data(dir).string();
+  for (const char* const batch : {"5", "7"}) {
+    const Finished run = run_program(
+        "train", {"--device",     "simt", "--data",     data, "--out",   (dir / batch).string(),
+                  "--image-size", "16",   "--levels",   "1",  "--base",  "8",
+                  "--groups",     "4",    "--time-dim", "8",  "--steps", "3",
+                  "--batch",      batch});
+    CHECK(run.err == "");
+    CHECK(run.status == 0);
+  }
 }

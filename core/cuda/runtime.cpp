@@ -96,6 +96,15 @@ class CudaRuntime : public Runtime {
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     return {stream, [](void* native) { cudaStreamDestroy(stream_of(native)); }};
   }
+  void wait_for(void* stream, void* other) override {
+    cudaEvent_t event;
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    const auto destroy = [](cudaEvent_t made) { cudaEventDestroy(made); };  // when it has happened
+    const std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, decltype(destroy)> owner(event,
+                                                                                       destroy);
+    CUDA_CHECK(cudaEventRecord(event, stream_of(other)));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event, 0));
+  }
   void finish(void* stream) noexcept override {
 #ifdef TESSERA_GPU
     cudaStreamSynchronize(stream_of(stream));

@@ -1,0 +1,239 @@
+// Work beside a stream's: in which order, in which memory, and what autograd makes of it.
+#include "core/branch.h"
+
+#include <catch2/catch.hpp>
+#include <set>
+
+#include "autograd/ops.h"
+#include "autograd/residual_block.h"
+#include "core/recording.h"
+#include "core/simt/runtime.h"
+#include "tests/cuda_devices.h"
+
+using namespace tessera;
+
+namespace {
+
+constexpr int64_t kSize = 1000;
+
+Tensor filled(Stream& stream, float value) {
+  Tensor x = Tensor::empty(stream, {kSize});
+  fill(stream, x, value);
+  return x;
+}
+
+std::vector<float> all(float value) { return std::vector<float>(kSize, value); }
+
+// y = 4 x, by way of a temporary tensor.
+void quadruple(Stream& stream, const Tensor& x, Tensor& y) {
+  Tensor twice = Tensor::empty(stream, x.shape());
+  add_fwd(stream, x, x, twice);
+  add_fwd(stream, twice, twice, y);
+}
+
+// 4 x and 16 x, the second one beside what the stream does meanwhile, whose memory may be that of
+// tensors that it has given up.
+std::pair<Tensor, Tensor> products(Stream& stream, float x) {
+  Tensor four = Tensor::empty(stream, {kSize}), sixteen = Tensor::empty(stream, {kSize});
+  {
+    Tensor input = filled(stream, x);
+    quadruple(stream, input, four);
+    Tensor copy = Tensor::empty(stream, {kSize});
+    add_fwd(stream, four, filled(stream, 0), copy);
+    beside(stream, [copy, sixteen](Stream& s) mutable { quadruple(s, copy, sixteen); });
+  }
+  for (int i = 0; i < 6; ++i) filled(stream, -7);
+  join(stream);
+  return {four, sixteen};
+}
+
+}  // namespace
+
+TEST_CASE("work beside a stream has its memory until it is joined", "[branch][cuda][small]") {
+  on_all_devices([](Stream& stream) {
+    for (float x : {1.0f, 2.0f, 3.0f}) {
+      const auto [four, sixteen] = products(stream, x);
+      for (int i = 0; i < 6; ++i) filled(stream, -7);
+      CHECK(four.to_vector<float>(stream) == all(4 * x));
+      CHECK(sixteen.to_vector<float>(stream) == all(16 * x));
+    }
+    const size_t in_use = stream.device().pool()->bytes_in_use();
+    products(stream, 1);
+    CHECK(stream.device().pool()->bytes_in_use() == in_use);
+  });
+}
+
+TEST_CASE("work beside a stream uses again what it gave back", "[branch][cuda]") {
+  on_cuda_devices([](Stream& stream) {
+    if (!has_branches(stream)) return;
+    const Pool& pool = *stream.device().pool();
+    const size_t before = pool.bytes_in_use();
+    beside(stream, [](Stream& s) {
+      for (int i = 0; i < 3; ++i) filled(s, 1);
+    });
+    CHECK(pool.bytes_in_use() - before == 4096);
+    join(stream);
+    CHECK(pool.bytes_in_use() == before);
+  });
+}
+
+TEST_CASE("recorded work beside a stream may ask for any sizes", "[branch][recording][cuda]") {
+  on_cuda_devices([](Stream& stream) {
+    Recording recording(stream);
+    Tensor sum = Tensor::empty(stream, {1010});
+    for (int i = 0; i < 3; ++i) {
+      fill(stream, sum, 0);
+      recording.run([&] {
+        beside(stream, [sum](Stream& s) mutable {
+          for (const int64_t size : {1000, 1010, 990}) {  // a pool's blocks are 1024 floats
+            Tensor x = Tensor::empty(s, {size});
+            fill(s, x, 1);
+            Tensor part = sum.slice(0, {size});
+            add_fwd(s, part, x, part);
+          }
+        });
+      });
+      std::vector<float> expected(1010, 1.0f);
+      std::fill_n(expected.begin(), 1000, 2.0f), std::fill_n(expected.begin(), 990, 3.0f);
+      CHECK(sum.to_vector<float>(stream) == expected);
+    }
+  });
+}
+
+TEST_CASE("recorded work has branches", "[branch][recording][cuda][small]") {
+  on_all_devices([](Stream& stream) {
+    Tensor x = filled(stream, 1), y = Tensor::empty(stream, {kSize});
+    Recording recording(stream);
+    for (float value : {1.0f, 2.0f, 3.0f, 4.0f}) {
+      fill(stream, x, value);
+      recording.run([&] {
+        Tensor z = Tensor::empty(stream, {kSize});
+        {
+          Tensor copy = Tensor::empty(stream, {kSize});
+          add_fwd(stream, x, x, copy);
+          beside(stream, [copy, z](Stream& s) mutable { quadruple(s, copy, z); });
+        }
+        for (int i = 0; i < 6; ++i) filled(stream, -7);
+        join(stream);
+        add_fwd(stream, z, x, y);
+      });
+      CHECK(y.to_vector<float>(stream) == all(9 * value));
+    }
+  });
+}
+
+TEST_CASE("a recording that fails in work beside the stream can be done again",
+          "[branch][recording][cuda]") {
+  on_cuda_devices([](Stream& stream) {
+    Tensor x = filled(stream, 1), y = Tensor::empty(stream, {kSize});
+    Recording recording(stream);
+    int calls = 0;
+    const auto work = [&] {
+      const bool fails = ++calls == 2;
+      beside(stream, [=, &x](Stream& s) mutable {
+        quadruple(s, x, y);
+        ENSURE(!fails, "no");
+      });
+      join(stream);
+    };
+    recording.run(work);
+    CHECK_THROWS_AS(recording.run(work), Error);
+    for (float value : {2.0f, 3.0f}) {
+      fill(stream, x, value);
+      recording.run(work);
+      CHECK(y.to_vector<float>(stream) == all(4 * value));
+    }
+  });
+}
+
+// Which of three steps comes when: before the fork, beside, and behind it.
+TEST_CASE("work beside a stream runs before or after what comes next", "[branch][simt]") {
+  const simt::ScopedOptions restore(simt::options());
+  simt::options().order = simt::Order::Random;
+  std::set<std::string> seen;
+  for (const bool recorded : {false, true})
+    for (uint64_t seed = 1; seed < 20; ++seed) {
+      simt::options().landing = seed % 2 ? simt::Landing::Latest : simt::Landing::Random;
+      simt::options().seed = seed;
+      Stream stream(poisoned(DeviceType::simt));
+      std::string log;
+      struct Note {
+        std::string& log;
+        char name;
+      } notes[] = {{log, '1'}, {log, 'b'}, {log, '2'}, {log, '3'}};
+      const auto note = [](Stream& s, Note& n) {
+        const auto add = [](void* data) {
+          static_cast<Note*>(data)->log += static_cast<Note*>(data)->name;
+        };
+        const auto native = simt::cudaStream_t(s.native());
+        REQUIRE(simt::cudaLaunchHostFunc(native, add, &n) == simt::cudaSuccess);
+      };
+      const auto work = [&] {
+        note(stream, notes[0]);
+        beside(stream, [&](Stream& s) { note(s, notes[1]); });
+        note(stream, notes[2]);
+        join(stream);
+        note(stream, notes[3]);
+      };
+      Recording recording(stream);
+      for (int i = 0; i < (recorded ? 2 : 1); ++i) {
+        log.clear();
+        recorded ? recording.run(work) : work();
+        stream.synchronize();
+      }
+      CHECK((log == "1b23" || log == "12b3"));
+      seen.insert((recorded ? "recorded " : "") + log);
+    }
+  Stream stream(Device::open(DeviceType::simt));
+  CHECK(seen.size() == (has_branches(stream) ? 4 : 2));
+}
+
+// The gradient of a filter that three convolutions share, two of them beside the stream.
+TEST_CASE("shares of a gradient that come beside the stream are added in turn",
+          "[branch][cuda][small]") {
+  const int64_t C = 32;
+  const auto values = [](const std::string& name, const Shape& shape, float scale) {
+    return draw(Numbers::Normal, name, 0, shape, scale);
+  };
+  // Of all convolutions together, or of one each.
+  const auto gradients = [&](Stream& stream, bool shared) {
+    const auto leaf = [&](const Values& value, bool is_filter) {
+      Var var = Var::leaf(tensor_of(stream, value, is_filter ? DType::bf16 : DType::f32), true);
+      var.slot->dtype = DType::f32;
+      return var;
+    };
+    std::vector<Var> w;
+    for (int i = 0; i < (shared ? 1 : 3); ++i)
+      w.push_back(leaf(values("w", {C, 3, 3, C}, 0.1f), true));
+    w.resize(3, w[0]);
+    const auto vector = [&](float scale) { return leaf(values("b", {C}, scale), false); };
+    Tape tape(stream);
+    const Var x = Var::leaf(tensor_of(stream, values("x", {2, 8, 8, C}, 1), DType::bf16), true);
+    const Var t = Var::leaf(tensor_of(stream, values("t", {2, C}, 1), DType::bf16), true);
+    const ops::ResidualBlockArgs block{{{4}, Activation::Gelu},
+                                       w[1],
+                                       vector(1),
+                                       vector(1),
+                                       vector(1),
+                                       w[2],
+                                       vector(1),
+                                       vector(1),
+                                       vector(1),
+                                       {},
+                                       {},
+                                       {},
+                                       {}};
+    const Var h = ops::conv2d(tape, {1, 1, 1}, x, w[0], vector(1));
+    const Var y = ops::residual_block(tape, ops::Fusion::On, h, {}, t, block);
+    tape.backward_from(y, tensor_of(stream, values("dy", y.shape(), 1), DType::bf16));
+    std::vector<std::vector<float>> result;
+    for (const Var& filter : w) result.push_back(filter.grad().to_vector<float>(stream));
+    return result;
+  };
+  on_cuda_devices([&](Stream& stream) {
+    const auto apart = gradients(stream, false), together = gradients(stream, true);
+    std::vector<float> sum(apart[0].size());  // as the way back comes by them
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] = apart[2][i] + apart[1][i] + apart[0][i];
+    CHECK(together[0] == sum);
+  });
+}
