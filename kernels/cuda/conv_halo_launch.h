@@ -165,6 +165,7 @@ template <class Tile, class Source>
 inline constexpr bool kFitsAllCards =
     sizeof(HaloShared<Tile, Source, false, Tile::kBlocks>) <= 99 * 1024 &&
     sizeof(HaloShared<Tile, Source, true, Tile::kBlocks>) <= gemm::shared_of(Tile::kBlocks);
+
 // Where a grid has half of the blocks that a 9.0 holds at a time, or less, each can have twice the
 // shared memory, and needs more stages: fewer others compute while it waits. Whether there is such
 // a kernel: with 4 stages and more beside the others there are enough.
