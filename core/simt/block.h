@@ -7,6 +7,8 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 #include "core/check.h"
@@ -17,6 +19,7 @@
 namespace tessera::simt {
 
 class Block;
+class Fiber;
 struct Cluster;
 struct RunningGrid;
 
@@ -40,7 +43,8 @@ class Fault : public Error {
 class InFlight {
  public:
   virtual ~InFlight() = default;
-  virtual void suspended() = 0;  // the thread is about to wait: operations may take place
+  // The thread is about to wait, and operations take place at any moment (Landing::Random).
+  virtual void suspended() = 0;
   // The thread ends: throws Fault where operations are left that it has not waited for, which could
   // land on what takes the place of their target.
   virtual void ended() = 0;
@@ -54,7 +58,7 @@ struct Thread {
   const char* waits_for = nullptr;  // while suspended: "__syncthreads"
   Where where;                      // and at which line
   bool done = false;
-  int fiber = -1;                                    // that runs it, or -1 before its start
+  Fiber* fiber = nullptr;                            // that runs it, or null before its start
   int barrier_result = 0;                            // of the barrier that it waited for
   unsigned proxy_fences = 0;                         // how many it has executed
   bool begun = false;                                // waited for the kernel before
@@ -86,9 +90,12 @@ inline Thread& self() { return *current_thread; }
 template <class F>
 F& in_flight() {
   const Unwatched own;  // the next block's thread has the same place
+  static_assert(std::is_final_v<F>);
   auto& all = self().in_flight;
-  for (const auto& one : all)
-    if (auto* found = dynamic_cast<F*>(one.get())) return *found;
+  for (const auto& one : all) {
+    InFlight& family = *one;
+    if (typeid(family) == typeid(F)) return static_cast<F&>(family);
+  }
   all.push_back(std::make_shared<F>());
   return static_cast<F&>(*all.back());
 }
@@ -125,7 +132,7 @@ void cluster_sync(Where where = Where::current());
 
 // The lanes of `mask` meet. Each brings a pointer to its operands; the last to come calls
 // combine(lanes), with null where a lane is not in the mask, and all go on. Results are written
-// into the operands.
+// into the operands. Combining meets nobody and waits for nobody.
 using Combine = void (*)(void* const* lanes);
 void warp_rendezvous(unsigned mask, void* operands, Combine combine, const char* name, Where where);
 

@@ -73,7 +73,7 @@ int Block::barrier(int id, int count, int predicate, bool wait, const char* name
   if (wait) b.sync.acquire();
   for (Thread* thread : b.waiting) {
     thread->barrier_result = result;
-    b.sync.acquire_as(fibers_[thread->fiber]->fiber->timeline);
+    b.sync.acquire_as(thread->fiber->timeline);
     make_ready(*thread);
   }
   b.waiting.clear();
@@ -114,20 +114,19 @@ void Block::meet(unsigned mask, void* operands, Combine combine, const char* nam
   if (meeting->arrived != mask) return suspend(name, where);
 
   happened();
-  const Meeting complete = std::move(*meeting);
-  meetings.erase(meetings.begin() + (meeting - meetings.data()));
-  complete.sync.acquire();
-  if (complete.combine) {
+  meeting->sync.acquire();
+  if (meeting->combine) {
     const Watched scope;
-    complete.combine(complete.lanes);
+    meeting->combine(meeting->lanes);
   }
-  complete.sync.release();
+  meeting->sync.release();
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (!(mask >> lane & 1) || lane == thread.lane()) continue;
     Thread& other = threads_[thread.warp() * 32 + lane];
-    complete.sync.acquire_as(fibers_[other.fiber]->fiber->timeline);
+    meeting->sync.acquire_as(other.fiber->timeline);
     make_ready(other);
   }
+  meetings.erase(meetings.begin() + (meeting - meetings.data()));
   if (random_order() && random() % 2) {
     make_ready(thread);
     suspend(name, where);
@@ -150,7 +149,7 @@ void Block::leave_cluster_barrier() {
   const Unwatched scope;
   happened();
   for (Thread* thread : cluster_waiting_) {
-    cluster_->sync.acquire_as(fibers_[thread->fiber]->fiber->timeline);
+    cluster_->sync.acquire_as(thread->fiber->timeline);
     make_ready(*thread);
   }
   cluster_waiting_.clear();

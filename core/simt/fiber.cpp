@@ -12,8 +12,9 @@ namespace {
 
 namespace context = boost::context::detail;
 
-constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kGuardBytes = 4096;
+constexpr size_t kGuardBytes = 4096;  // a page
+// An odd number of pages: stacks a power of two apart would compete for a few places of the TLB.
+constexpr size_t kStackBytes = 65 * kGuardBytes;
 
 // The lowest page of a stack must not be touched. Those of the thread sanitizer come from malloc,
 // which makes it forget what earlier owners of the memory did.
@@ -39,9 +40,12 @@ void free_stack(std::byte* stack) {
 }  // namespace
 
 struct FiberEntry {
+  static void arrive(Fiber& fiber, context::transfer_t from) {
+    (fiber.left_ ? fiber.left_->inside_ : fiber.outside_) = from.fctx;
+  }
   TESSERA_UNSANITIZED static void enter(context::transfer_t from) {
     auto* const fiber = static_cast<Fiber*>(from.data);
-    fiber->outside_ = from.fctx;
+    arrive(*fiber, from);
 #ifdef TESSERA_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &fiber->outside_stack_, &fiber->outside_stack_bytes_);
 #endif
@@ -71,7 +75,9 @@ TESSERA_UNSANITIZED void Fiber::resume() {
   outside_timeline_ = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(timeline.handle(), 1);
 #endif
-  inside_ = context::jump_fcontext(inside_, this).fctx;
+  left_ = nullptr;
+  const context::transfer_t back = context::jump_fcontext(inside_, this);
+  static_cast<Fiber*>(back.data)->inside_ = back.fctx;
 #ifdef TESSERA_ASAN
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
@@ -86,10 +92,16 @@ TESSERA_UNSANITIZED void Fiber::suspend() {
 #ifdef TESSERA_TSAN
   __tsan_switch_to_fiber(outside_timeline_, 1);
 #endif
-  outside_ = context::jump_fcontext(outside_, nullptr).fctx;
+  FiberEntry::arrive(*this, context::jump_fcontext(outside_, this));
 #ifdef TESSERA_ASAN
   __sanitizer_finish_switch_fiber(fake_stack, &outside_stack_, &outside_stack_bytes_);
 #endif
+}
+
+void Fiber::go_on_to(Fiber& next) {
+  next.left_ = this;
+  next.outside_ = outside_;
+  FiberEntry::arrive(*this, context::jump_fcontext(next.inside_, &next));
 }
 
 }  // namespace tessera::simt

@@ -20,6 +20,9 @@ constexpr size_t kPollsARound = 4;
 constexpr int kRounds = 250;
 constexpr size_t kSpent = 2048;  // fibers kept for the launch after this
 constexpr const char* kPreempted = "an atomic";
+// From one thread's stack to the next one's, in the same order. Sanitizers follow the way by the
+// stack outside.
+constexpr bool kDirectly = !kAddressSanitizer && !kThreadSanitizer;
 
 std::string text_of(const uint3& i) { return concat('(', i.x, ',', i.y, ',', i.z, ')'); }
 
@@ -67,9 +70,11 @@ void expect_none_left(size_t operations, const char* name) {
 }
 
 void fill_undefined(void* memory, size_t bytes) {
-  constexpr uint8_t pattern[2] = {0xBF, 0x7F};
-  auto* p = static_cast<uint8_t*>(memory);
-  for (size_t i = 0; i < bytes; ++i) p[i] = pattern[i % 2];
+  constexpr uint64_t pattern = 0x7FBF7FBF7FBF7FBF;
+  auto* const p = static_cast<std::byte*>(memory);
+  size_t i = 0;
+  for (; i + 8 <= bytes; i += 8) std::memcpy(p + i, &pattern, 8);
+  std::memcpy(p + i, &pattern, bytes - i);
 }
 
 void Block::run(const Grid& grid, uint64_t index) {
@@ -167,20 +172,14 @@ void Block::make_arena() {
 bool Block::advance() {
   const Unwatched scope;
   polls_ = 0;
+  choose_next();
   while (!error_ && done_ < threads_.size()) {
-    const bool unstarted = started_ < threads_.size();
-    const bool run_ahead = !ready_.empty() && random_order() && next_random(random_state_) % 2;
-    if (unstarted && !run_ahead && (ready_.empty() || random_order() || polls_)) {
+    if (next_)
+      resume(*std::exchange(next_, nullptr));
+    else if (started_ < threads_.size())
       start_fiber();
-    } else if (ready_.empty() || polls_ > kPollsARound * (threads_.size() - done_)) {
+    else
       return false;
-    } else {
-      if (random_order())
-        std::swap(ready_.front(), ready_[next_random(random_state_) % ready_.size()]);
-      Thread* const thread = ready_.front();
-      ready_.pop_front();
-      resume(*thread);
-    }
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   return true;
@@ -190,25 +189,23 @@ void Block::start_fiber() {
   if (idle_.empty() && spent_.size() >= kSpent) {
     idle_.push_back(spent_.back());
     spent_.pop_back();
-    fibers_[idle_.back()]->fiber.reset();
+    idle_.back()->fiber.reset();
   }
   if (idle_.empty()) {
-    auto& fiber = fibers_.emplace_back(std::make_unique<FiberOf>());
-    fiber->block = this;
-    fiber->number = int(fibers_.size()) - 1;
-    idle_.push_back(fiber->number);
+    fibers_.push_back(std::make_unique<FiberOf>(FiberOf{this, nullptr}));
+    idle_.push_back(fibers_.back().get());
   }
-  FiberOf& fiber = *fibers_[idle_.back()];
+  FiberOf& mine = *idle_.back();
   idle_.pop_back();
-  if (!fiber.fiber)
-    fiber.fiber = std::make_unique<Fiber>(
-        [](void* mine) {
-          auto* const f = static_cast<FiberOf*>(mine);
-          f->block->run_fiber(f->number);
+  if (!mine.fiber)
+    mine.fiber = std::make_unique<Fiber>(
+        [](void* argument) {
+          auto& mine = *static_cast<FiberOf*>(argument);
+          mine.block->run_fiber(mine);
         },
-        &fiber);
-  if (kThreadSanitizer) set_timeline(*fiber.fiber, threads_[order_[started_]]);
-  fiber.fiber->resume();
+        &mine);
+  if (kThreadSanitizer) set_timeline(*mine.fiber, threads_[order_[started_]]);
+  mine.fiber->resume();
 }
 
 // ThreadSanitizer sees every CUDA thread of a launch as one of its own, and takes a millisecond to
@@ -230,7 +227,7 @@ void Block::reuse_spent() {
   for (const auto& [line, fibers] : parked_) parked += fibers.size();
   if (parked <= kSpent) return;
   for (const auto& [line, fibers] : parked_) {
-    for (const int fiber : fibers) fibers_[fiber]->fiber.reset();
+    for (FiberOf* const one : fibers) one->fiber.reset();
     idle_.insert(idle_.begin(), fibers.begin(), fibers.end());
   }
   parked_.clear();
@@ -247,32 +244,47 @@ void Block::set_timeline(Fiber& fiber, const Thread& thread) const {
 
 void Block::resume(Thread& thread) {
   current_thread = &thread;
-  fibers_[thread.fiber]->fiber->resume();
+  thread.fiber->resume();
 }
 
 // Runs one thread after the other until one of them waits; goes on when that one is woken.
-void Block::run_fiber(int fiber) {
+void Block::run_fiber(FiberOf& mine) {
   do {
     {
       const Unwatched scope;
       while (Thread* thread = error_ || cancelled_ ? nullptr : next_unstarted()) {
-        run_thread(*thread, fiber);
+        thread->fiber = mine.fiber.get();
+        run_thread(*thread);
         if (kThreadSanitizer || !ready_.empty()) break;
       }
-      (kThreadSanitizer ? spent_ : idle_).push_back(fiber);
+      (kThreadSanitizer ? spent_ : idle_).push_back(&mine);
       current_thread = nullptr;
+      choose_next();
     }
-    fibers_[fiber]->fiber->suspend();
+    mine.fiber->suspend();
   } while (true);
+}
+
+// None where advance() is to start another thread first: half the time in random order, and where
+// somebody polls, perhaps for what that thread does.
+void Block::choose_next() {
+  next_ = nullptr;
+  if (error_ || cancelled_ || ready_.empty()) return;
+  if (polls_ > kPollsARound * (threads_.size() - done_)) return;
+  const bool run_ahead = random_order() ? next_random(random_state_) % 2 : polls_ == 0;
+  if (started_ < threads_.size() && !run_ahead) return;
+  if (random_order()) std::swap(ready_.front(), ready_[next_random(random_state_) % ready_.size()]);
+  next_ = ready_.front();
+  ready_.pop_front();
+  if (!ready_.empty()) ready_.front()->fiber->prefetch();
 }
 
 Thread* Block::next_unstarted() {
   return started_ < threads_.size() ? &threads_[order_[started_++]] : nullptr;
 }
 
-void Block::run_thread(Thread& thread, int fiber) {
+void Block::run_thread(Thread& thread) {
   current_thread = &thread;
-  thread.fiber = fiber;
   happened();
   try {
     if (grid_->options.trap_uninitialised) clear_invalid_flag();
@@ -301,7 +313,7 @@ void Block::cancel() {
   error_ = nullptr;
   cancelled_ = true;
   for (Thread& thread : threads_)
-    if (thread.fiber >= 0 && !thread.done) resume(thread);
+    if (thread.fiber && !thread.done) resume(thread);
   error_ = nullptr;
   current_thread = nullptr;
 }
@@ -325,11 +337,19 @@ void Block::suspend(const char* waits_for, Where where) {
   Thread& thread = self();
   thread.waits_for = waits_for;
   thread.where = where;
-  if (!thread.in_flight.empty()) {
+  if (grid_->options.landing == Landing::Random && !thread.in_flight.empty()) {
     const Watched scope;
     for (const auto& family : thread.in_flight) family->suspended();
   }
-  fibers_[thread.fiber]->fiber->suspend();
+  choose_next();
+  if (next_ == &thread) {
+    next_ = nullptr;
+  } else if (next_ && kDirectly) {
+    current_thread = std::exchange(next_, nullptr);
+    thread.fiber->go_on_to(*current_thread->fiber);
+  } else {
+    thread.fiber->suspend();
+  }
   thread.waits_for = nullptr;
   if (cancelled_) throw Cancelled{};
 }

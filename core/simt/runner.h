@@ -81,6 +81,10 @@ class Block {
 
  private:
   struct Cancelled {};  // unwinds a thread
+  struct FiberOf {
+    Block* block;
+    std::unique_ptr<Fiber> fiber;  // or null, before its start
+  };
   struct Barrier {
     std::vector<Thread*> waiting;
     int arrived = 0, expected = 0, sum = 0;
@@ -104,9 +108,10 @@ class Block {
   void reuse_spent();
   void set_timeline(Fiber& fiber, const Thread& thread) const;
   void resume(Thread& thread);
-  void run_fiber(int fiber);
-  void run_thread(Thread& thread, int fiber);
+  void run_fiber(FiberOf& mine);
+  void run_thread(Thread& thread);
   Thread* next_unstarted();
+  void choose_next();
   void check_arithmetic(const char* before) const;
   void note_write(const char* before) const;
   void check_barrier(const Barrier& barrier, int id, int count, const char* name,
@@ -123,20 +128,16 @@ class Block {
   std::vector<unsigned> order_;  // in which threads start
   size_t started_ = 0, done_ = 0;
   std::deque<Thread*> ready_;
-  size_t polls_ = 0;     // since something else happened
-  uint64_t events_ = 0;  // that are not polls
-  struct FiberOf {
-    Block* block;
-    int number;
-    std::unique_ptr<Fiber> fiber;
-  };
+  Thread* next_ = nullptr;  // to go on, chosen by the one that stopped; null: none of ready_
+  size_t polls_ = 0;        // since something else happened
+  uint64_t events_ = 0;     // that are not polls
   std::vector<std::unique_ptr<FiberOf>> fibers_;
-  std::vector<int> idle_;
+  std::vector<FiberOf*> idle_;
   // With ThreadSanitizer: ran a thread of this launch, whose other threads must not seem to be it.
-  std::vector<int> spent_;
-  uint64_t spent_on_ = 0;                        // number of the timeline that launched it
-  std::map<uint64_t, std::vector<int>> parked_;  // of other timelines
-  uint64_t spent_by_ = 0;                        // and of the launch
+  std::vector<FiberOf*> spent_;
+  uint64_t spent_on_ = 0;                             // number of the timeline that launched it
+  std::map<uint64_t, std::vector<FiberOf*>> parked_;  // of other timelines
+  uint64_t spent_by_ = 0;                             // and of the launch
   std::exception_ptr error_;
   bool cancelled_ = false;
   Barrier barriers_[16];

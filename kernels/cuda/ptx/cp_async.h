@@ -81,7 +81,7 @@ __device__ __forceinline__ void cp_async_wait_all() {
 #else
 
 // The copies that a thread has in flight.
-class Copies : public InFlight {
+class Copies final : public InFlight {
  public:
   void issue(void* to, const void* from, int size, int bytes) {
     const Copy copy{to, from, size, bytes, group_};
@@ -97,8 +97,7 @@ class Copies : public InFlight {
     land_if([&](const Copy& copy) { return n < 0 || copy.group < group_ - n; });
   }
   void suspended() override {
-    if (current_grid().options.landing == Landing::Random)
-      land_if([](const Copy&) { return random_choice() % 4 == 0; });
+    land_if([](const Copy&) { return random_choice() % 4 == 0; });
   }
   void ended() override { expect_none_left(copies_.size(), "cp.async"); }
 

@@ -41,8 +41,9 @@
 #include "kernels/cuda/ptx/common.h"
 
 #ifndef TESSERA_GPU
-#include <map>
+#include <algorithm>
 #include <optional>
+#include <vector>
 
 #include "core/simt/trace.h"
 #endif
@@ -171,16 +172,17 @@ struct SharedMatrix {
   }
 };
 
-// Registers of a lane.
+// Registers of a lane, and what they held at some time.
 struct Registers {
-  using Values = std::vector<std::byte>;
-  const void* first = nullptr;
-  size_t bytes = 0;
+  const void* first;
+  size_t bytes;
+  std::vector<std::byte> values{};
 
-  auto operator<=>(const Registers&) const = default;
-  Values values() const {
-    const auto* from = static_cast<const std::byte*>(first);
-    return {from, from + bytes};
+  bool are(const Registers& other) const { return first == other.first && bytes == other.bytes; }
+  bool changed() const { return std::memcmp(values.data(), first, bytes) != 0; }
+  void note() {
+    const auto* const from = static_cast<const std::byte*>(first);
+    values.assign(from, from + bytes);
   }
 };
 
@@ -193,10 +195,11 @@ struct GroupProduct {
   SharedMatrix b;
   int warp;  // of the group
 
-  std::vector<Registers> registers() const {
-    std::vector<Registers> all{{d, size_t(sums) * sizeof(float)}};
-    if (fragment) all.push_back({fragment, 16});
-    return all;
+  // f(registers) for each array of them.
+  template <class F>
+  void each_registers(const F& f) const {
+    f(Registers{d, size_t(sums) * sizeof(float)});
+    if (fragment) f(Registers{fragment, 16});
   }
 };
 
@@ -249,13 +252,12 @@ void multiply_group(void* const* lanes) {
 }
 
 // The products that a thread has in flight.
-class Products : public InFlight {
+class Products final : public InFlight {
  public:
   void issue(const GroupProduct& product, Combine combine, Where where) {
     check_fence(product, where);
-    Registers::Values fragment;
-    if (product.fragment) fragment = Registers{product.fragment, 16}.values();
-    products_.push_back({product, combine, where, group_, fragment});
+    One& one = products_.emplace_back(One{product, combine, where, group_});
+    if (product.fragment) std::memcpy(one.fragment, product.fragment, sizeof one.fragment);
     if (current_grid().options.landing == Landing::Earliest) wait(-1);
   }
   void commit() { ++group_; }
@@ -263,15 +265,19 @@ class Products : public InFlight {
     while (!products_.empty() && (n < 0 || products_.front().group < group_ - n)) {
       One one = products_.front();
       products_.erase(products_.begin());
-      if (one.product.fragment && Registers{one.product.fragment, 16}.values() != one.fragment)
+      if (one.product.fragment &&
+          std::memcmp(one.product.fragment, one.fragment, sizeof one.fragment) != 0)
         fault("registers of A were written before their wgmma.mma_async had ended", one.where);
       whole_warp(&one.product, one.combine, "wgmma", one.where);
-      for (const Registers& some : one.product.registers()) known_[some] = some.values();
+      one.product.each_registers([&](const Registers& some) {
+        Registers* const known = find(some);
+        (known ? *known : known_.emplace_back(some)).note();
+      });
     }
   }
   void fence() {
     fenced_ = true;
-    for (auto& [some, values] : known_) values = some.values();
+    for (Registers& known : known_) known.note();
   }
   void suspended() override {}
   void ended() override { expect_none_left(products_.size(), "wgmma.mma_async"); }
@@ -282,21 +288,25 @@ class Products : public InFlight {
     Combine combine;
     Where where;
     int64_t group;
-    Registers::Values fragment;  // as it was at the issue
+    uint32_t fragment[4] = {};  // as it was at the issue
   };
-  void check_fence(const GroupProduct& product, Where where) const {
+  void check_fence(const GroupProduct& product, Where where) {
     if (!fenced_) fault("wgmma.mma_async without a wgmma.fence before it", where);
-    for (const Registers& some : product.registers())
-      if (const auto known = known_.find(some);
-          known != known_.end() && known->second != some.values())
+    product.each_registers([&](const Registers& some) {
+      if (Registers* const known = find(some); known && known->changed())
         fault("wgmma.mma_async of registers that were written since the last wgmma.fence", where);
+    });
+  }
+  Registers* find(const Registers& some) {
+    const auto found = std::ranges::find_if(known_, [&](const auto& k) { return k.are(some); });
+    return found == known_.end() ? nullptr : &*found;
   }
 
   std::vector<One> products_;
   int64_t group_ = 0;
   bool fenced_ = false;
   // Of earlier products, as the last fence saw them, or the product if that came later.
-  std::map<Registers, Registers::Values> known_;
+  std::vector<Registers> known_;
 };
 
 inline void require_wgmma(const char* name, Where where) {
