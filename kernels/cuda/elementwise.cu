@@ -1,11 +1,42 @@
-// Sums, bound by memory: packs of 16 bytes where the shape allows. Elementwise, or broadcast over
-// the pixels of an image: those keep a thread to its channels (columns.h).
+// Small operations, bound by memory: activations, sums, fill, and the running statistics of
+// BatchNorm. Activations and sums take packs of 16 bytes where the shape allows; sums that are
+// broadcast over the pixels of an image keep a thread to its channels (columns.h). Fill, which is
+// for what is small, has one element a thread, statistics have a thread for each channel.
+#include "kernels/cuda/activation_math.h"
 #include "kernels/cuda/columns.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
 
-constexpr int kTileBlocks = 4;  // of a multiprocessor
+template <class T, int N, Activation act>
+struct ActFwd {
+  const T* x;
+  T* y;
+  __device__ void operator()(int64_t i) const {
+    const Pack<T, N> in = Pack<T, N>::load(x + i * N);
+    float values[N];
+    for (int j = 0; j < N; ++j) values[j] = Act<act>::template value<T>(in[j]);
+    Pack<T, N>::of(values).store(y + i * N);
+  }
+};
+
+template <class T, int N, Activation act>
+struct ActBwd {
+  const T *x, *dy;
+  T* dx;
+  bool accumulate;
+  __device__ void operator()(int64_t i) const {
+    const Pack<T, N> in = Pack<T, N>::load(x + i * N), up = Pack<T, N>::load(dy + i * N);
+    Pack<T, N> old;
+    if (accumulate) old = Pack<T, N>::load(dx + i * N);
+    float values[N];
+    for (int j = 0; j < N; ++j) {
+      const float value = up[j] * Act<act>::template derivative<T>(in[j]);
+      values[j] = accumulate ? old[j] + value : value;
+    }
+    Pack<T, N>::of(values).store(dx + i * N);
+  }
+};
 
 // y = a + b; y may be a or b.
 template <class T, int N>
@@ -26,6 +57,8 @@ void add(Stream& stream, int64_t n, const T* a, const T* b, T* y) {
     return for_each(stream, n / kPack<T>, Add<T, kPack<T>>{a, b, y});
   for_each(stream, n, Add<T, 1>{a, b, y});
 }
+
+constexpr int kTileBlocks = 4;  // of a multiprocessor
 
 // y [N,P,C] = x + t [N,C]; y may be x.
 template <class T, class B, int V>
@@ -66,7 +99,67 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   for (int j = 0; j < V; ++j) to[j] = sum[j];
 }
 
+template <class T>
+struct Fill {
+  T* x;
+  float value;
+  __device__ void operator()(int64_t i) const { x[i] = from_float<T>(value); }
+};
+
+struct UpdateStatistics {
+  float eps, momentum, unbiased;  // unbiased: count / (count - 1)
+  const float* moments;
+  float *mean, *var;
+  __device__ void operator()(int64_t c) const {
+    const float rstd = moments[2 * c + 1];
+    // Far below eps it has an error of eps's last place, nothing beside the eps of evaluation.
+    const float difference = 1.0f / (rstd * rstd) - eps;
+    const float biased = difference < 0.0f ? 0.0f : difference;  // NaN stays
+    mean[c] = (1.0f - momentum) * mean[c] + momentum * moments[2 * c];
+    var[c] = (1.0f - momentum) * var[c] + momentum * (unbiased * biased);
+  }
+};
+
+struct MomentsOfStatistics {
+  float eps;
+  const float *mean, *var;
+  float* moments;
+  __device__ void operator()(int64_t c) const {
+    moments[2 * c] = mean[c];
+    moments[2 * c + 1] = 1.0f / sqrtf(var[c] + eps);
+  }
+};
+
 }  // namespace
+
+void activation_fwd(Stream& stream, Activation act, const Tensor& x, Tensor& y) {
+  with_storage(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_activation(act, [&]<Activation a>() {
+      const T* from = x.data<T>();
+      T* to = y.data<T>();
+      const int64_t n = x.numel();
+      if (packs_fit<T, kPack<T>>(n, from, to))
+        return for_each(stream, n / kPack<T>, ActFwd<T, kPack<T>, a>{from, to});
+      for_each(stream, n, ActFwd<T, 1, a>{from, to});
+    });
+  });
+}
+
+void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tensor& dy, Grad dx) {
+  with_storage(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_activation(act, [&]<Activation a>() {
+      const T *from = x.data<T>(), *up = dy.data<T>();
+      T* to = dx.tensor.data<T>();
+      const int64_t n = x.numel();
+      const bool add = dx.mode == GradMode::Accumulate;
+      if (packs_fit<T, kPack<T>>(n, from, up, to))
+        return for_each(stream, n / kPack<T>, ActBwd<T, kPack<T>, a>{from, up, to, add});
+      for_each(stream, n, ActBwd<T, 1, a>{from, up, to, add});
+    });
+  });
+}
 
 void add_fwd(Stream& stream, const Tensor& a, const Tensor& b, Tensor& y) {
   with_storage(a.dtype(), [&](auto zero) {
@@ -127,6 +220,27 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
     dt.tensor.dtype() == DType::f32 ? put_sums(float{}) : put_sums(T{});
   };
   with_packs(dy, run);
+}
+
+void fill(Stream& stream, Tensor& x, double value) {
+  with_storage(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each(stream, x.numel(), Fill<T>{x.data<T>(), float(value)});
+  });
+}
+
+void batch_norm_update(Stream& stream, const BatchNormSpec& spec, int64_t count,
+                       const Tensor& moments, Tensor& mean, Tensor& var) {
+  for_each(stream, mean.numel(),
+           UpdateStatistics{spec.eps, spec.momentum, float(double(count) / double(count - 1)),
+                            moments.data<float>(), mean.data<float>(), var.data<float>()});
+}
+
+void batch_norm_moments(Stream& stream, const BatchNormSpec& spec, const Tensor& mean,
+                        const Tensor& var, Tensor& moments) {
+  for_each(
+      stream, mean.numel(),
+      MomentsOfStatistics{spec.eps, mean.data<float>(), var.data<float>(), moments.data<float>()});
 }
 
 }  // namespace tessera::TESSERA_CUDA
