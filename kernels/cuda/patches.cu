@@ -11,32 +11,33 @@
 namespace tessera::TESSERA_CUDA {
 namespace {
 
-// Channels c .. c+N-1 of a patch of `space` and 4c .. 4c+4N-1 of its pixel in `channels`.
-template <class T, int N>
-struct Exchange {
-  Divisor by_runs;  // of N channels in a pixel
+// The patch of a small image's pack i, of N channels: where its first pixel is in the large image.
+template <int N>
+struct PatchOf {
+  Divisor by_packs;
   Patches patches;
 
-  Exchange(int64_t W, int64_t C) : by_runs(C / N), patches(W, C) {}
+  PatchOf(int64_t W, int64_t C) : by_packs(C / N), patches(W, C) {}
 
-  __device__ __forceinline__ int64_t in_space(int64_t i) const {
-    const int64_t c = by_runs.divide(i) * N;
+  __device__ __forceinline__ int64_t operator()(int64_t i) const {
+    const int64_t c = by_packs.divide(i) * N;
     return patches.at(i, c);
   }
 };
 
-// V elements of the pixel are accessed at once.
+// Channels c .. c+N-1 of a patch become 4c .. 4c+4N-1 of its pixel, where V elements are accessed
+// at once.
 template <class T, int N, int V>
 struct SpaceToChannel {
-  Exchange<T, N> exchange;
+  PatchOf<N> patch_of;
   const T* x;
   T* y;
   bool accumulate;
   __device__ void operator()(int64_t i) const {
-    const T* from = x + exchange.in_space(i);
+    const T* from = x + patch_of(i);
     Pack<T, V> out[4 * N / V];
     for (int p = 0; p < 4; ++p) {
-      const Pack<T, N> in = Pack<T, N>::load(from + exchange.patches.step(p));
+      const Pack<T, N> in = Pack<T, N>::load(from + patch_of.patches.step(p));
       for (int j = 0; j < N; ++j) out[(4 * j + p) / V].values[(4 * j + p) % V] = in.values[j];
     }
     for (int v = 0; v < 4 * N / V; ++v) put_pack(y + i * 4 * N + v * V, out[v], accumulate);
@@ -45,18 +46,18 @@ struct SpaceToChannel {
 
 template <class T, int N, int V>
 struct ChannelToSpace {
-  Exchange<T, N> exchange;
+  PatchOf<N> patch_of;
   const T* x;
   T* y;
   bool accumulate;
   __device__ void operator()(int64_t i) const {
     Pack<T, V> in[4 * N / V];
     for (int v = 0; v < 4 * N / V; ++v) in[v] = Pack<T, V>::load(x + i * 4 * N + v * V);
-    T* to = y + exchange.in_space(i);
+    T* to = y + patch_of(i);
     for (int p = 0; p < 4; ++p) {
       Pack<T, N> out;
       for (int j = 0; j < N; ++j) out.values[j] = in[(4 * j + p) / V].values[(4 * j + p) % V];
-      put_pack(to + exchange.patches.step(p), out, accumulate);
+      put_pack(to + patch_of.patches.step(p), out, accumulate);
     }
   }
 };
@@ -72,50 +73,32 @@ void move(Stream& stream, const Tensor& x, Grad y, const Tensor& space) {
     const T* from = x.data<T>();
     T* to = y.tensor.data<T>();
     if (C % N == 0 && packs_fit<T, 4 * N>(0, from, to))
-      return for_each(stream, n / N, Move<T, N, 4 * N>{Exchange<T, N>(W, C), from, to, add});
-    for_each(stream, n, Move<T, 1, 1>{Exchange<T, 1>(W, C), from, to, add});
+      return for_each(stream, n / N, Move<T, N, 4 * N>{{W, C}, from, to, add});
+    for_each(stream, n, Move<T, 1, 1>{{W, C}, from, to, add});
   });
 }
 
 template <class T, int N>
 struct UpsampleFwd {
-  Divisor by_packs;
-  Patches patches;
+  PatchOf<N> patch_of;
   const T* x;
   T* y;
   __device__ void operator()(int64_t i) const {
     const Pack<T, N> in = Pack<T, N>::load(x + i * N);
-    const int64_t c = by_packs.divide(i) * N;
-    T* to = y + patches.at(i, c);
-    for (int p = 0; p < 4; ++p) in.store(to + patches.step(p));
+    T* to = y + patch_of(i);
+    for (int p = 0; p < 4; ++p) in.store(to + patch_of.patches.step(p));
   }
 };
 
 template <class T, int N>
 struct UpsampleBwd {
-  Divisor by_packs;
-  Patches patches;
+  PatchOf<N> patch_of;
   const T* dy;
   T* dx;
   bool accumulate;
   __device__ void operator()(int64_t i) const {
     T* to = dx + i * N;
-    const int64_t c = by_packs.divide(i) * N;
-    put_patch_sum<T, N>(to, dy + patches.at(i, c), patches, accumulate);
-  }
-};
-
-// The patch of a small image's pack i: where its first pixel is in the large image.
-template <int N>
-struct PatchOf {
-  Divisor by_packs;
-  Patches patches;
-
-  PatchOf(int64_t W, int64_t C) : by_packs(C / N), patches(W, C) {}
-
-  __device__ __forceinline__ int64_t operator()(int64_t i) const {
-    const int64_t c = by_packs.divide(i) * N;
-    return patches.at(i, c);
+    put_patch_sum<T, N>(to, dy + patch_of(i), patch_of.patches, accumulate);
   }
 };
 
@@ -197,21 +180,19 @@ void channel_to_space(Stream& stream, const Tensor& x, Grad y) {
 
 void upsample_nearest_fwd(Stream& stream, const Tensor& x, Tensor& y) {
   const int64_t W = x.dim(2), C = x.dim(3), n = x.numel();
-  const Patches patches(W, C);
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     constexpr int N = kPack<T>;
     const T* from = x.data<T>();
     T* to = y.data<T>();
     if (packs_fit<T, N>(C, from, to))
-      return for_each(stream, n / N, UpsampleFwd<T, N>{Divisor(C / N), patches, from, to});
-    for_each(stream, n, UpsampleFwd<T, 1>{Divisor(C), patches, from, to});
+      return for_each(stream, n / N, UpsampleFwd<T, N>{{W, C}, from, to});
+    for_each(stream, n, UpsampleFwd<T, 1>{{W, C}, from, to});
   });
 }
 
 void upsample_nearest_bwd(Stream& stream, const Tensor& dy, Grad dx) {
   const int64_t W = dx.tensor.dim(2), C = dy.dim(3), n = dx.tensor.numel();
-  const Patches patches(W, C);
   const bool add = dx.mode == GradMode::Accumulate;
   with_storage(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -219,8 +200,8 @@ void upsample_nearest_bwd(Stream& stream, const Tensor& dy, Grad dx) {
     const T* from = dy.data<T>();
     T* to = dx.tensor.data<T>();
     if (packs_fit<T, N>(C, from, to))
-      return for_each(stream, n / N, UpsampleBwd<T, N>{Divisor(C / N), patches, from, to, add});
-    for_each(stream, n, UpsampleBwd<T, 1>{Divisor(C), patches, from, to, add});
+      return for_each(stream, n / N, UpsampleBwd<T, N>{{W, C}, from, to, add});
+    for_each(stream, n, UpsampleBwd<T, 1>{{W, C}, from, to, add});
   });
 }
 
