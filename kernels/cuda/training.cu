@@ -1,10 +1,12 @@
-// The optimizer over the flat arenas, bound by memory: grad_norm sums in double, by blocks and then
-// over these, in a fixed order; adam_step reads four floats and writes three, and a bf16 copy, per
-// parameter. The formula: kernels/cpu/adam.cpp.
+// What a training step has behind the network, bound by memory: the norm of all gradients, the
+// update of the flat arenas, and the search for NaN and infinity. Squares are added in double, by
+// blocks and then over these, in a fixed order. adam_step reads four floats and writes three, and a
+// bf16 copy, per parameter; the formula: kernels/cpu/adam.cpp. In the search every thread looks at
+// every (grid size)-th pack until it finds one, every block writes its first index, the host takes
+// the least of those.
 #include <algorithm>
 
 #include "kernels/adam.h"
-#include "kernels/cuda/finite.h"
 #include "kernels/cuda/last_block.h"
 #include "kernels/cuda/reduce.h"
 
@@ -12,8 +14,16 @@ namespace tessera::TESSERA_CUDA {
 namespace {
 
 constexpr int kThreads = 256;
+// Where threads take every (grid size)-th pack.
 constexpr int64_t kMaxBlocks = 1024, kPacksPerThread = 4;
 using Scratch = BlockScratch<double, kThreads>;
+
+// Whether a value is neither NaN nor infinite, from its bits: no comparison, so that signalling
+// NaNs raise nothing.
+__device__ __forceinline__ bool is_finite(float x) {
+  return (__float_as_uint(x) & 0x7F800000) != 0x7F800000;
+}
+__device__ __forceinline__ bool is_finite(bf16 x) { return (x.bits & 0x7F80) != 0x7F80; }
 
 // partials[block] = sum of g^2 over every (grid size)-th pack; norm = the root of their sum.
 template <int N>
@@ -115,6 +125,40 @@ struct CopyRounded {
   }
 };
 
+struct Least {
+  __device__ __forceinline__ int64_t operator()(int64_t a, int64_t b) const {
+    return a < b ? a : b;
+  }
+};
+
+// firsts[block] = the first index the block found, or N * packs.
+template <class T, int N>
+__global__ void find_non_finite_kernel(int64_t packs, const T* x, int64_t* firsts) {
+  ptx::begin_kernel();
+  const int64_t stride = int64_t(gridDim.x) * kThreads;
+  int64_t first = N * packs;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += stride) {
+    const Pack<T, N> values = Pack<T, N>::load(x + i * N);
+    for (int j = N; j-- > 0;)
+      if (!is_finite(values.values[j])) first = i * N + j;
+    if (first < N * packs) break;
+  }
+  first = block_reduce(first, Least{}, shared_memory<BlockScratch<int64_t, kThreads>>());
+  if (threadIdx.x == 0) firsts[blockIdx.x] = first;
+}
+
+template <class T, int N>
+std::vector<int64_t> firsts_of(Stream& stream, const Tensor& x) {
+  const int64_t packs = x.numel() / N;
+  const int64_t blocks = std::min(ceil_div(packs, kThreads * kPacksPerThread), kMaxBlocks);
+  Tensor firsts = Tensor::empty(stream, {blocks}, DType::i64);
+  launch_next<find_non_finite_kernel<T, N>>(
+      {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads),
+       sizeof(BlockScratch<int64_t, kThreads>)},
+      packs, x.data<T>(), firsts.data<int64_t>());
+  return firsts.to_vector<int64_t>(stream);
+}
+
 }  // namespace
 
 void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
@@ -151,6 +195,19 @@ void copy_rounded(Stream& stream, const Tensor& params, Tensor& copies) {
   if (packs_fit<float, 4>(n, from) && packs_fit<bf16, 4>(n, to))
     return for_each(stream, n / 4, CopyRounded<4>{from, to});
   for_each(stream, n, CopyRounded<1>{from, to});
+}
+
+void find_non_finite(Stream& stream, const Tensor& x, int64_t& index) {
+  index = -1;
+  if (x.numel() == 0) return;
+  with_storage(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<int64_t> firsts = packs_fit<T, kPack<T>>(x.numel(), x.data<T>())
+                                            ? firsts_of<T, kPack<T>>(stream, x)
+                                            : firsts_of<T, 1>(stream, x);
+    const int64_t first = *std::min_element(firsts.begin(), firsts.end());
+    if (first < x.numel()) index = first;
+  });
 }
 
 }  // namespace tessera::TESSERA_CUDA
