@@ -1,6 +1,8 @@
-// The matrix product of Linear. The one place where a GPU and the host model go different ways:
-// cuBLAS is loaded at its first use, so that programs start without it, and is not emulated.
-#include "kernels/cuda/matmul.h"
+// linear: y [N,K] = x [N,C] w[K,C]^T + b. The bias is added and summed by kernels of our own, which
+// are bound by memory. The products are cuBLAS's on a GPU, plain loops on the host model: the one
+// place where these go different ways. cuBLAS is loaded at its first use, so that programs start
+// without it, and is not emulated.
+#include "kernels/cuda/columns.h"
 
 #ifdef TESSERA_GPU
 #include <cublas_v2.h>
@@ -15,6 +17,12 @@
 
 namespace tessera::TESSERA_CUDA {
 namespace {
+
+// A factor of a product, as it is or transposed.
+struct Factor {
+  const Tensor& matrix;
+  bool transposed = false;
+};
 
 // As for convolutions: where there are tensor cores, products of f32 may be tf32's.
 bool use_tf32(Stream& stream, const Factor& a) {
@@ -198,11 +206,46 @@ void multiply(Stream& stream, const Sizes& s, const Factor& a, const Factor& b, 
 
 #endif
 
-}  // namespace
-
+// c [M,N] = a [M,K] b [K,N], or c += a b. Factors are f32 or both bf16, c is f32 or like them; sums
+// are kept in float. Factors of f32 may be rounded to tf32 where Stream::math allows it. Throws
+// InputError where cuBLAS is needed and cannot be loaded.
 void matmul(Stream& stream, Factor a, Factor b, Tensor& c, GradMode mode) {
   const Sizes sizes(a, b, c);
   if (c.numel() > 0) multiply(stream, sizes, a, b, c, mode);
+}
+
+// y[n,k] += b[k]
+template <class T>
+struct AddBias {
+  const float* b;
+  T* y;
+  int64_t K;
+  __device__ void operator()(int64_t i) const { put_at(y + i, b[i % K], true); }
+};
+
+}  // namespace
+
+void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y) {
+  matmul(stream, {x}, {w, true}, y, GradMode::Overwrite);
+  if (!b) return;
+  with_storage(y.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each(stream, y.numel(), AddBias<T>{b.data<float>(), y.data<T>(), y.dim(1)});
+  });
+}
+
+void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx) {
+  matmul(stream, {dy}, {w}, dx.tensor, dx.mode);
+}
+
+void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db) {
+  if (dw) matmul(stream, {dy, true}, {x}, dw.tensor, dw.mode);
+  if (!db) return;
+  with_storage(dy.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    sum_rows(stream, 1, dy.dim(0), dy.dim(0), dy.dim(1), dy.data<T>(),
+             PutSum<float>{db.tensor.data<float>(), db.mode == GradMode::Accumulate, dy.dim(1)});
+  });
 }
 
 }  // namespace tessera::TESSERA_CUDA
