@@ -1,11 +1,10 @@
 // PNG through libpng. Every form becomes 8-bit grey or RGB as in Pillow: palettes and few bits are
 // expanded, alpha and transparent colours dropped, gamma and profiles ignored; of 16 bits the upper
-// 8 are kept, except that plain 16-bit grey is clipped to 255.
-// libpng reports errors by longjmp. So that no C++ object is jumped over, each function with a
-// setjmp has none of its own: they live in the reader or writer that its caller holds.
+// 8 are kept, except that plain 16-bit grey is clipped to 255. What is written says that it is
+// sRGB. While it reads, libpng reports errors by longjmp. So that no C++ object is jumped over,
+// each function with a setjmp has none of its own: they live in the reader that its caller holds.
 #include <png.h>
 
-#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
@@ -24,7 +23,6 @@ constexpr uint64_t kMaxDeflateRatio = 1032;  // a match of 258 bytes in two bits
 struct Transfer {
   char message[128] = "";
   std::span<const std::byte> input;  // still to be read
-  std::vector<std::byte> output;     // written so far
 };
 
 [[noreturn]] void on_error(png_structp png, png_const_charp text) {
@@ -40,16 +38,6 @@ void on_read(png_structp png, png_bytep out, size_t bytes) {
   if (transfer->input.size() < bytes) png_error(png, "file is truncated");
   std::memcpy(out, transfer->input.data(), bytes);
   transfer->input = transfer->input.subspan(bytes);
-}
-
-void on_write(png_structp png, png_bytep data, size_t bytes) {
-  auto* transfer = static_cast<Transfer*>(png_get_io_ptr(png));
-  try {
-    const auto* first = reinterpret_cast<const std::byte*>(data);
-    transfer->output.insert(transfer->output.end(), first, first + bytes);
-  } catch (const std::bad_alloc&) {
-    png_error(png, "out of memory");
-  }
 }
 
 struct Reader {
@@ -113,32 +101,6 @@ void clip_to_bytes(std::vector<uint8_t>& samples) {
   samples.resize(samples.size() / 2);
 }
 
-struct Writer {
-  Transfer transfer;
-  png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &transfer, on_error, on_warning);
-  png_infop info = png ? png_create_info_struct(png) : nullptr;
-
-  Writer() { ENSURE(info != nullptr, "libpng does not start"); }
-  Writer(const Writer&) = delete;
-  Writer& operator=(const Writer&) = delete;
-  ~Writer() { png_destroy_write_struct(&png, &info); }
-};
-
-bool encode(Writer& writer, const Image& image) {
-  if (setjmp(png_jmpbuf(writer.png))) return false;
-  png_set_write_fn(writer.png, &writer.transfer, on_write, nullptr);
-  png_set_IHDR(writer.png, writer.info, image.width, image.height, 8,
-               image.channels == 1 ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
-               PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
-  png_write_info(writer.png, writer.info);
-  const size_t row_bytes = static_cast<size_t>(image.width) * image.channels;
-  for (int y = 0; y < image.height; ++y) {
-    png_write_row(writer.png, image.pixels.data() + y * row_bytes);
-  }
-  png_write_end(writer.png, nullptr);
-  return true;
-}
-
 }  // namespace
 
 Image decode_png(std::span<const std::byte> content, const std::string& origin) {
@@ -179,13 +141,15 @@ void write_png(const std::filesystem::path& path, const Image& image) {
       image.width > 0 && image.height > 0 && (image.channels == 1 || image.channels == 3) &&
           image.pixels.size() == static_cast<size_t>(image.width) * image.height * image.channels,
       image.width, "x", image.height, "x", image.channels, ", ", image.pixels.size(), " bytes");
-  Writer writer;
-  if (!encode(writer, image)) {
-    throw InputError(concat("cannot write ", path.string(), ": ", writer.transfer.message));
-  }
-  atomic_write(path, [&](FileWriter& out) {
-    out.write(writer.transfer.output.data(), writer.transfer.output.size());
-  });
+  png_image png{};
+  png.version = PNG_IMAGE_VERSION;
+  png.width = image.width, png.height = image.height;
+  png.format = image.channels == 1 ? PNG_FORMAT_GRAY : PNG_FORMAT_RGB;
+  png_alloc_size_t bytes = PNG_IMAGE_PNG_SIZE_MAX(png);
+  std::vector<std::byte> file(bytes);
+  if (!png_image_write_to_memory(&png, file.data(), &bytes, 0, image.pixels.data(), 0, nullptr))
+    throw InputError(concat("cannot write ", path.string(), ": ", png.message));
+  atomic_write(path, [&](FileWriter& out) { out.write(file.data(), bytes); });
 }
 
 }  // namespace tessera
