@@ -180,37 +180,17 @@ void Parameters::finish_gradients(Stream& stream) {
     if (!p.var.slot->written) p.var.slot->grad.zero(stream);
 }
 
-double Adam::gradient_norm() {
-  grad_norm(stream_, parameters_.grads, norm_);
-  norm_is_known_ = true;
-  return norm_.dtype() == DType::f64 ? norm_.to_vector<double>(stream_)[0]
-                                     : norm_.to_vector<float>(stream_)[0];
-}
-
 void Adam::update(const Tensor& loss) {
-  if (!norm_is_known_) grad_norm(stream_, parameters_.grads, norm_);
-  norm_is_known_ = false;
-  adam_step(stream_, spec_, ++step, tensors(loss));
-  parameters_.refresh_forms(stream_);
+  issue(loss, {}, {});
+  ++step;
 }
 
 void Adam::issue(const Tensor& loss, const Tensor& now, const Tensor& factors) {
   grad_norm(stream_, parameters_.grads, norm_);
-  AdamTensors t = tensors(loss);
-  t.now = now, t.factors = factors;
-  adam_step(stream_, spec_, step + 1, t);
+  adam_step(stream_, spec_, step + 1,
+            {parameters_.grads, norm_, parameters_.values, parameters_.m, parameters_.v,
+             parameters_.copies, latch_, loss, now, factors});
   parameters_.refresh_forms(stream_);
-}
-
-AdamTensors Adam::tensors(const Tensor& loss) const {
-  return {parameters_.grads,
-          norm_,
-          parameters_.values,
-          parameters_.m,
-          parameters_.v,
-          parameters_.copies,
-          latch_,
-          loss};
 }
 
 }  // namespace tessera

@@ -131,8 +131,6 @@ class Adam {
   Adam(const Adam&) = delete;
   Adam& operator=(const Adam&) = delete;
 
-  // Euclidean norm of all gradients; not finite when one of them is not. Waits for the stream.
-  double gradient_norm();
   // Updates the parameters, unless the gradients or the loss [1] of this or an earlier update were
   // not finite. Does not wait for the stream.
   void update(const Tensor& loss = {});
@@ -149,13 +147,10 @@ class Adam {
   int64_t step = 0;
 
  private:
-  AdamTensors tensors(const Tensor& loss) const;
-
   Stream& stream_;
   Parameters& parameters_;
   AdamSpec spec_;
-  Tensor norm_, latch_;
-  bool norm_is_known_ = false;  // of the gradients of the coming update
+  Tensor norm_, latch_;  // norm_: of all gradients
 };
 
 }  // namespace tessera

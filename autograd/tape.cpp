@@ -81,10 +81,10 @@ void Tape::record(std::string_view op, const Inputs& inputs, const std::vector<V
   nodes_.push_back(std::move(node));
 }
 
-void Tape::backward(const Var& loss, double scale) {
+void Tape::backward(const Var& loss) {
   ENSURE(loss.value.numel() == 1, "backward from ", loss.shape(), ", expected one element");
   Tensor seed = Tensor::empty(stream_, {1}, loss.value.dtype());
-  fill(stream_, seed, scale);
+  fill(stream_, seed, 1);
   backward_from(loss, std::move(seed));
 }
 

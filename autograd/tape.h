@@ -81,8 +81,8 @@ class Tape {
   void record(std::string_view op, const Inputs& inputs, const std::vector<Var>& y,
               BackwardOfParts backward);
 
-  // d loss / d everything wanted, scaled by `scale`. loss has one element. Empties the tape.
-  void backward(const Var& loss, double scale = 1);
+  // d loss / d everything wanted. loss has one element. Empties the tape.
+  void backward(const Var& loss);
   // The same from any value, with the given gradient of it, whose memory it takes if nobody else
   // has it.
   void backward_from(const Var& y, Tensor dy);

@@ -262,7 +262,6 @@ TEST_CASE("the optimizer's latch tells the step when it is polled", "[adam][cuda
     set_gradients(kNan);
     adam.update(loss);
     set_gradients(3);
-    CHECK(adam.gradient_norm() == Approx(12));
     adam.update();
     CHECK(adam.poll() == 2);
     CHECK(adam.step == 3);

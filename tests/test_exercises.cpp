@@ -126,7 +126,6 @@ Outcome train(Stream& stream, const UNetConfig& config) {
     const Var mse = ops::mse(tape, net.forward(tape, Var::leaf(batch.noisy), batch.t), batch.clean);
     tape.backward(mse);
     parameters.finish_gradients(stream);
-    adam.gradient_norm();
     adam.update();
     if (step >= kSteps - kLast) loss += mse.value.to_vector<float>(stream)[0] / kLast;
   }

@@ -197,7 +197,6 @@ void train(Stream& stream, UNet& net, int steps, After after) {
   for (int step = 0; step < steps; ++step) {
     pass(stream, net, {3, 16, 16, 1}, DType::f32);
     net.parameters().finish_gradients(stream);
-    adam.gradient_norm();
     adam.update();
     after(step);
   }
