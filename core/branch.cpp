@@ -1,8 +1,8 @@
 #include "core/branch.h"
 
-#include <cstdlib>
-#include <string_view>
 #include <vector>
+
+#include "core/environment.h"
 
 namespace tessera {
 namespace {
@@ -47,10 +47,7 @@ class Branch : public MemorySource {
 }  // namespace
 
 bool has_branches(const Stream& stream) {
-  static const bool wanted = [] {
-    const char* const asked = std::getenv("TESSERA_BRANCHES");
-    return !asked || std::string_view(asked) != "0";
-  }();
+  static const bool wanted = is_wanted("TESSERA_BRANCHES");
   return wanted && stream.native();
 }
 

@@ -8,9 +8,9 @@
 #ifdef TESSERA_GPU
 #include <cuda_runtime.h>
 
-#include <cstdlib>
-#include <string_view>
 #include <utility>
+
+#include "core/environment.h"
 
 #define TESSERA_CUDA gpu
 #else
@@ -52,10 +52,7 @@ struct Launch {
 
 // Whether launches may overlap: not where TESSERA_OVERLAP=0 is set.
 inline bool overlap_wanted() {
-  static const bool wanted = [] {
-    const char* const asked = std::getenv("TESSERA_OVERLAP");
-    return !asked || std::string_view(asked) != "0";
-  }();
+  static const bool wanted = is_wanted("TESSERA_OVERLAP");
   return wanted;
 }
 
