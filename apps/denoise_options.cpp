@@ -144,16 +144,9 @@ std::optional<DenoiseOptions> parse_denoise_options(int argc, const char* const*
   app.footer(
       "\nStatus 2: wrong options. Status 1: any other error. Nothing is written before all inputs "
       "were read.");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    out << app.help();
+  if (const auto answer = parse(app, argc, argv)) {
+    out << *answer;
     return std::nullopt;
-  } catch (const CLI::CallForVersion& version) {
-    out << version.what() << '\n';
-    return std::nullopt;
-  } catch (const CLI::ParseError& error) {
-    throw usage_error(app, error);
   }
   for (const char* name : {"--weights", "--input", "--output"})
     if (app.get_option(name)->as<std::string>().empty())

@@ -55,15 +55,7 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
       ->group("Presets")
       ->type_name("FILE");
   app.footer(kFooter);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    line.answer = app.help();
-  } catch (const CLI::CallForVersion& version) {
-    line.answer = concat(version.what(), "\n");
-  } catch (const CLI::ParseError& error) {
-    throw usage_error(app, error);
-  }
+  line.answer = parse(app, argc, argv);
   if (line.answer) return line;
   if (app.count("--config") > 0 && line.config.empty())
     throw UsageError("--config is empty, expected FILE");

@@ -1,7 +1,8 @@
-// What both programs say of a command line that cannot be parsed.
+// How both programs parse their command lines, and what they say of one that cannot be parsed.
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <optional>
 
 #include "core/check.h"
 
@@ -20,6 +21,20 @@ inline UsageError usage_error(const CLI::App& app, const CLI::ParseError& error)
     return times > 1 ? concat(name, " is given ", times, " times") : name + " needs a value";
   }();
   return UsageError(text + " (see --help)");
+}
+
+// Returns the answer of --help and --version: print it, and be done. Throws UsageError.
+inline std::optional<std::string> parse(CLI::App& app, int argc, const char* const* argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    return app.help();
+  } catch (const CLI::CallForVersion& version) {
+    return concat(version.what(), "\n");
+  } catch (const CLI::ParseError& error) {
+    throw usage_error(app, error);
+  }
+  return std::nullopt;
 }
 
 }  // namespace tessera
