@@ -11,6 +11,7 @@
 
 #include "apps/denoise_tensors.h"
 #include "apps/denoiser.h"
+#include "apps/device_choice.h"
 #include "apps/evaluate.h"
 #include "apps/image.h"
 #include "apps/image_folder.h"
@@ -87,12 +88,6 @@ void check_flags(const DenoiseOptions& options, bool tensors) {
                             options.input.string()));
   if (!std::isfinite(options.noise_level))
     throw UsageError(concat("--noise-level is ", options.noise_level, ", expected a number"));
-}
-
-std::shared_ptr<Device> open_device(const DenoiseOptions& options) {
-  const bool automatic = options.device == "auto";
-  const DeviceType best = has_gpu() ? DeviceType::cuda : DeviceType::cpu;
-  return Device::open(automatic ? best : device_type_of(options.device), options.threads);
 }
 
 // ---- Images
@@ -196,7 +191,8 @@ void run_denoise(const DenoiseOptions& options, std::ostream& out) {
   const bool tensors = !fs::is_directory(options.input) && is_tensor_name(options.input);
   check_flags(options, tensors);
   const std::vector<Job> jobs = plan(options);
-  const std::shared_ptr<Device> device = open_device(options);
+  const std::shared_ptr<Device> device =
+      Device::open(chosen_device(options.device), options.threads);
   const Precision precision = precision_of(
       resolve_precision(options.precision, name_of(device->type()), device->info().capability));
   Denoiser denoiser = Denoiser::load(device, options.weights, options.network, precision);

@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "apps/device_choice.h"
+
 namespace tessera {
 namespace {
 
@@ -43,15 +45,9 @@ bool parse_flag(const std::string& text, const std::string& source) {
   return text == "true";
 }
 
-// The device that "auto" stands for.
-std::string resolve_device(const std::string& name) {
-  if (name != "auto") return name;
-  return name_of(has_gpu() ? DeviceType::cuda : DeviceType::cpu);
-}
-
 void apply(TrainOptions& options, const GivenOptions& given) {
   for (const auto& [name, value] : given) train_option(name).set(options, value.text, value.source);
-  options.device = resolve_device(options.device);
+  options.device = name_of(chosen_device(options.device));
   if (options.steps) options.epochs.reset();
 }
 
@@ -165,8 +161,10 @@ TrainOptions make_options(const GivenOptions& given) {
     if (const auto value = given.find(name); value != given.end())
       train_option(name).set(chosen, value->second.text, value->second.source);
   if (chosen.preset.empty()) {
-    const std::string device = resolve_device(chosen.device);
-    chosen.preset = device == "cuda" ? "lesson" : device == "simt" ? "tiny" : "quick";
+    const DeviceType device = chosen_device(chosen.device);
+    chosen.preset = device == DeviceType::cuda   ? "lesson"
+                    : device == DeviceType::simt ? "tiny"
+                                                 : "quick";
   }
 
   TrainOptions options = preset_options(chosen.preset);
