@@ -70,7 +70,7 @@ struct Saved {
 };
 
 // h = act(norm1(y1) + t), conv2's input: one pass, so it is computed again rather than kept.
-Tensor activated(Stream& stream, Saved& k, bool known) {
+Tensor second_input(Stream& stream, Saved& k, bool known) {
   Tensor h = Tensor::empty(stream, k.y1.shape(), k.y1.dtype());
   group_norm_act_fwd(stream, k.a.spec, k.y1, k.a.norm1_gamma.value, k.a.norm1_beta.value, k.t.value,
                      {}, h, k.moments1.moments, known);
@@ -102,7 +102,7 @@ void backward(Stream& stream, Saved& k, Tensor dy) {
                        out(a.norm1_beta), out(k.t), h);
     filters.emplace_back(stream, kSame3x3, h, Tensor{}, a.conv2_w, a.conv2_b, d2);
   } else {
-    Tensor h = activated(stream, k, /*known=*/true);
+    Tensor h = second_input(stream, k, /*known=*/true);
     conv2d_bwd_weight(stream, kSame3x3, h, d2, out(a.conv2_w), out(a.conv2_b));
     d1 = std::move(h);  // h had its last use: its memory takes a gradient
     norm_act_conv2d_bwd(stream, a.spec, kSame3x3, k.y1, k.moments1.moments, a.norm1_gamma.value,
@@ -143,7 +143,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& t, const Residua
       Saved{x, skip, t, a, activations(), activations(), moments(), moments()});
   const bool sums = !by_images(stream, *k);
   conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, sums ? &k->moments1 : nullptr);
-  conv2d_fwd(stream, kSame3x3, activated(stream, *k, k->moments1.made), a.conv2_w.value,
+  conv2d_fwd(stream, kSame3x3, second_input(stream, *k, k->moments1.made), a.conv2_w.value,
              a.conv2_b.value, k->y2, sums ? &k->moments2 : nullptr);
 
   Tensor shortcut = x.value;

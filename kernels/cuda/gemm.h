@@ -16,9 +16,9 @@ struct GemmSizes {
 // Where a block's tile begins, and its part of the depth. Blocks that follow each other have the
 // same rows: these are read from memory once, the columns (filters) stay in the cache.
 template <class Tile>
-struct BlockPlace {
+struct BlockPart {
   int row, column, depth, end;
-  __device__ __forceinline__ explicit BlockPlace(const GemmSizes& sizes)
+  __device__ __forceinline__ explicit BlockPart(const GemmSizes& sizes)
       : row(int(blockIdx.x) / sizes.column_tiles * Tile::BM),
         column(int(blockIdx.x) % sizes.column_tiles * Tile::BN),
         depth(int(blockIdx.z) * sizes.depth_per_split),
@@ -126,17 +126,17 @@ struct Epilogue {
     if (row >= sizes.rows) return;
     Out* const to = line(sizes, row);
     if (layout.column_gap)
-      put_at<n, V>(sizes, column, value, [&](int x) { return to + layout.column(x); });
+      put_columns<n, V>(sizes, column, value, [&](int x) { return to + layout.column(x); });
     else  // x - column is a constant, and so is the distance
-      put_at<n, V>(sizes, column, value, [&](int x) { return to + column + (x - column); });
+      put_columns<n, V>(sizes, column, value, [&](int x) { return to + column + (x - column); });
   }
 
  private:
   // at(x): where column x lies. What is added is read before anything is written: the reads are on
   // their way together.
   template <int n, int V, class Value, class At>
-  __device__ __forceinline__ void put_at(const GemmSizes& sizes, int column, const Value& value,
-                                         const At& at) const {
+  __device__ __forceinline__ void put_columns(const GemmSizes& sizes, int column,
+                                              const Value& value, const At& at) const {
     float added[n][V] = {};
     if (bias) {
       TESSERA_UNROLL

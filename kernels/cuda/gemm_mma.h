@@ -62,7 +62,7 @@ __device__ __forceinline__ void fill(Shared& tile, const Loader& loader, int dep
 // element (m, x) of the tile on, and their place in memory, null outside of the output: packs of 8
 // if they fit, else single ones.
 template <class Tile, class F>
-__device__ __forceinline__ void each_of_tile(const GemmSizes& sizes, const BlockPlace<Tile>& place,
+__device__ __forceinline__ void each_of_tile(const GemmSizes& sizes, const BlockPart<Tile>& place,
                                              const Epilogue<bf16>& epilogue, const F& f) {
   const auto each = [&](auto n, int i) {
     const int m = i / Tile::BN, x = i % Tile::BN, row = place.row + m, column = place.column + x;
@@ -84,7 +84,7 @@ __device__ __forceinline__ void each_of_tile(const GemmSizes& sizes, const Block
 // The block's sums -> memory by way of shared memory.
 template <class Tile, class Sums, class Shared>
 __device__ __forceinline__ void put_sums(const Sums& sums, Shared& shared, const GemmSizes& sizes,
-                                         const BlockPlace<Tile>& place,
+                                         const BlockPart<Tile>& place,
                                          const Epilogue<bf16>& epilogue) {
   auto& out = shared.results.out;
   auto& bias = shared.results.bias;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void put_sums(const Sums& sums, Shared& shared, const
 // Sums in float a thread writes as it has them: four threads have 32 neighbouring bytes.
 template <class Tile, class Sums, class Shared>
 __device__ __forceinline__ void put_sums(const Sums& sums, Shared&, const GemmSizes& sizes,
-                                         const BlockPlace<Tile>& place,
+                                         const BlockPart<Tile>& place,
                                          const Epilogue<float>& epilogue) {
   sums.each_row([&](int row, int x, auto pairs, const auto& pair) {
     epilogue.template put<pairs, 2>(sizes, place.row + row, place.column + x,
@@ -146,7 +146,7 @@ __device__ __forceinline__ void gemm_block(const A& a, const B& b, const GemmSiz
   using Shared = MmaShared<Tile, A, B, Sums::kAsync>;
   auto& shared = shared_memory<Shared>();
   constexpr int BK = Tile::template BK<T>, kStages = Shared::kStages;
-  const BlockPlace<Tile> place(sizes);
+  const BlockPart<Tile> place(sizes);
   const TileLoader<A, Tile::BM, BK, Tile::kThreads, packed> loader_a(a, place.row);
   const TileLoader<B, Tile::BN, BK, Tile::kThreads, packed> loader_b(b, place.column);
 

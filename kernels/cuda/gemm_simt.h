@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   constexpr int BM = Tile::BM, BN = Tile::BN, TM = Tile::TM, TN = Tile::TN;
   constexpr int BK = SimtShared<Tile>::BK, kAcross = BN / TN;
   auto& shared = shared_memory<SimtShared<Tile>>();
-  const BlockPlace<Tile> place(sizes);
+  const BlockPart<Tile> place(sizes);
   const int y = int(threadIdx.x) / kAcross * 4, x = int(threadIdx.x) % kAcross * 4;
 
   using LoaderA = TileLoader<A, BM, BK, Tile::kThreads, packed>;

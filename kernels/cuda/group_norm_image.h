@@ -24,7 +24,7 @@ namespace tessera::TESSERA_CUDA {
 
 using ImagePack = Pack<bf16, 8>;
 using FloatPack = Pack<float, 4>;
-__device__ __forceinline__ void put_floats(float* to, const float* from) {
+__device__ __forceinline__ void store_floats(float* to, const float* from) {
   FloatPack::of({from[0], from[1], from[2], from[3]}).store(to);
 }
 
@@ -145,8 +145,8 @@ struct PartSums {
     if (tile.row == 0 && tile.has_channel) {
       float* const to = first + tile.slice * t.C + tile.channel;
       for (int j = 0; j < 8; j += 4) {
-        put_floats(to + j, a + j);
-        put_floats(to + j + second, b + j);
+        store_floats(to + j, a + j);
+        store_floats(to + j + second, b + j);
       }
     }
     if (t.slices == 1)

@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
         product[j] += dz[j] * (x[j] - z.mean[j]);
       }
       if constexpr (!std::is_same_v<Act, None>)
-        for (int i = 0; i < 2; ++i) put_floats(shared.dz(s, i, k), dz + 4 * i);
+        for (int i = 0; i < 2; ++i) store_floats(shared.dz(s, i, k), dz + 4 * i);
       if (!out.h) return;
       for (int j = 0; j < 8; ++j) values[j] = Act::template value<bf16>(z(j, x[j]));
       ImagePack::of(values).store(out.h + tile.first + k * tile.step);
