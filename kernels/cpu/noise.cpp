@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/rng.h"
 #include "kernels/cpu/loops.h"
+#include "kernels/noise.h"
 
 namespace tessera {
 namespace cpu {
@@ -20,13 +20,6 @@ void check_numbers(const char* what, const Tensor& numbers, int64_t last) {
   }
 }
 
-int32_t timestep_of(const NoiseSpec& spec, uint32_t sample) {
-  const RngKey key{spec.seed, spec.epoch, sample, Purpose::timestep};
-  return int32_t(uniform_below(random4(key, 0)[0], 1000));
-}
-
-float normalized(uint8_t value) { return (float(value) / 255.0f - 0.5f) / 0.5f; }
-
 template <class T>
 void make_batch(const NoiseSpec& spec, const Tensor& images, const int64_t* rows,
                 const int64_t* samples, const int32_t* t, Tensor& clean, T* noisy) {
@@ -37,8 +30,8 @@ void make_batch(const NoiseSpec& spec, const Tensor& images, const int64_t* rows
   for (int64_t n = 0; n < N; ++n)
     for (int64_t block = 0; block < blocks; ++block) {
       const float sigma = sigma_of(t[n], spec.noise_level);
-      const std::array<float, 4> z =
-          normal4({spec.seed, spec.epoch, uint32_t(samples[n]), Purpose::noise}, uint32_t(block));
+      const RngKey key = noise_key(spec, NoiseUse::Training, uint32_t(samples[n]), t[n]);
+      const std::array<float, 4> z = normal4(key, uint32_t(block));
       for (int64_t i = 4 * block; i < std::min(size, 4 * block + 4); ++i) {
         const float value = normalized(from[rows[n] * size + i]);
         to[n * size + i] = value;
@@ -73,10 +66,7 @@ void add_noise(Stream&, const NoiseSpec& spec, NoiseUse use, const Tensor& sampl
 #pragma omp parallel for collapse(2) schedule(static)
   for (int64_t n = 0; n < N; ++n)
     for (int64_t block = 0; block < blocks; ++block) {
-      const RngKey key =
-          use == NoiseUse::Training
-              ? RngKey{spec.seed, spec.epoch, uint32_t(sample[n]), Purpose::noise}
-              : RngKey{spec.seed, uint32_t(timestep[n]), uint32_t(sample[n]), Purpose::eval_noise};
+      const RngKey key = noise_key(spec, use, uint32_t(sample[n]), timestep[n]);
       const float sigma = sigma_of(timestep[n], spec.noise_level);
       const std::array<float, 4> z = normal4(key, uint32_t(block));
       for (int64_t i = 4 * block; i < std::min(size, 4 * block + 4); ++i)
