@@ -14,9 +14,10 @@
 namespace tessera::TESSERA_CUDA {
 namespace {
 
-// in: A [16,8] pairs by rows, B [8,8] pairs by columns, D [16,8]; out: D.
+// in: A [16,8] by rows, B [8,8] by columns, D [16,8]; out: D. A and B are of tf32 (T = float), or
+// of pairs of 16 bits.
 template <class T>
-struct Mma16bit {
+struct Mma {
   static constexpr int in = 128 + 64 + 128, out = 128, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
     const int g = lane / 4, t = lane % 4;
@@ -26,23 +27,10 @@ struct Mma16bit {
     const uint32_t b[2] = {B[g * 8 + t], B[g * 8 + t + 4]};
     float d[4];
     for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(D[(g + i / 2 * 8) * 8 + t * 2 + i % 2]);
-    ptx::mma_m16n8k16<T>(d, a, b);
-    for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = __float_as_uint(d[i]);
-  }
-};
-
-// in: A [16,8] by rows, B [8,8] by columns, D [16,8]; out: D.
-struct MmaTf32 {
-  static constexpr int in = 128 + 64 + 128, out = 128, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    const int g = lane / 4, t = lane % 4;
-    const uint32_t *A = in, *B = in + 128, *D = in + 192;
-    const uint32_t a[4] = {A[g * 8 + t], A[(g + 8) * 8 + t], A[g * 8 + t + 4],
-                           A[(g + 8) * 8 + t + 4]};
-    const uint32_t b[2] = {B[g * 8 + t], B[g * 8 + t + 4]};
-    float d[4];
-    for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(D[(g + i / 2 * 8) * 8 + t * 2 + i % 2]);
-    ptx::mma_m16n8k8_tf32(d, a, b);
+    if constexpr (sizeof(T) == 4)
+      ptx::mma_m16n8k8_tf32(d, a, b);
+    else
+      ptx::mma_m16n8k16<T>(d, a, b);
     for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = __float_as_uint(d[i]);
   }
 };
@@ -52,15 +40,13 @@ __device__ inline uint32_t one_nan(uint32_t bits, uint32_t infinity, uint32_t na
   return (bits & nan) > infinity ? nan : bits;
 }
 struct ToTf32 {
-  static constexpr int in = 32, out = 32, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = one_nan(ptx::to_tf32(__uint_as_float(in[lane])), 0x7F800000, 0x7FFFE000);
+  __device__ static uint32_t of(float x) {
+    return one_nan(ptx::to_tf32(x), 0x7F800000, 0x7FFFE000);
   }
 };
 struct ToBf16 {
-  static constexpr int in = 32, out = 32, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = one_nan(ptx::convert_bf16(__uint_as_float(in[lane])).bits, 0x7F80, 0x7FFF);
+  __device__ static uint32_t of(float x) {
+    return one_nan(ptx::convert_bf16(x).bits, 0x7F80, 0x7FFF);
   }
 };
 struct ToBf16x2 {
@@ -77,15 +63,18 @@ __device__ inline uint32_t number(float x) {
   return fabsf(x) <= 1.17549435e-38f ? 0u : one_nan(__float_as_uint(x), 0x7F800000, 0x7FFFFFFF);
 }
 struct Exp2 {
-  static constexpr int in = 32, out = 32, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = number(ptx::approx_exp2(__uint_as_float(in[lane])));
-  }
+  __device__ static uint32_t of(float x) { return number(ptx::approx_exp2(x)); }
 };
 struct Reciprocal {
+  __device__ static uint32_t of(float x) { return number(ptx::approx_reciprocal(x)); }
+};
+
+// A function of a number, in every lane.
+template <class Function>
+struct EachLane {
   static constexpr int in = 32, out = 32, threads = 32;
   __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    out[lane] = number(ptx::approx_reciprocal(__uint_as_float(in[lane])));
+    out[lane] = Function::of(__uint_as_float(in[lane]));
   }
 };
 
@@ -257,6 +246,7 @@ struct Fences {
     if (lane == 0) atomicExch(&out[160], 0);
   }
 };
+
 // out: for widths 32, 8 and 1, what the four shuffles give with a source or distance from `in`.
 struct Shuffles {
   static constexpr int in = 64, out = 12 * 32, threads = 32;
@@ -377,14 +367,14 @@ struct BlockVotes {
 
 const std::vector<PrimitiveKernel>& primitive_kernels() {
   static std::vector<PrimitiveKernel> all = {
-      kernel<Mma16bit<bf16>>("mma.m16n8k16.bf16"),
-      kernel<Mma16bit<ptx::f16>>("mma.m16n8k16.f16"),
-      kernel<MmaTf32>("mma.m16n8k8.tf32"),
-      kernel<ToTf32>("cvt.rna.tf32"),
-      kernel<ToBf16>("cvt.rn.bf16"),
+      kernel<Mma<bf16>>("mma.m16n8k16.bf16"),
+      kernel<Mma<ptx::f16>>("mma.m16n8k16.f16"),
+      kernel<Mma<float>>("mma.m16n8k8.tf32"),
+      kernel<EachLane<ToTf32>>("cvt.rna.tf32"),
+      kernel<EachLane<ToBf16>>("cvt.rn.bf16"),
       kernel<ToBf16x2>("cvt.rn.bf16x2"),
-      kernel<Exp2>("ex2.approx.ftz"),
-      kernel<Reciprocal>("rcp.approx.ftz"),
+      kernel<EachLane<Exp2>>("ex2.approx.ftz"),
+      kernel<EachLane<Reciprocal>>("rcp.approx.ftz"),
       kernel<LoadMatrix<1, false>>("ldmatrix.x1"),
       kernel<LoadMatrix<2, false>>("ldmatrix.x2"),
       kernel<LoadMatrix<4, false>>("ldmatrix.x4"),
