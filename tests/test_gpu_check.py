@@ -104,8 +104,8 @@ class GpuCheck(unittest.TestCase):
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$CALLS"\n{body}\n')
         (folder / name).chmod(0o755)
 
-    def check(self, *arguments, environment=None):
-        """Returns status, the programs that were called, and what was said."""
+    def check(self, status, *arguments, environment=None):
+        """Ends with this status. Returns the programs that were called, and what was said."""
         calls = self.folder / "calls"
         calls.write_text("")
         environment = {**os.environ, "PATH": f"{self.fakes}:{os.environ['PATH']}",
@@ -118,22 +118,22 @@ class GpuCheck(unittest.TestCase):
         # Each part asks for names and versions, which is no work.
         work = [line for line in calls.read_text().splitlines()
                 if not any(word in line for word in ("nvidia-smi", "nvcc", "list", "show-only"))]
-        return done.returncode, work, done.stderr
+        self.assertEqual(done.returncode, status, done.stderr)
+        return work, done.stderr
 
     def report(self):
         return json.loads((self.folder / "build/gpu-check/gpu-report.json").read_text())
 
     def test_without_a_gpu(self):
         self.program("nvidia-smi", "exit 9")
-        status, work, said = self.check()
-        self.assertEqual((status, work), (3, []))
+        work, said = self.check(3)
+        self.assertEqual(work, [])
         self.assertEqual(said.count("\n"), 1)
         self.assertIn("no GPU", said)
         self.assertFalse((self.folder / "build" / "gpu-check").exists())
 
     def test_all_parts_once(self):
-        status, work, said = self.check()
-        self.assertEqual(status, 0, said)
+        work, _ = self.check(0)
         report = self.report()
         self.assertEqual([(name, part["status"]) for name, part in report["parts"].items()],
                          [(name, "done") for name in ("build", "tests", "primitives", "sanitize",
@@ -153,17 +153,16 @@ class GpuCheck(unittest.TestCase):
                          "| training_step/bf16/lesson, one by one | 2.5 |"):
             self.assertIn(expected, text)
 
-        status, work, said = self.check()
-        self.assertEqual((status, work), (0, []), said)
-        status, work, said = self.check("train", "--again")
-        self.assertEqual((status, len(work)), (0, 2), said)
+        work, _ = self.check(0)
+        self.assertEqual(work, [])
+        work, _ = self.check(0, "train", "--again")
+        self.assertEqual(len(work), 2)
 
     def test_a_failure_is_reported_and_the_rest_goes_on(self):
         self.program("compute-sanitizer", "case $* in *racecheck*activation*) exit 9;; esac; "
                      + PROGRAMS["compute-sanitizer"])
         (self.fakes / "torch" / "__init__.py").write_text("raise ImportError")
-        status, _, said = self.check()
-        self.assertEqual(status, 1)
+        _, said = self.check(1)
         self.assertIn("racecheck activation: failed: status 9", said)
         parts = self.report()["parts"]
         self.assertEqual(parts["sanitize"]["status"], "failed")
@@ -173,8 +172,7 @@ class GpuCheck(unittest.TestCase):
 
     def test_a_profile_of_a_step(self):
         self.program("nvidia-smi", "echo 'Fake H100, 580.1, 9.0'")
-        status, work, said = self.check("profile")
-        self.assertEqual(status, 0, said)
+        work, _ = self.check(0, "profile")
         runs = [line for line in work if line.startswith("ncu") and "--log-file" in line]
         self.assertEqual([line.partition("--batch ")[2].split()[0] for line in runs], ["32", "128"])
         text = (self.folder / "build/gpu-check/gpu-report.md").read_text()
@@ -188,78 +186,72 @@ class GpuCheck(unittest.TestCase):
         self.assertNotIn("MakeBatch", text)
         # A second run has no folder of the first one in its way.
         self.program("ncu", PROGRAMS["ncu"] + '\nmkdir -p "$BUILD/../gpu-check/profile-lesson"')
-        self.assertEqual(self.check("profile", "--again")[0], 0)
+        self.check(0, "profile", "--again")
         self.program("ncu", '[ ! -d "$BUILD/../gpu-check/profile-lesson" ] || exit 1; '
                      + PROGRAMS["ncu"])
-        self.assertEqual(self.check("profile", "--again")[0], 0)
+        self.check(0, "profile", "--again")
 
     def test_a_profiler_that_may_not_run(self):
         self.program("ncu", "echo '==ERROR== ERR_NVGPUCTRPERM: no permission'; exit 1")
-        status, _, said = self.check("profile")
+        self.check(0, "profile")
         part = self.report()["parts"]["profile"]
-        self.assertEqual((status, part["status"]), (0, "skipped"), said)
+        self.assertEqual(part["status"], "skipped")
         self.assertIn("ERR_NVGPUCTRPERM", part["reason"])
         for table in ("==ERROR== no kernel\n", NCU.replace("gpu__time", "gpu_time"),
                       "\n".join(NCU.splitlines()[:3]) + "\n",
                       "\n".join(NCU.splitlines()[:5]) + "\n", NCU.replace("3001.5", "n/a"), ""):
             (self.fakes / "ncu.csv").write_text(table)
             self.program("ncu", PROGRAMS["ncu"])
-            status, _, said = self.check("profile", "--again")
-            self.assertEqual(status, 1, said)
+            _, said = self.check(1, "profile", "--again")
             self.assertIn("lesson: failed: ncu", said)
 
     def test_figures_that_are_missing_are_a_failure(self):
         self.program("train", "exit 0")
-        status, _, said = self.check("train")
-        self.assertEqual(status, 1, said)
+        _, said = self.check(1, "train")
         self.assertIn("metrics.jsonl", said)
 
     def test_nothing_follows_a_failed_build(self):
         self.program("run", "exit 1")
-        status, work, _ = self.check()
-        self.assertEqual((status, work), (1, ["run build"]))
+        work, _ = self.check(1)
+        self.assertEqual(work, ["run build"])
 
     def test_what_did_not_fit_is_done_by_the_next_call(self):
         self.program("bench", PROGRAMS["bench"].replace("name=", "sleep 4; name=", 1))
-        status, work, said = self.check("bench", "--limit", "7")
-        self.assertEqual(status, 4, said)
+        self.check(4, "bench", "--limit", "7")
         self.assertEqual(len(self.report()["parts"]["bench"]["steps"]), 1)
         self.program("bench", PROGRAMS["bench"])
-        status, work, said = self.check("bench")
-        self.assertEqual((status, len(work)), (0, 4), said)
+        work, _ = self.check(0, "bench")
+        self.assertEqual(len(work), 4)
 
     def test_a_step_that_never_fits_fails(self):
         self.program("check_primitives", "exec sleep 30")
-        status, _, said = self.check("primitives", "--limit", "1.5")
-        self.assertEqual(status, 1)
+        _, said = self.check(1, "primitives", "--limit", "1.5")
         self.assertIn("not done after", said)
 
     def test_a_program_that_is_not_built(self):
         for part, name in (("tests", "tessera_tests"), ("primitives", "check_primitives"),
                            ("sanitize", "bench"), ("bench", "bench"), ("train", "train")):
             (self.build / "bin" / name).rename(self.folder / name)
-            status, work, said = self.check(part)
-            self.assertEqual((status, work), (1, []), said)
+            work, said = self.check(1, part)
+            self.assertEqual(work, [])
             self.assertIn(f"{name} is missing: ./run gpu-check build makes it", said)
             # Once it is there, the part begins without --again.
             (self.folder / name).rename(self.build / "bin" / name)
-            self.assertEqual(self.check(part)[0], 0)
+            self.check(0, part)
 
     def test_tests_that_cannot_be_listed(self):
         self.program("ctest", "exit 1")
-        status, _, said = self.check("tests")
-        self.assertEqual(status, 1)
+        _, said = self.check(1, "tests")
         self.assertIn("tests: failed", said)
         self.assertIn("its steps are not known", said)
 
     def test_a_build_that_is_cut_short_goes_on(self):
         self.program("run", f"[ -e half ] || {{ touch half; exec sleep 30; }}; {PROGRAMS['run']}"
                      .replace("half", str(self.folder / "build" / "half")))
-        status, _, said = self.check("--limit", "3")
-        self.assertEqual(status, 4, said)
+        self.check(4, "--limit", "3")
         self.assertEqual(list(self.report()["parts"]), ["build"])  # nothing follows half a build
-        status, work, said = self.check("build")
-        self.assertEqual((status, work), (0, ["run build"]), said)
+        work, _ = self.check(0, "build")
+        self.assertEqual(work, ["run build"])
 
     def test_training_that_is_cut_short_goes_on(self):
         self.program("train", """for argument; do
@@ -273,13 +265,12 @@ class GpuCheck(unittest.TestCase):
             out=${resume:-$out}
             """ + PROGRAMS["train"].partition("done\n")[2])
         train = self.folder / "build/gpu-check/train"
-        status, work, said = self.check("train", "--limit", "3")
-        self.assertEqual((status, len(work)), (4, 1), said)
-        status, work, said = self.check("train", "--again")  # repeats what was finished
+        work, _ = self.check(4, "train", "--limit", "3")
+        self.assertEqual(len(work), 1)
+        work, _ = self.check(0, "train", "--again")  # repeats what was finished
         other = f"train --device cuda --preset lesson --out {train}-one-by-one --epochs 1"
-        self.assertEqual((status, work), (0, [f"train --resume {train}", other]), said)
-        status, work, said = self.check("train", "--again", "--limit", "3")
-        self.assertEqual(status, 4, said)
+        self.assertEqual(work, [f"train --resume {train}", other])
+        work, _ = self.check(4, "train", "--again", "--limit", "3")
         self.assertEqual(work, [f"train --device cuda --preset lesson --out {train} --epochs 2"])
 
     def test_a_sanitizer_that_may_not_run(self):
@@ -289,15 +280,14 @@ class GpuCheck(unittest.TestCase):
                 ("echo 'no permission to attach'; exit 9", "no permission to attach"),
                 ("exit 1", "status 1")):
             self.program("compute-sanitizer", output)
-            status, work, said = self.check("sanitize", "--again")
-            self.assertEqual(status, 0, said)
+            work, _ = self.check(0, "sanitize", "--again")
             part = self.report()["parts"]["sanitize"]
             self.assertEqual(part["status"], "skipped")
             self.assertIn(why, part["reason"])
             self.assertEqual(sum(line.startswith("compute-sanitizer") for line in work), 1)
         # What fails without it, too, is a failure.
         self.program("bench", PROGRAMS["bench"].replace("name=", "exit 1; name=", 1))
-        self.assertEqual(self.check("sanitize", "--again")[0], 1)
+        self.check(1, "sanitize", "--again")
 
     def test_pytorch_is_sought_outside_of_the_prefix(self):
         """./run --offline puts a python3 without PyTorch and its libraries in front."""
@@ -310,15 +300,13 @@ class GpuCheck(unittest.TestCase):
         inside = {"LD_LIBRARY_PATH": "", "CPATH": "/prefix", "PYTHONPATH": str(self.folder),
                   "TESSERA_OUTER_PATH": f"{outside}:/usr/bin:/bin",
                   "TESSERA_OUTER_LD_LIBRARY_PATH": "/outer/lib"}
-        status, work, said = self.check("torch", environment=inside)
-        self.assertEqual(status, 0, said)
+        work, _ = self.check(0, "torch", environment=inside)
         # One call finds it, and each step has the environment from outside.
         self.assertEqual(work, ["outer python LIB=/outer/lib CPATH="] * (1 + 3 * 2 * 4))
 
     def test_other_sources_start_over(self):
         def repeats():
-            status, work, said = self.check("primitives")
-            self.assertEqual(status, 0, said)
+            work, _ = self.check(0, "primitives")
             return bool(work)
 
         def change_and_check(clone):
@@ -344,10 +332,10 @@ class GpuCheck(unittest.TestCase):
         self.assertRegex(self.report()["commit"], "^[0-9a-f]{40} and changes$")
 
     def test_another_driver_starts_over(self):
-        self.assertEqual(self.check("primitives")[0], 0)
+        self.check(0, "primitives")
         self.program("nvidia-smi", "echo 'Fake GPU, 590.0, 9.0'")
-        status, work, said = self.check("primitives")
-        self.assertEqual((status, len(work)), (0, 1), said)
+        work, _ = self.check(0, "primitives")
+        self.assertEqual(len(work), 1)
         self.assertEqual(self.report()["driver"], "590.0")
         self.assertEqual(len(list((self.folder / "build/gpu-check").glob("gpu-report*.json"))), 2)
 
