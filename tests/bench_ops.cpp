@@ -9,10 +9,6 @@
 namespace tessera {
 namespace {
 
-Role role_of(const OpCase& c, size_t input) {
-  return input < c.roles.size() ? c.roles[input] : Role::Activation;
-}
-
 // Whether the gradient of an input is computed in this direction.
 bool wanted(const OpCase& c, Direction direction, size_t input) {
   if (input >= c.inputs.size() - size_t(c.constants)) return false;

@@ -7,11 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "core/simt/options.h"
 #include "kernels/kernels.h"
 #include "tests/conv_paths.h"
+#include "tests/cuda_devices.h"
 #include "tests/forced_tile.h"
-#include "tests/op_runner.h"
 
 namespace tessera::conv_runs {
 
@@ -88,13 +87,8 @@ inline std::vector<Values> expected(Stream& oracle, const ConvCase& c, const Pat
 inline std::vector<Values> on_simt(const ConvCase& c, const Path& mode, Numbers numbers,
                                    int capability, uint64_t seed, simt::Landing landing,
                                    int multiprocessors = 0) {
-  simt::Options options;
-  options.profile = simt::profile_of(capability);
-  if (multiprocessors) options.profile.multiprocessors = multiprocessors;
-  options.order = simt::Order::Random;
-  options.seed = seed;
+  simt::Options options = host_model(capability, simt::Order::Random, seed, multiprocessors);
   options.landing = landing;
-  options.trap_uninitialised = true;
   const simt::ScopedOptions scope(options);
   Stream stream(poisoned(DeviceType::simt));
   stream.math = mode.math;

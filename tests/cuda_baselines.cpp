@@ -27,7 +27,7 @@ Tensor random_tensor(Stream& stream, const Shape& shape, DType dtype) {
   Tensor tensor = Tensor::empty(stream, shape, dtype);
   const int64_t part = std::min(shape.numel(), int64_t{1} << 16);
   if (part == 0) return tensor;
-  const Tensor first = tensor_of(stream, draw(Numbers::Normal, "random_tensor", 0, {part}), dtype);
+  const Tensor first = tensor_of(stream, normal("random_tensor", {part}), dtype);
   Runtime& runtime = stream.device().runtime();
   runtime.copy(stream.native(), tensor.raw(), first.raw(), first.bytes());
   // What is there is copied behind itself.

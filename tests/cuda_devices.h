@@ -1,4 +1,4 @@
-// Runs a check on every device that has CUDA kernels.
+// Runs a check on every device that has CUDA kernels, and what GPUs the host model can be.
 #pragma once
 
 #include <cstdlib>
@@ -16,6 +16,19 @@ inline std::vector<DeviceType> cuda_device_types() {
   if (!alone) types.push_back(DeviceType::simt);
   if (alone || has_gpu()) types.push_back(DeviceType::cuda);
   return types;
+}
+
+// A GPU of this compute capability, whose memory is a trap until it is written, and whose threads
+// run in random order unless another is given. multiprocessors: 0, those of the profile.
+inline simt::Options host_model(int capability, simt::Order order = simt::Order::Random,
+                                uint64_t seed = 1, int multiprocessors = 0) {
+  simt::Options options;
+  options.profile = simt::profile_of(capability);
+  if (multiprocessors) options.profile.multiprocessors = multiprocessors;
+  options.order = order;
+  options.seed = seed;
+  options.trap_uninitialised = true;
+  return options;
 }
 
 // Calls check(stream) on the host model, in several orders of execution and with every landing of

@@ -16,14 +16,9 @@ CaseTable all_cases() {
   return table;
 }
 
-namespace {
-
 Role role_of(const OpCase& c, size_t input) {
   return input < c.roles.size() ? c.roles[input] : Role::Activation;
 }
-
-}  // namespace
-
 DType value_dtype(const OpCase& c, size_t input, DType storage) {
   return role_of(c, input) == Role::Vector ? master_of(storage) : storage;
 }

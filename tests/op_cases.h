@@ -63,6 +63,7 @@ void add_upcat_conv2d_cases(CaseTable& table);
 void add_sum_cases(CaseTable& table);
 void add_residual_block_cases(CaseTable& table);
 
+Role role_of(const OpCase& c, size_t input);
 DType value_dtype(const OpCase& c, size_t input, DType storage);
 DType gradient_dtype(const OpCase& c, size_t input, DType storage);
 

@@ -27,6 +27,9 @@ enum class Numbers { Normal, Integers };  // Integers: -4 .. 4
 // Numbers that depend on `name` and `stream` only.
 Values draw(Numbers numbers, const std::string& name, uint32_t stream, const Shape& shape,
             float scale = 1);
+inline Values normal(const std::string& name, const Shape& shape, float scale = 1) {
+  return draw(Numbers::Normal, name, 0, shape, scale);
+}
 // The inputs of a case, the gradient of its output, and what an input's gradient holds before.
 std::vector<Values> draw_inputs(const OpCase& c, Numbers numbers);
 Values upstream(const OpCase& c, Numbers numbers, const Shape& y);

@@ -1,4 +1,4 @@
-// What the tests of the host model share: memory, a stream, launches, the fault of a launch.
+// What the tests of the host model share: memory, streams, events, launches, the fault of a launch.
 #pragma once
 
 #include <catch2/catch.hpp>
@@ -27,6 +27,19 @@ class TestStream {
   cudaStream_t stream_;
 };
 
+class Event {
+ public:
+  explicit Event(unsigned flags = cudaEventDefault) {
+    REQUIRE(cudaEventCreateWithFlags(&event_, flags) == cudaSuccess);
+  }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  operator cudaEvent_t() const { return event_; }
+
+ private:
+  cudaEvent_t event_;
+};
+
 // n elements of device memory.
 template <class T>
 class Array {
@@ -47,6 +60,13 @@ class Array {
   size_t n_;
   T* data_ = nullptr;
 };
+
+inline void append_kernel(int* log, int what) { log[1 + log[0]++] = what; }
+// Adds an entry to a log, whose first number counts them.
+inline void append(cudaStream_t stream, int* log, int what) {
+  launch<append_kernel>({stream, dim3(1), dim3(1)}, log, what);
+}
+inline std::vector<int> entries(const int* log) { return {log + 1, log + 1 + log[0]}; }
 
 // Launches and waits.
 template <auto Kernel, class... Arguments>

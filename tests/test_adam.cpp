@@ -17,14 +17,10 @@ const std::vector<int64_t> kSizes{1, 15, 16, 17, 1000, 16384, 16385, 100003, 100
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-Values numbers(const std::string& name, int64_t size) {
-  return draw(Numbers::Normal, name, 0, {size});
-}
-
 AdamTensors adam_tensors(Stream& stream, int64_t size, DType dtype) {
   AdamTensors t;
   t.norm = Tensor::empty(stream, {1}, dtype);
-  t.params = tensor_of(stream, numbers("p", size), dtype);
+  t.params = tensor_of(stream, normal("p", {size}), dtype);
   t.m = Tensor::zeros(stream, {size}, dtype);
   t.v = Tensor::zeros(stream, {size}, dtype);
   return t;
@@ -34,7 +30,7 @@ AdamTensors adam_tensors(Stream& stream, int64_t size, DType dtype) {
 std::vector<Values> adam_run(Stream& stream, const AdamSpec& spec, int64_t size, DType dtype) {
   AdamTensors t = adam_tensors(stream, size, dtype);
   for (int64_t step = 1; step <= 3; ++step) {
-    t.grads = tensor_of(stream, numbers(concat("g", step), size), dtype);
+    t.grads = tensor_of(stream, normal(concat("g", step), {size}), dtype);
     grad_norm(stream, t.grads, t.norm);
     adam_step(stream, spec, step, t);
   }
@@ -135,8 +131,8 @@ TEST_CASE("bf16 copies are the updated parameters, rounded", "[adam][cuda]") {
       AdamTensors t = adam_tensors(stream, size, DType::f32);
       t.copies = Tensor::empty(stream, {size}, DType::bf16);
       copy_rounded(stream, t.params, t.copies);
-      CHECK(values_of(stream, t.copies).data == rounded(numbers("p", size)));
-      t.grads = tensor_of(stream, numbers("g1", size), DType::f32);
+      CHECK(values_of(stream, t.copies).data == rounded(normal("p", {size})));
+      t.grads = tensor_of(stream, normal("g1", {size}), DType::f32);
       AdamSpec spec;
       spec.lr = 0.1;
       adam_step(stream, spec, 1, t);
@@ -177,7 +173,7 @@ void check_latch(Stream& stream, DType dtype, int64_t size, double bad_grad, dou
   std::vector<Values> before;
   for (int64_t step = 1; step <= 5; ++step) {
     INFO("step " << step);
-    Values g = numbers(concat("g", step), size);
+    Values g = normal(concat("g", step), {size});
     if (step == 3) g.data[size_t(size / 2)] = bad_grad;
     t.grads = tensor_of(stream, g, dtype);
     t.loss = tensor_of(stream, {{1}, {step == 3 ? bad_loss : 0.5}}, dtype);

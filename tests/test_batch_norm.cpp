@@ -41,8 +41,8 @@ Statistics statistics_of(const Values& x) {
 
 struct Layer {
   Layer(Stream& stream, int64_t C, DType master)
-      : gamma(Var::leaf(tensor_of(stream, draw(Numbers::Normal, "gamma", 0, {C}), master))),
-        beta(Var::leaf(tensor_of(stream, draw(Numbers::Normal, "beta", 0, {C}), master))),
+      : gamma(Var::leaf(tensor_of(stream, normal("gamma", {C}), master))),
+        beta(Var::leaf(tensor_of(stream, normal("beta", {C}), master))),
         state{Tensor::zeros(stream, {C}, master), Tensor::empty(stream, {C}, master)} {
     fill(stream, state.var, 1);
   }

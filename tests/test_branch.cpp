@@ -9,26 +9,16 @@
 #include "core/recording.h"
 #include "core/simt/runtime.h"
 #include "tests/cuda_devices.h"
+#include "tests/recorded_work.h"
 
 using namespace tessera;
 
 namespace {
 
-constexpr int64_t kSize = 1000;
-
 Tensor filled(Stream& stream, float value) {
   Tensor x = Tensor::empty(stream, {kSize});
   fill(stream, x, value);
   return x;
-}
-
-std::vector<float> all(float value) { return std::vector<float>(kSize, value); }
-
-// y = 4 x, by way of a temporary tensor.
-void quadruple(Stream& stream, const Tensor& x, Tensor& y) {
-  Tensor twice = Tensor::empty(stream, x.shape());
-  add_fwd(stream, x, x, twice);
-  add_fwd(stream, twice, twice, y);
 }
 
 // 4 x and 16 x, the second one beside what the stream does meanwhile, whose memory may be that of
@@ -192,9 +182,6 @@ TEST_CASE("work beside a stream runs before or after what comes next", "[branch]
 TEST_CASE("shares of a gradient that come beside the stream are added in turn",
           "[branch][cuda][small]") {
   const int64_t C = 32;
-  const auto values = [](const std::string& name, const Shape& shape, float scale) {
-    return draw(Numbers::Normal, name, 0, shape, scale);
-  };
   // Of all convolutions together, or of one each.
   const auto gradients = [&](Stream& stream, bool shared) {
     const auto leaf = [&](const Values& value, bool is_filter) {
@@ -204,12 +191,12 @@ TEST_CASE("shares of a gradient that come beside the stream are added in turn",
     };
     std::vector<Var> w;
     for (int i = 0; i < (shared ? 1 : 3); ++i)
-      w.push_back(leaf(values("w", {C, 3, 3, C}, 0.1f), true));
+      w.push_back(leaf(normal("w", {C, 3, 3, C}, 0.1f), true));
     w.resize(3, w[0]);
-    const auto vector = [&](float scale) { return leaf(values("b", {C}, scale), false); };
+    const auto vector = [&](float scale) { return leaf(normal("b", {C}, scale), false); };
     Tape tape(stream);
-    const Var x = Var::leaf(tensor_of(stream, values("x", {2, 8, 8, C}, 1), DType::bf16), true);
-    const Var t = Var::leaf(tensor_of(stream, values("t", {2, C}, 1), DType::bf16), true);
+    const Var x = Var::leaf(tensor_of(stream, normal("x", {2, 8, 8, C}), DType::bf16), true);
+    const Var t = Var::leaf(tensor_of(stream, normal("t", {2, C}), DType::bf16), true);
     const ops::ResidualBlockArgs block{{{4}, Activation::Gelu},
                                        w[1],
                                        vector(1),
@@ -225,7 +212,7 @@ TEST_CASE("shares of a gradient that come beside the stream are added in turn",
                                        {}};
     const Var h = ops::conv2d(tape, {1, 1, 1}, x, w[0], vector(1));
     const Var y = ops::residual_block(tape, ops::Fusion::On, h, {}, t, block);
-    tape.backward_from(y, tensor_of(stream, values("dy", y.shape(), 1), DType::bf16));
+    tape.backward_from(y, tensor_of(stream, normal("dy", y.shape()), DType::bf16));
     std::vector<std::vector<float>> result;
     for (const Var& filter : w) result.push_back(filter.grad().to_vector<float>(stream));
     return result;

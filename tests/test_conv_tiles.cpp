@@ -6,9 +6,8 @@
 #include <filesystem>
 #include <thread>
 
-#include "core/simt/options.h"
 #include "core/simt/trace.h"
-#include "tests/op_runner.h"
+#include "tests/cuda_devices.h"
 #include "tests/paths.h"
 #include "tests/run_program.h"
 #include "tests/train_case.h"
@@ -36,16 +35,8 @@ std::string error_of(const std::string& text) {
   return "no error";
 }
 
-simt::Options host_model(int capability, int multiprocessors) {
-  simt::Options options;
-  options.profile = simt::profile_of(capability);
-  options.profile.multiprocessors = multiprocessors;
-  options.trap_uninitialised = true;
-  return options;
-}
-
 Tensor drawn(Stream& stream, const char* name, const Shape& shape, float scale = 1) {
-  return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape, scale)), DType::bf16);
+  return tensor_of(stream, as_bf16(normal(name, shape, scale)), DType::bf16);
 }
 
 constexpr ConvSpec kSame{1, 1, 1};
@@ -59,7 +50,8 @@ struct Made {
   std::vector<std::string> kernels;
 };
 Made run_with(int capability, int multiprocessors, std::optional<ConvTile> tile) {
-  const simt::ScopedOptions scope(host_model(capability, multiprocessors));
+  const simt::ScopedOptions scope(
+      host_model(capability, simt::Order::Ascending, 0, multiprocessors));
   Stream stream(poisoned(DeviceType::simt));
   const auto choose = [&](bool data_gradient, int64_t columns, int64_t depth) {
     const ConvShape shape{data_gradient, 2, kSide, kSide, columns, depth};

@@ -257,7 +257,7 @@ TEST_CASE("forms of a filter that are given are those that are used", "[cuda]") 
   const simt::ScopedOptions restore(simt::options());
   Stream stream(poisoned(DeviceType::simt));
   const auto input = [&](const char* name, const Shape& shape) {
-    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape)), DType::bf16);
+    return tensor_of(stream, as_bf16(normal(name, shape)), DType::bf16);
   };
   const Tensor low = input("low", {1, 5, 6, 8}), skip = input("skip", {1, 10, 12, 8}),
                w = input("w", {8, 3, 3, 16}), dy = input("dy", {1, 10, 12, 8});
@@ -303,7 +303,7 @@ TEST_CASE("a turned filter that is given is the one that is used", "[cuda]") {
   const simt::ScopedOptions restore(simt::options());
   Stream stream(poisoned(DeviceType::simt));
   const auto input = [&](const char* name, const Shape& shape, DType dtype = DType::bf16) {
-    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape)), dtype);
+    return tensor_of(stream, as_bf16(normal(name, shape)), dtype);
   };
   const Tensor x = input("x", {2, 9, 7, 16}), w = input("w", {24, 3, 3, 16}),
                dy = input("dy", {2, 9, 7, 24}), gamma = input("gamma", {16}, DType::f32),
@@ -333,7 +333,7 @@ TEST_CASE("a turned filter that is given is the one that is used", "[cuda]") {
 
 TEST_CASE("a filter's phases are sums of its taps, rounded once", "[cuda][small]") {
   Stream oracle(poisoned_cpu());
-  const Values w = draw(Numbers::Normal, "w", 0, {5, 3, 3, 7});
+  const Values w = normal("w", {5, 3, 3, 7});
   for (const auto& [device, from] : {std::pair(DeviceType::simt, DType::f32),
                                      {DeviceType::simt, DType::bf16},
                                      {DeviceType::cpu, DType::f32},
@@ -360,7 +360,7 @@ TEST_CASE("a filter's phases are sums of its taps, rounded once", "[cuda][small]
 }
 
 TEST_CASE("phases of more filters than a launch takes are those of each", "[cuda]") {
-  const Values w = as_bf16(draw(Numbers::Normal, "w", 0, {3, 3, 3, 20}));
+  const Values w = as_bf16(normal("w", {3, 3, 3, 20}));
   for (const size_t count : {15, 16, 17, 35}) {
     Stream stream(poisoned(DeviceType::simt));
     std::vector<PhasedFilter> all;

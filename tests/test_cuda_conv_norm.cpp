@@ -4,9 +4,8 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 
-#include "core/simt/options.h"
+#include "tests/cuda_devices.h"
 #include "tests/forced_tile.h"
-#include "tests/op_runner.h"
 
 using namespace tessera;
 
@@ -15,14 +14,9 @@ namespace {
 constexpr ConvSpec kSame{1, 1, 1};
 
 // multiprocessors: 0, those of the profile; 1, for which one or two blocks of halo tiles are few.
-simt::Options host_model(int capability, uint64_t seed = 1, int multiprocessors = 0) {
-  simt::Options options;
-  options.profile = simt::profile_of(capability);
-  if (multiprocessors) options.profile.multiprocessors = multiprocessors;
-  options.order = simt::Order::Random;
-  options.seed = seed;
+simt::Options late_or_random(int capability, uint64_t seed, int multiprocessors) {
+  simt::Options options = host_model(capability, simt::Order::Random, seed, multiprocessors);
   options.landing = seed % 2 ? simt::Landing::Latest : simt::Landing::Random;
-  options.trap_uninitialised = true;
   return options;
 }
 
@@ -42,7 +36,7 @@ std::string text_of(const FusedCase& c) {
 
 Tensor drawn(Stream& stream, const char* name, const Shape& shape, float scale = 1,
              DType dtype = DType::bf16) {
-  Values values = draw(Numbers::Normal, name, 0, shape, scale);
+  Values values = normal(name, shape, scale);
   return tensor_of(stream, dtype == DType::f32 ? values : as_bf16(values), dtype);
 }
 
@@ -53,7 +47,7 @@ struct Forward {
 
 Forward forward(const FusedCase& c, bool with_moments, int capability, uint64_t seed,
                 int multiprocessors = 0) {
-  const simt::ScopedOptions scope(host_model(capability, seed, multiprocessors));
+  const simt::ScopedOptions scope(late_or_random(capability, seed, multiprocessors));
   Stream stream(poisoned(DeviceType::simt));
   const Shape& s = c.x;
   const Tensor w = drawn(stream, "w", {c.K, 3, 3, s[3]}, 0.3f);
@@ -128,10 +122,10 @@ std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype,
   const DType master = master_of(dtype);
   const Shape& s = c.x;
   const auto input = [&](const char* name, const Shape& shape, float scale = 1) {
-    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape, scale)), dtype);
+    return tensor_of(stream, as_bf16(normal(name, shape, scale)), dtype);
   };
   const auto vector = [&](const char* name) {
-    return tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, {s[3]})), master);
+    return tensor_of(stream, as_bf16(normal(name, {s[3]})), master);
   };
   const Tensor x = input("x", s), w = input("w", {c.K, 3, 3, s[3]}, 0.2f);
   const auto shifted = [&](const Tensor& from, int number) {
@@ -178,7 +172,7 @@ void check_backward(const BackwardCase& c, std::initializer_list<int> capabiliti
   const auto run_on = [&](int capability, int multiprocessors) {
     std::vector<Values> first;
     for (uint64_t seed : {1, 2}) {
-      const simt::ScopedOptions scope(host_model(capability, seed, multiprocessors));
+      const simt::ScopedOptions scope(late_or_random(capability, seed, multiprocessors));
       Stream stream(poisoned(DeviceType::simt));
       const auto got = backward(stream, c, DType::bf16, false);
       if (first.empty()) first = got;
@@ -284,7 +278,7 @@ TEST_CASE("moments that are known are not computed again", "[cuda]") {
       return tensor_of(stream, {shape, std::move(values)}, as);
     };
     const Shape shape{1, 4, 4, 8};
-    const Tensor x = of(shape, draw(Numbers::Normal, "x", 0, shape).data, dtype),
+    const Tensor x = of(shape, normal("x", shape).data, dtype),
                  zeros = of({8}, std::vector<double>(8), master),
                  ones = of({8}, std::vector<double>(8, 1.0), master);
     Tensor y = Tensor::empty(stream, shape, dtype), moments = of({1, 1, 2}, {100, 1}, master);

@@ -13,16 +13,6 @@ using namespace tessera;
 
 namespace {
 
-simt::Options host_model(int capability, simt::Order order = simt::Order::Random,
-                         uint64_t seed = 1) {
-  simt::Options options;
-  options.profile = simt::profile_of(capability);
-  options.order = order;
-  options.seed = seed;
-  options.trap_uninitialised = true;
-  return options;
-}
-
 struct NormCase {
   Shape x;
   int groups;
@@ -51,7 +41,7 @@ class NormInputs {
         rounded_(rounded),
         name_(text_of(c)),
         unaligned_vector_(c.unaligned_vector) {
-    Values values = draw(Numbers::Normal, name_, 0, c.x);
+    Values values = normal(name_, c.x);
     for (double& v : values.data) v += c.mean;
     for (int64_t i = 0; i < std::min(c.x[3], c.x.numel()); ++i) values.data[size_t(i)] += c.first;
     x = put(values, storage_, rounded, c.unaligned);

@@ -29,15 +29,6 @@ void arrive_kernel(const float* in, float* parts, float* sums, int* last, unsign
   if (thread == 0) ++*last;
 }
 
-simt::Options host_model(int capability, simt::Order order, uint64_t seed) {
-  simt::Options options;
-  options.profile = simt::profile_of(capability);
-  options.order = order;
-  options.seed = seed;
-  options.trap_uninitialised = true;
-  return options;
-}
-
 }  // namespace
 
 TEST_CASE("one block is the last to arrive, and sees what all have written", "[cuda][small]") {
@@ -114,7 +105,7 @@ TEST_CASE("Sums without elements are zero on CUDA", "[cuda]") {
 }
 
 TEST_CASE("The mean squared error on CUDA adds many elements without losing digits", "[cuda]") {
-  const simt::ScopedOptions scope(host_model(80, simt::Order::Random, 1));
+  const simt::ScopedOptions scope(host_model(80));
   for (int64_t n : {int64_t{1} << 20, int64_t{70001}})
     for (DType storage : {DType::f32, DType::bf16})
       for (DeviceType type : cuda_device_types()) {
@@ -132,7 +123,7 @@ TEST_CASE("The mean squared error on CUDA adds many elements without losing digi
 }
 
 TEST_CASE("The timestep embedding on CUDA equals the f64 oracle", "[cuda]") {
-  const simt::ScopedOptions scope(host_model(75, simt::Order::Random, 1));
+  const simt::ScopedOptions scope(host_model(75));
   std::vector<int32_t> steps;
   for (int32_t step = 0; step < 1000; step += 37) steps.push_back(step);
   steps.push_back(999);

@@ -12,10 +12,6 @@ using namespace tessera;
 
 namespace {
 
-Values normal(const std::string& name, const Shape& shape) {
-  return draw(Numbers::Normal, name, 0, shape);
-}
-
 Var normal_leaf(Stream& stream, const std::string& name, const Shape& shape, bool wanted = false) {
   return Var::leaf(tensor_of(stream, normal(name, shape), DType::f32), wanted);
 }

@@ -16,10 +16,6 @@ namespace {
 
 const std::vector<int64_t> kSizes{1, 15, 17, 1000, 16384, 16385, 100003};
 
-Values numbers(const std::string& name, int64_t size) {
-  return draw(Numbers::Normal, name, 0, {size});
-}
-
 Tensor samples_of(Stream& stream, const std::vector<int64_t>& samples) {
   return Tensor::from<int64_t>(stream, {int64_t(samples.size())}, samples);
 }
@@ -51,7 +47,7 @@ void check_non_finite(Stream& stream, DType dtype) {
   constexpr double kInf = std::numeric_limits<double>::infinity();
   for (int64_t size : kSizes) {
     INFO(name_of(stream.device().type()) << ' ' << size << ' ' << name_of(dtype));
-    const Values good = numbers("x", size);
+    const Values good = normal("x", {size});
     CHECK(find_non_finite(stream, tensor_of(stream, good, dtype)) == -1);
     for (double bad : {kNan, -kNan, kInf, -kInf})
       for (int64_t at : {int64_t{0}, size / 2, size - 1}) {
@@ -329,7 +325,7 @@ TEST_CASE("GroupNorm's pass by the moments that one left has the same bits", "[n
     for (DType dtype : {DType::f32, DType::bf16}) {
       for (Activation form : {Activation::Gelu, Activation::GeluTanh, Activation::Relu}) {
         const auto drawn = [&](const char* name, const Shape& shape, DType type) {
-          return tensor_of(stream, draw(Numbers::Normal, name, 0, shape), type);
+          return tensor_of(stream, normal(name, shape), type);
         };
         const Shape shape{2, 9, 7, 24};
         const Tensor x = drawn("x", shape, dtype), t = drawn("t", {2, 24}, dtype),

@@ -6,26 +6,16 @@
 
 #include "kernels/adam.h"
 #include "tests/cuda_devices.h"
+#include "tests/recorded_work.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
 
 namespace {
 
-constexpr int64_t kSize = 1000;
-
 void set(Stream& stream, Tensor& x, float value) {
   const std::vector<float> values(size_t(x.numel()), value);
   x.copy_from(stream, std::as_bytes(std::span(values)));
-}
-
-std::vector<float> all(float value) { return std::vector<float>(kSize, value); }
-
-// y = 4 x, by way of a temporary tensor.
-void quadruple(Stream& stream, const Tensor& x, Tensor& y) {
-  Tensor twice = Tensor::empty(stream, x.shape());
-  add_fwd(stream, x, x, twice);
-  add_fwd(stream, twice, twice, y);
 }
 
 // What work makes when it is first done on a stream, and the stream keeps.
@@ -151,7 +141,7 @@ TEST_CASE("Adam and a batch by numbers on the device", "[recording][adam][noise]
       AdamSpec spec;
       spec.lr = 0.01;
       AdamTensors t;
-      t.grads = tensor_of(stream, draw(Numbers::Normal, "g", 0, {37}), DType::f32);
+      t.grads = tensor_of(stream, normal("g", {37}), DType::f32);
       for (Tensor* x : {&t.params, &t.m, &t.v}) *x = Tensor::zeros(stream, {37});
       if (on_device) {
         t.now = Tensor::from<int64_t>(stream, {1}, std::array{int64_t{3}});

@@ -6,13 +6,7 @@
 namespace tessera::simt {
 namespace {
 
-void append_kernel(int* log, int what) { log[1 + log[0]++] = what; }
 void scale_kernel(float* x, float by) { x[threadIdx.x] *= by; }
-
-void append(cudaStream_t stream, int* log, int what) {
-  launch<append_kernel>({stream, dim3(1), dim3(1)}, log, what);
-}
-std::vector<int> entries(const int* log) { return {log + 1, log + 1 + log[0]}; }
 
 void begin(cudaStream_t stream) {
   REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
@@ -37,16 +31,11 @@ class Graph {
   cudaGraphExec_t exec_;
 };
 
-struct Event {
-  cudaEvent_t event;
-  Event() { REQUIRE(cudaEventCreate(&event) == cudaSuccess); }
-  ~Event() { cudaEventDestroy(event); }
-};
 // From here on `to` comes after what is on `from`.
 void order(cudaStream_t from, cudaStream_t to) {
   const Event event;
-  REQUIRE(cudaEventRecord(event.event, from) == cudaSuccess);
-  REQUIRE(cudaStreamWaitEvent(to, event.event) == cudaSuccess);
+  REQUIRE(cudaEventRecord(event, from) == cudaSuccess);
+  REQUIRE(cudaStreamWaitEvent(to, event) == cudaSuccess);
 }
 
 // `spoil` fails with `error` while a stream captures, and the capture fails, too.
@@ -169,18 +158,18 @@ TEST_CASE("what waits or allocates spoils a capture", "[simt]") {
 TEST_CASE("a graph cannot wait for what happens outside of it", "[simt]") {
   TestStream other;
   const Event event;
-  cudaEventRecord(event.event, other);
+  cudaEventRecord(event, other);
   spoils(cudaErrorStreamCaptureIsolation,
-         [&](cudaStream_t s) { return cudaStreamWaitEvent(s, event.event); });
+         [&](cudaStream_t s) { return cudaStreamWaitEvent(s, event); });
 }
 
 TEST_CASE("two captures cannot become one", "[simt]") {
   TestStream other;
   begin(other);
   const Event event;
-  REQUIRE(cudaEventRecord(event.event, other) == cudaSuccess);
+  REQUIRE(cudaEventRecord(event, other) == cudaSuccess);
   spoils(cudaErrorStreamCaptureMerge,
-         [&](cudaStream_t s) { return cudaStreamWaitEvent(s, event.event); });
+         [&](cudaStream_t s) { return cudaStreamWaitEvent(s, event); });
   cudaGraph_t graph;
   CHECK(cudaStreamEndCapture(other, &graph) == cudaErrorStreamCaptureInvalidated);
 }
@@ -258,11 +247,11 @@ TEST_CASE("events of a capture are no points in time", "[simt]") {
   TestStream stream;
   const Event event;
   begin(stream);
-  cudaEventRecord(event.event, stream);
-  CHECK(cudaEventQuery(event.event) == cudaErrorCapturedEvent);
-  CHECK(cudaEventSynchronize(event.event) == cudaErrorCapturedEvent);
+  cudaEventRecord(event, stream);
+  CHECK(cudaEventQuery(event) == cudaErrorCapturedEvent);
+  CHECK(cudaEventSynchronize(event) == cudaErrorCapturedEvent);
   float time;
-  CHECK(cudaEventElapsedTime(&time, event.event, event.event) == cudaErrorCapturedEvent);
+  CHECK(cudaEventElapsedTime(&time, event, event) == cudaErrorCapturedEvent);
   cudaGraph_t graph;
   CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
   CHECK(cudaGraphDestroy(graph) == cudaSuccess);

@@ -9,29 +9,9 @@
 namespace tessera::simt {
 namespace {
 
-void append_kernel(int* log, int what) { log[1 + log[0]++] = what; }
 void store_kernel(int* to, int value) { *to = value; }
 void copy_kernel(int* to, const int* from) { *to = *from; }
 void failing_kernel() { fault("told to fail"); }
-
-void append(cudaStream_t stream, int* log, int what) {
-  launch<append_kernel>({stream, dim3(1), dim3(1)}, log, what);
-}
-
-std::vector<int> entries(const int* log) { return {log + 1, log + 1 + log[0]}; }
-
-class Event {
- public:
-  explicit Event(unsigned flags = cudaEventDefault) {
-    REQUIRE(cudaEventCreateWithFlags(&event_, flags) == cudaSuccess);
-  }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  operator cudaEvent_t() const { return event_; }
-
- private:
-  cudaEvent_t event_;
-};
 
 }  // namespace
 

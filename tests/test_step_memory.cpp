@@ -28,7 +28,7 @@ TEST_CASE("a residual block keeps its convolutions' results for the way back, an
     const int64_t K = 16, C = shortcut ? 8 : 16;
     const Pool& pool = *stream.device().pool();
     const auto leaf = [&](const Shape& shape) {
-      return Var::leaf(tensor_of(stream, draw(Numbers::Normal, "p", 0, shape), DType::f32), true);
+      return Var::leaf(tensor_of(stream, normal("p", shape), DType::f32), true);
     };
     ops::ResidualBlockArgs args{
         {{4}},     leaf({K, 3, 3, C}), leaf({K}), leaf({K}), leaf({K}), leaf({K, 3, 3, K}),

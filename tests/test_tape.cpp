@@ -220,8 +220,7 @@ TEST_CASE("a block's gradient is the same in the memory of another", "[tape][cud
   size_t launches = 0;  // on the host model
   const auto gradients = [&](Stream& stream, DType storage, bool held) {
     const auto var = [&](const char* name, const Shape& shape, DType dtype, float scale) {
-      return Var::leaf(tensor_of(stream, draw(Numbers::Normal, name, 0, shape, scale), dtype),
-                       true);
+      return Var::leaf(tensor_of(stream, normal(name, shape, scale), dtype), true);
     };
     const Shape image{2, 6, 6, 8}, filter{8, 3, 3, 8}, vector{8};
     const auto numbers = [&](const char* name) { return var(name, vector, DType::f32, 1); };
@@ -247,7 +246,7 @@ TEST_CASE("a block's gradient is the same in the memory of another", "[tape][cud
     Var y = ops::residual_block(tape, ops::Fusion::On, x, {}, t, args);
     const Var z = ops::activation(tape, Activation::Gelu, y), kept = held ? y : Var{};
     y = {};
-    tape.backward_from(z, tensor_of(stream, draw(Numbers::Normal, "dz", 0, image), storage));
+    tape.backward_from(z, tensor_of(stream, normal("dz", image), storage));
     stream.synchronize();
     launches = trace.launches.size();
     return values_of(stream, x.grad());

@@ -21,26 +21,16 @@ namespace {
 
 const Schedule kSchedule{21, 4, 102};  // 6 steps an epoch, the last of one image
 
-void read_image(int64_t i, uint8_t* out) {
-  for (int at = 0; at < 64; ++at) out[at] = uint8_t((i * 37 + at * at * 5) % 256);
-}
-
-// The data set of read_image() on the device.
+// The data set of tiny_image() on the device.
 Tensor images_on(Stream& stream) {
   std::vector<uint8_t> pixels(21 * 64);
-  for (int64_t i = 0; i < 21; ++i) read_image(i, pixels.data() + i * 64);
+  for (int64_t i = 0; i < 21; ++i) tiny_image(i, pixels.data() + i * 64);
   return Tensor::from<uint8_t>(stream, {21, 8, 8, 1}, pixels);
-}
-
-TrainOptions options_in(const std::string& precision) {
-  TrainOptions options = tiny_options();
-  options.precision = precision;
-  return options;
 }
 
 // Trains to step `last`, looking at the losses every `every` steps; returns them.
 std::vector<double> train(Trainer& trainer, int64_t last, int64_t every = 1) {
-  Loader loader(kSchedule, 1, 64, read_image, trainer.steps_done() + 1);
+  Loader loader(kSchedule, 1, 64, tiny_image, trainer.steps_done() + 1);
   std::vector<double> losses;
   Batch batch;
   while (trainer.steps_done() < last) {

@@ -17,19 +17,9 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 const Schedule kSchedule{21, 4, 14};  // 6 steps an epoch, the last of one image
 
-void read_image(int64_t i, uint8_t* out) {
-  for (int at = 0; at < 64; ++at) out[at] = uint8_t((i * 37 + at * at * 5) % 256);
-}
-
-TrainOptions options_in(const std::string& precision, const std::string& seed = "1") {
-  TrainOptions options = tiny_options(seed);
-  options.precision = precision;
-  return options;
-}
-
 // Trains from the step after the trainer's to `last`; returns the losses.
 std::vector<double> train(Trainer& trainer, int64_t last, uint64_t seed) {
-  Loader loader(kSchedule, seed, 64, read_image, trainer.steps_done() + 1);
+  Loader loader(kSchedule, seed, 64, tiny_image, trainer.steps_done() + 1);
   std::vector<double> losses;
   Batch batch;
   while (trainer.steps_done() < last) {

@@ -32,7 +32,7 @@ void check(Stream& stream, DType dtype, const std::vector<Size>& sizes) {
   std::vector<TurnedFilter> filters;
   std::vector<Values> right;
   for (const auto& [shape, first] : sizes) {
-    const Values w = as_bf16(draw(Numbers::Normal, concat("w", filters.size()).c_str(), 0, shape));
+    const Values w = as_bf16(normal(concat("w", filters.size()), shape));
     right.push_back(turned(w, first));
     filters.push_back(
         {tensor_of(stream, w, dtype), Tensor::empty(stream, right.back().shape, dtype)});
@@ -86,8 +86,7 @@ TEST_CASE("a block that joins its input has no use for a filter's forms", "[cuda
   const simt::ScopedOptions restore(simt::options());
   Stream stream(poisoned(DeviceType::simt));
   const auto input = [&](const char* name, const Shape& shape, DType dtype = DType::bf16) {
-    Var var =
-        Var::leaf(tensor_of(stream, as_bf16(draw(Numbers::Normal, name, 0, shape)), dtype), true);
+    Var var = Var::leaf(tensor_of(stream, as_bf16(normal(name, shape)), dtype), true);
     var.slot->dtype = shape.rank() == 4 && shape[1] == 3 ? DType::f32 : dtype;
     return var;
   };

@@ -21,10 +21,6 @@ UNetConfig small() {
   return config;
 }
 
-Values numbers(const std::string& name, const Shape& shape) {
-  return draw(Numbers::Normal, name, 0, shape);
-}
-
 std::set<std::string> names_of(const Parameters& parameters) {
   std::set<std::string> names;
   for (const Parameter& p : parameters.list()) names.insert(p.name);
@@ -67,9 +63,9 @@ Pass pass(Stream& stream, UNet& net, const Shape& image, DType dtype) {
   const std::vector<int32_t> t{7, 500, 999};
   const Tensor steps =
       Tensor::from<int32_t>(stream, {image[0]}, std::span(t).first(size_t(image[0])));
-  const Var x = Var::leaf(tensor_of(stream, numbers("x", image), dtype));
+  const Var x = Var::leaf(tensor_of(stream, normal("x", image), dtype));
   const Var out = net.forward(tape, x, steps);
-  tape.backward(ops::mse(tape, out, tensor_of(stream, numbers("clean", image), dtype)));
+  tape.backward(ops::mse(tape, out, tensor_of(stream, normal("clean", image), dtype)));
   Pass result{values_of(stream, out.value), {}};
   for (const Parameter& p : net.parameters().list())
     result.gradients[p.name] = values_of(stream, p.var.grad());
@@ -129,7 +125,7 @@ TEST_CASE("an image in, an image of the same shape out", "[unet]") {
                                {3, 16, 16, channels},
                                {0, 8, 8, channels}}) {
       Tape tape(stream, Tape::Mode::Inference);
-      const Var x = Var::leaf(tensor_of(stream, numbers("x", shape), DType::f32));
+      const Var x = Var::leaf(tensor_of(stream, normal("x", shape), DType::f32));
       const Var out = net.forward(tape, x, Tensor::zeros(stream, {shape[0]}, DType::i32));
       CHECK(out.shape() == shape);
       CHECK(find_non_finite(stream, out.value) == -1);

@@ -125,14 +125,14 @@ TEST_CASE(
   // A projection [K,2,2,C] is the filter [K,1,1,4C] of a 1x1 convolution behind space_to_channel.
   Stream stream(poisoned_cpu());
   const Shape shape{5, 2, 2, 3}, file_shape{5, 1, 1, 12};
-  const std::vector<double> in_file = draw(Numbers::Normal, "w", 0, file_shape).data;
+  const std::vector<double> in_file = normal("w", file_shape).data;
   const Values here{shape, from_file_order(FileLayout::Rearrange, shape, in_file)};
   CHECK(to_file_order(FileLayout::Rearrange, shape, here.data) == in_file);
   Tape tape(stream, Tape::Mode::Inference);
   const auto var = [&](const Values& values) {
     return Var::leaf(tensor_of(stream, values, DType::f64));
   };
-  const Var x = var(draw(Numbers::Normal, "x", 0, {2, 6, 4, 3}));
+  const Var x = var(normal("x", {2, 6, 4, 3}));
   const Var direct = ops::conv2d(tape, {2, 0, 0}, x, var(here), {});
   const Var rearranged =
       ops::conv2d(tape, {}, ops::space_to_channel(tape, x), var({file_shape, in_file}), {});

@@ -38,6 +38,15 @@ inline TrainOptions tiny_options(const std::string& seed = "1",
   return make_options(given);
 }
 
+inline TrainOptions options_in(const std::string& precision, const std::string& seed = "1") {
+  return tiny_options(seed, {{"precision", precision}});
+}
+
+// An image of 8x8, to be loaded by its number.
+inline void tiny_image(int64_t i, uint8_t* out) {
+  for (int at = 0; at < 64; ++at) out[at] = uint8_t((i * 37 + at * at * 5) % 256);
+}
+
 // n images of 8x8 that look random, as a batch.
 inline Batch tiny_batch(int64_t n, uint32_t epoch = 0) {
   Batch batch{epoch, {}, {}};
