@@ -2,20 +2,11 @@
 // data set in device memory. One thread per Philox block, that is per four neighbouring elements of
 // an image (kernels/cpu/noise.cpp); the numbers are the CPU's, bit for bit. Bound by memory and the
 // integer multiplications of Philox. And the sinusoidal embedding of the timesteps, which is tiny.
-#include "core/rng.h"
 #include "kernels/cuda/kernel.h"
+#include "kernels/noise.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
-
-__device__ __forceinline__ int32_t timestep_of(const NoiseSpec& spec, uint32_t sample) {
-  const RngKey key{spec.seed, spec.epoch, sample, Purpose::timestep};
-  return int32_t(uniform_below(random4(key, 0)[0], 1000));
-}
-
-__device__ __forceinline__ float normalized(uint8_t value) {
-  return (float(value) / 255.0f - 0.5f) / 0.5f;
-}
 
 struct DrawTimesteps {
   NoiseSpec spec;
@@ -78,9 +69,7 @@ struct AddNoise {
     const int64_t at = n * blocks.size + 4 * block;
     const int count = blocks.of(block);
     const uint32_t sample = uint32_t(samples[n]);
-    const RngKey key = use == NoiseUse::Training
-                           ? RngKey{spec.seed, spec.epoch, sample, Purpose::noise}
-                           : RngKey{spec.seed, uint32_t(t[n]), sample, Purpose::eval_noise};
+    const RngKey key = noise_key(spec, use, sample, t[n]);
     const std::array<float, 4> z = normal4(key, uint32_t(block));
     const float sigma = sigma_of(t[n], spec.noise_level);
     Pack<float, 4> four = load_four<packed>(clean + at, count);
@@ -118,7 +107,7 @@ struct MakeBatch {
       for (int j = 0; j < 4; ++j) image.set(j, __uint_as_float(0x7FC00000));  // NaN
     }
     const std::array<float, 4> z =
-        normal4({now.seed, now.epoch, sample, Purpose::noise}, uint32_t(block));
+        normal4(noise_key(now, NoiseUse::Training, sample, step), uint32_t(block));
     const float sigma = sigma_of(step, spec.noise_level);
     Pack<T, 4> noised;
     for (int j = 0; j < 4; ++j) noised.set(j, fmaf(sigma, z[j], image[j]));
