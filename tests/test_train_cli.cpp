@@ -8,6 +8,7 @@
 #include "core/simt/sanitizer.h"
 #include "kernels/cpu/onednn.h"
 #include "layers/weights.h"
+#include "tests/json_lines.h"
 #include "tests/paths.h"
 #include "tests/train_program.h"
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "tests/json_lines.h"
 #include "tests/train_program.h"
 
 using namespace tessera;

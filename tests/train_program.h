@@ -9,7 +9,6 @@
 
 #include <catch2/catch.hpp>
 #include <chrono>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "apps/checkpoint.h"
@@ -70,13 +69,6 @@ inline std::string error_of(const Words& words, int status, const std::string& p
   CHECK(run.err.substr(0, start.size()) == start);
   CHECK(std::ranges::count(run.err, '\n') == 1);
   return run.err.size() > start.size() ? run.err.substr(start.size()) : "";
-}
-
-inline std::vector<nlohmann::json> lines_of(const std::string& text) {
-  std::vector<nlohmann::json> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
 }
 
 // train as a child that signals can be sent to.
