@@ -124,7 +124,8 @@ TEST_CASE("a checkpoint that lacks a tensor or has a wrong one is refused", "[ch
   CHECK_THAT(c.error(path), Catch::Contains("epoch_loss nan"));
 }
 
-TEST_CASE("a checkpoint with any one bit of its header changed is refused", "[checkpoint]") {
+TEST_CASE("a checkpoint with any one bit of its header changed is refused",
+          "[checkpoint][unthreaded]") {
   Case c;
   const auto path = c.save({3, 0.5, 21, {{"seed", "5"}, {"lr", "0.001"}}});
   const size_t header = header_bytes(path);
@@ -136,7 +137,8 @@ TEST_CASE("a checkpoint with any one bit of its header changed is refused", "[ch
   CHECK(load_checkpoint(c.stream, c.parameters(), path, 21).step == 3);  // each was undone
 }
 
-TEST_CASE("a checkpoint with one changed bit in its data says that it is damaged", "[checkpoint]") {
+TEST_CASE("a checkpoint with one changed bit in its data says that it is damaged",
+          "[checkpoint][unthreaded]") {
   Case c;
   const auto path = c.save({3, 0.5, 21});
   const size_t first = 8 * header_bytes(path), bits = 8 * std::filesystem::file_size(path) - first;

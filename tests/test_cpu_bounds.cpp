@@ -38,7 +38,7 @@ class GuardedMemory : public MemorySource {
 
 }  // namespace
 
-TEST_CASE("no operation of the CPU writes past its memory", "[ops][bf16]") {
+TEST_CASE("no operation of the CPU writes past its memory", "[ops][bf16][unthreaded]") {
   GuardedMemory memory;
   int64_t before = 0;
   for (const OpCase& c : all_cases().tests)
