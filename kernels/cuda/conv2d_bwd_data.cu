@@ -48,6 +48,25 @@ void run_patches(Stream& stream, const Sizes& s, const Tensor& dy, const Tensor&
 }
 
 }  // namespace
+
+void run_bwd_data(Stream& stream, const Sizes& s, const Tensor& dy, const Tensor& w, int first,
+                  Grad dx) {
+  with_storage(dy.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const T *up = dy.data<T>(), *filters = w.data<T>() + first;
+    const int row = int(w.dim(3));
+    const Product<Reached<T>, FiltersAcross<T>> p{{s, up},
+                                                  {s, filters, row},
+                                                  s.x_pixels,
+                                                  s.C,
+                                                  s.taps_k(),
+                                                  packs_fit<T, kPack<T>>(s.K, up) &&
+                                                      packs_fit<T, kPack<T>>(s.C, filters) &&
+                                                      row % kPack<T> == 0};
+    run_pixels(stream, p, nullptr, dx.tensor.data<T>(), dx.mode);
+  });
+}
+
 }  // namespace conv
 
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
@@ -60,11 +79,9 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
         {dx.tensor.data<bf16>(), nullptr, s.C, dx.mode == GradMode::Accumulate});
   }
   if (conv::is_to_one(s)) return conv::thin_bwd_data(stream, s, dy, w, dx);
-  with_storage(dy.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    conv::windows_tile(s) ? conv::run_patches<T>(stream, s, dy, w, dx)
-                          : conv::run_bwd_data<T>(stream, s, dy, w, 0, dx);
-  });
+  if (!conv::windows_tile(s)) return conv::run_bwd_data(stream, s, dy, w, 0, dx);
+  with_storage(dy.dtype(),
+               [&](auto zero) { conv::run_patches<decltype(zero)>(stream, s, dy, w, dx); });
 }
 
 // With halo tiles the convolution takes the norm's sums while it has a tile; else the two are done

@@ -176,22 +176,10 @@ void run_fwd(Stream& stream, const Sizes& s, const Image& image, bool packed, co
   run_pixels(stream, p, data_or_null<float>(b), y.data<T>(), GradMode::Overwrite);
 }
 
-// dx = or += for the C channels of w's from `first` on.
-template <class T>
+// dx = or += for the C channels of w's from `first` on, where dx is one of several that were
+// concatenated (conv2d_bwd_data.cu).
 void run_bwd_data(Stream& stream, const Sizes& s, const Tensor& dy, const Tensor& w, int first,
-                  Grad dx) {
-  const T *up = dy.data<T>(), *filters = w.data<T>() + first;
-  const int row = int(w.dim(3));
-  const Product<Reached<T>, FiltersAcross<T>> p{{s, up},
-                                                {s, filters, row},
-                                                s.x_pixels,
-                                                s.C,
-                                                s.taps_k(),
-                                                packs_fit<T, kPack<T>>(s.K, up) &&
-                                                    packs_fit<T, kPack<T>>(s.C, filters) &&
-                                                    row % kPack<T> == 0};
-  run_pixels(stream, p, nullptr, dx.tensor.data<T>(), dx.mode);
-}
+                  Grad dx);
 
 template <class Image>
 void run_bwd_weight(Stream& stream, const Sizes& s, const Image& image, bool packed,

@@ -211,10 +211,7 @@ void bwd_data_1x1(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow, 
   Tensor sums = Tensor::empty(stream, {low[0], low[1], low[2], K[0]}, dy.dtype());
   upsample_nearest_bwd(stream, dy, {sums});
   const auto run = [&](const Shape& x, const Tensor& up, int first, Grad dx) {
-    const Sizes s(ConvProblem::of({}, x, {K[0], 1, 1, x[3]}));
-    with_storage(dy.dtype(), [&](auto zero) {
-      conv::run_bwd_data<decltype(zero)>(stream, s, up, w, first, dx);
-    });
+    conv::run_bwd_data(stream, Sizes(ConvProblem::of({}, x, {K[0], 1, 1, x[3]})), up, w, first, dx);
   };
   run(low, sums, 0, dlow);
   run(skip, dy, int(low[3]), dskip);
