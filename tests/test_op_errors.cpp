@@ -180,7 +180,13 @@ TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(upcat({1, 5, 4, 2}, {7, 3, 3, 5}), Contains("low is [1,2,2,3], skip is [1,5,4,2]"));
   CHECK_THAT(upcat({1, 4, 4, 2}, {7, 3, 3, 4}),
              Contains("w takes 4 channels, low and skip have 3 + 2"));
-  CHECK_THAT(upcat({1, 4, 4, 0}, {7, 3, 3, 3}), Contains("both need channels"));
+  CHECK_THAT(upcat({1, 4, 4, 0}, {7, 3, 3, 3}), Contains("all need channels"));
+  CHECK_THAT(upcat({1, 4, 4, 2}, {0, 3, 3, 5}), Contains("w is [0,3,3,5]: all need channels"));
+  CHECK_THAT(error_of([&] {
+               upcat_conv2d_bwd_data(b.stream, b.zeros({1, 4, 4, 0}), b.zeros({0, 3, 3, 5}), {},
+                                     {b.zeros({1, 2, 2, 3})}, {b.zeros({1, 4, 4, 2})});
+             }),
+             Contains("w is [0,3,3,5]: all need channels"));
 
   const auto with_phases = [&](int64_t R, const Shape& shape, DType dtype) {
     return error_of([&] {

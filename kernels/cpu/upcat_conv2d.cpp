@@ -40,8 +40,8 @@ Upcat check(const Shape& low, const Shape& skip, const Shape& w) {
          low[3], " + ", skip[3]);
   ENSURE(w[1] == w[2] && (w[1] == 1 || w[1] == 3), "upcat_conv2d: w is ", w,
          ", expected 1x1 or 3x3");
-  ENSURE(low[3] > 0 && skip[3] > 0, "upcat_conv2d: low is ", low, ", skip is ", skip,
-         ": both need channels");
+  ENSURE(low[3] > 0 && skip[3] > 0 && w[0] > 0, "upcat_conv2d: low is ", low, ", skip is ", skip,
+         ", w is ", w, ": all need channels");
   return {low[0], low[1], low[2], low[3], skip[3], w[0], w[1]};
 }
 
