@@ -20,15 +20,19 @@ bool is_built(DeviceType type) {
   return has_cuda || type != DeviceType::cuda;
 }
 
-bool has_gpu() {
-  if (!is_built(DeviceType::cuda)) return false;
+bool is_there(DeviceType type) {
+  if (!is_built(type)) return false;
   try {
-    make_runtime(DeviceType::cuda);
+    make_runtime(type);
+    return true;
+  } catch (const OutOfMemory&) {
     return true;
   } catch (const InputError&) {
     return false;
   }
 }
+
+bool has_gpu() { return is_there(DeviceType::cuda); }
 
 namespace {
 

@@ -22,7 +22,10 @@ const char* name_of(DeviceType type);
 DeviceType device_type_of(const std::string& name);
 // True when this build has kernels for `type`.
 bool is_built(DeviceType type);
-// True when a GPU is there that Device::open(DeviceType::cuda) would open.
+// True when Device::open(type) finds a device, even one that is of no use now because others have
+// filled its memory: open() then throws OutOfMemory.
+bool is_there(DeviceType type);
+// The same of DeviceType::cuda.
 bool has_gpu();
 
 class Device {

@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "core/simt/options.h"
+#include "core/simt/runtime.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -49,6 +50,19 @@ TEST_CASE("no driver, an old one and no device have messages of their own", "[de
         "device cuda: the NVIDIA driver is too old: it supports CUDA 12.4, this program was built "
         "with 13.0 (update it, or use --device cpu)");
   CHECK(message(13000, 0) == "device cuda: the NVIDIA driver finds no GPU (use --device cpu)");
+}
+
+TEST_CASE("a GPU whose memory is full is there, and says so", "[device][simt]") {
+  const simt::ScopedOptions restore(simt::options());
+  CHECK(is_there(DeviceType::cpu));
+  CHECK(is_there(DeviceType::simt));
+  simt::options().total_memory = 0;
+  CHECK(is_there(DeviceType::simt));
+  CHECK(message_of<OutOfMemory>([] { Device::open(DeviceType::simt); }) ==
+        "device cuda: others have filled the GPU's memory (use --device cpu)");
+  CHECK(simt::cudaGetLastError() == simt::cudaSuccess);
+  simt::options().devices = 0;
+  CHECK_FALSE(is_there(DeviceType::simt));
 }
 
 TEST_CASE("a GPU without memory says what was asked, used and free", "[device][simt]") {

@@ -34,11 +34,20 @@ void find_device() {
                             cudaGetErrorString(error), " (use --device cpu)"));
 }
 
+void use_device() {
+  const cudaError_t error = cudaSetDevice(0);  // takes some memory
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it would be reported once more by a later call
+    throw OutOfMemory("device cuda: others have filled the GPU's memory (use --device cpu)");
+  }
+  CUDA_CHECK(error);
+}
+
 class CudaRuntime : public Runtime {
  public:
   CudaRuntime() {
     find_device();
-    CUDA_CHECK(cudaSetDevice(0));
+    use_device();
     cudaDeviceProp properties;
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
     info_ = {properties.name, 10 * properties.major + properties.minor,

@@ -61,7 +61,9 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : result(cudaErrorInvalidDevice);
+  if (device != 0) return result(cudaErrorInvalidDevice);
+  // It makes the device's context, which takes memory.
+  return options().total_memory ? cudaSuccess : result(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaDriverGetVersion(int* version) {
   return *version = options().driver_version, cudaSuccess;
