@@ -248,9 +248,9 @@ struct AdamTensors {
   // waits.
   Tensor latch;
   Tensor loss;  // [1], or undefined; looked at only with a latch
-  // Both or none: what depends on the step, read when the update is done rather than when it is
-  // issued, which a recorded update is only once. now i64 [1] is the step, factors [8] of the type
-  // of grads what adam_factors() gives for it (kernels/adam.h).
+  // Both or none, and of updates in f32 only: what depends on the step, read when the update is
+  // done rather than when it is issued, which a recorded update is only once. now i64 [1] is the
+  // step, factors f32 [8] what adam_factors() gives for it (kernels/adam.h).
   Tensor now = {}, factors = {};
 };
 

@@ -316,3 +316,11 @@ TEST_CASE("the optimizer refuses what does not fit", "[ops][errors]") {
   CHECK_THAT(error_of([&] { copy_rounded(b.stream, good.params, copies); }),
              Contains("copies is [7] bf16, expected [8] bf16"));
 }
+  AdamTensors doubles;
+  for (Tensor AdamTensors::*member :
+       {&AdamTensors::grads, &AdamTensors::params, &AdamTensors::m, &AdamTensors::v})
+    doubles.*member = b.zeros({8}, DType::f64);
+  CHECK(error_of([&] { adam_step(b.stream, {}, 1, doubles); }) == "");
+  doubles.now = b.zeros({1}, DType::i64), doubles.factors = b.zeros({8});
+  CHECK_THAT(error_of([&] { adam_step(b.stream, {}, 1, doubles); }),
+             Contains("now and factors are of updates in f32, not f64"));

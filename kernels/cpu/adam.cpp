@@ -122,6 +122,9 @@ void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t
   ENSURE(t.now.defined() == t.factors.defined(), "adam_step: now and factors come together");
   const Shape& shape = t.grads.shape();
   const DType dtype = t.grads.dtype();
+  // The oracle goes by `step`.
+  ENSURE(!t.now || dtype == DType::f32, "adam_step: now and factors are of updates in f32, not ",
+         name_of(dtype));
   if (spec.max_norm > 0 || t.latch) expect("adam_step: norm", t.norm, {1}, dtype);
   expect("adam_step: params", t.params, shape, dtype);
   expect("adam_step: m", t.m, shape, dtype);
