@@ -16,25 +16,27 @@ constexpr size_t kGuardBytes = 4096;  // a page
 // An odd number of pages: stacks a power of two apart would compete for a few places of the TLB.
 constexpr size_t kStackBytes = 65 * kGuardBytes;
 
-// The lowest page of a stack must not be touched. Those of the thread sanitizer come from malloc,
-// which makes it forget what earlier owners of the memory did.
-std::byte* allocate_stack() {
-  void* const memory = kThreadSanitizer ? std::aligned_alloc(kGuardBytes, kStackBytes)
-                                        : mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  ENSURE(memory && memory != MAP_FAILED && mprotect(memory, kGuardBytes, PROT_NONE) == 0,
-         "no memory for the stack of a CUDA thread: too many are alive at once");
-  unpoison_memory(memory, kStackBytes);
-  return static_cast<std::byte*>(memory);
-}
-
-void free_stack(std::byte* stack) {
+void free_stack(void* stack) {
   if (kThreadSanitizer) {
     mprotect(stack, kGuardBytes, PROT_READ | PROT_WRITE);
     return std::free(stack);
   }
   unpoison_memory(stack, kStackBytes);
   munmap(stack, kStackBytes);
+}
+
+// The lowest page of a stack must not be touched. Those of the thread sanitizer come from malloc,
+// which makes it forget what earlier owners of the memory did.
+std::byte* allocate_stack() {
+  void* const memory = kThreadSanitizer ? std::aligned_alloc(kGuardBytes, kStackBytes)
+                                        : mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const bool given = memory && memory != MAP_FAILED;
+  const bool guarded = given && mprotect(memory, kGuardBytes, PROT_NONE) == 0;
+  if (given && !guarded) free_stack(memory);
+  ENSURE(guarded, "no memory for the stack of a CUDA thread: too many are alive at once");
+  unpoison_memory(memory, kStackBytes);
+  return static_cast<std::byte*>(memory);
 }
 
 }  // namespace
