@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include "autograd/residual_block.h"
+#include "kernels/cpu/onednn.h"
 #include "tests/temp_dir.h"
 
 using namespace tessera;
@@ -60,6 +61,22 @@ TEST_CASE("conv2d refuses what does not fit", "[ops][errors]") {
                conv2d_bwd_weight(b.stream, {1, 1, 1}, x.value, dy, {w}, {b.zeros({5})});
              }),
              Contains("db is [5] f32, expected [2] f32"));
+}
+
+TEST_CASE("what oneDNN refuses is an error that names the problem", "[ops][errors]") {
+  Bench b;
+  auto& dnn = b.stream.state<cpu::OneDnn>();
+  const Tensor x = b.zeros({1, 4, 4, 3}), w = b.zeros({2, 3, 3, 3}), y = b.zeros({1, 4, 4, 2});
+  const auto conv = [&](int stride) {
+    const ConvProblem problem{1, 4, 4, 3, 2, 3, 3, 4, 4, {stride, 1, 1}};
+    return error_of([&] { dnn.conv_fwd(problem, x, cpu::FilterView::of(w), {}, y); });
+  };
+  CHECK(conv(1) == "");
+  const int64_t made = dnn.primitives();
+  const std::string message = conv(0);
+  CHECK_THAT(message, Contains("oneDNN: ") && Contains("1 4 4 3 2 3 3 4 4 0 1 1") &&
+                          Contains("[conv_fwd] (") && Contains("onednn.cpp:"));
+  CHECK(dnn.primitives() == made);
 }
 
 TEST_CASE("conv_transpose2d refuses what does not fit", "[ops][errors]") {
@@ -312,10 +329,6 @@ TEST_CASE("the optimizer refuses what does not fit", "[ops][errors]") {
   without_norm.latch = Tensor::zeros(b.stream, {1}, DType::i64);
   CHECK_THAT(error_of([&] { adam_step(b.stream, {}, 1, without_norm); }),
              Contains("norm is undefined"));
-  Tensor copies = Tensor::empty(b.stream, {7}, DType::bf16);
-  CHECK_THAT(error_of([&] { copy_rounded(b.stream, good.params, copies); }),
-             Contains("copies is [7] bf16, expected [8] bf16"));
-}
   AdamTensors doubles;
   for (Tensor AdamTensors::*member :
        {&AdamTensors::grads, &AdamTensors::params, &AdamTensors::m, &AdamTensors::v})
@@ -324,3 +337,7 @@ TEST_CASE("the optimizer refuses what does not fit", "[ops][errors]") {
   doubles.now = b.zeros({1}, DType::i64), doubles.factors = b.zeros({8});
   CHECK_THAT(error_of([&] { adam_step(b.stream, {}, 1, doubles); }),
              Contains("now and factors are of updates in f32, not f64"));
+  Tensor copies = Tensor::empty(b.stream, {7}, DType::bf16);
+  CHECK_THAT(error_of([&] { copy_rounded(b.stream, good.params, copies); }),
+             Contains("copies is [7] bf16, expected [8] bf16"));
+}

@@ -18,6 +18,16 @@ enum Kind : int64_t { kConvForward, kConvData, kConvWeights, kMatmul };
 // Kind, sizes, types, flags.
 using Key = std::array<int64_t, 17>;
 
+[[noreturn]] void fail(const Key& key, const dnnl::error& error) {
+  constexpr const char* kNames[] = {"conv_fwd", "conv_bwd_data", "conv_bwd_weight", "matmul"};
+  std::string problem;
+  for (size_t i = 1; i < key.size(); ++i) problem += concat(' ', key[i]);
+  if (error.status == dnnl_out_of_memory)
+    throw OutOfMemory(concat("out of memory in oneDNN [", kNames[key[0]], "] of", problem));
+  throw_error(kNames[key[0]], __FILE__, __LINE__,
+              concat("oneDNN: ", error.what(), ", status ", error.status, ", of", problem));
+}
+
 memory::data_type type_of(DType dtype) {
   ENSURE(dtype == DType::f32 || dtype == DType::bf16, "no products of ", name_of(dtype));
   return dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
@@ -149,12 +159,16 @@ struct OneDnn::State {
     return Tensor::empty(stream, {int64_t(desc.get_size())}, DType::u8);
   }
 
-  // The entry of `key`, made by `make` when it is new.
-  template <class Make>
-  Entry& entry(const Key& key, Make make) {
-    auto found = entries.find(key);
-    if (found == entries.end()) found = entries.emplace(key, make()).first;
-    return found->second;
+  // use(the entry of `key`), which is made by `make` when it is new.
+  template <class Make, class Use>
+  void solve(const Key& key, Make make, Use use) {
+    try {
+      auto found = entries.find(key);
+      if (found == entries.end()) found = entries.emplace(key, make()).first;
+      use(found->second);
+    } catch (const dnnl::error& error) {
+      fail(key, error);
+    }
   }
 
   dnnl::reorder reorder(const memory::desc& from, const memory::desc& to, bool add) const {
@@ -207,26 +221,28 @@ void OneDnn::conv_fwd(const ConvProblem& p, const Tensor& x, const FilterView& w
                       const Tensor& y) {
   State& s = *state_;
   const Types types{x.dtype(), w.tensor.dtype(), y.dtype()};
-  Entry& e = s.entry(key_of(kConvForward, p, types, w, b.defined()), [&] {
+  const auto make = [&] {
     const Geometry g(p, types, w, b.defined());
     const auto desc = forward_desc(g, attributes(), s.engine);
     Entry made(g, dnnl::convolution_forward(desc), desc.weights_desc(), desc.scratchpad_desc());
     made.reorder = s.reorder(g.w_plain, made.w, false);
     return made;
+  };
+  s.solve(key_of(kConvForward, p, types, w, b.defined()), make, [&](Entry& e) {
+    Tensor blocked;
+    Args args{{DNNL_ARG_SRC, s.at(e.x, x)},
+              {DNNL_ARG_WEIGHTS, s.filter(e, w, blocked)},
+              {DNNL_ARG_DST, s.at(e.y, y)}};
+    if (b) args.emplace(DNNL_ARG_BIAS, s.at(e.b, b));
+    s.run(e, std::move(args));
   });
-  Tensor blocked;
-  Args args{{DNNL_ARG_SRC, s.at(e.x, x)},
-            {DNNL_ARG_WEIGHTS, s.filter(e, w, blocked)},
-            {DNNL_ARG_DST, s.at(e.y, y)}};
-  if (b) args.emplace(DNNL_ARG_BIAS, s.at(e.b, b));
-  s.run(e, std::move(args));
 }
 
 void OneDnn::conv_bwd_data(const ConvProblem& p, const Tensor& dy, const FilterView& w,
                            const Tensor& dx) {
   State& s = *state_;
   const Types types{dx.dtype(), w.tensor.dtype(), dy.dtype()};
-  Entry& e = s.entry(key_of(kConvData, p, types, w, false), [&] {
+  const auto make = [&] {
     const Geometry g(p, types, w, false);
     const auto hint =
         forward_desc(Geometry(p, Types::all(types.y), w, false), attributes(), s.engine);
@@ -235,18 +251,20 @@ void OneDnn::conv_bwd_data(const ConvProblem& p, const Tensor& dy, const FilterV
                desc.scratchpad_desc());
     made.reorder = s.reorder(g.w_plain, made.w, false);
     return made;
+  };
+  s.solve(key_of(kConvData, p, types, w, false), make, [&](Entry& e) {
+    Tensor blocked;
+    s.run(e, {{DNNL_ARG_DIFF_DST, s.at(e.y, dy)},
+              {DNNL_ARG_WEIGHTS, s.filter(e, w, blocked)},
+              {DNNL_ARG_DIFF_SRC, s.at(e.x, dx)}});
   });
-  Tensor blocked;
-  s.run(e, {{DNNL_ARG_DIFF_DST, s.at(e.y, dy)},
-            {DNNL_ARG_WEIGHTS, s.filter(e, w, blocked)},
-            {DNNL_ARG_DIFF_SRC, s.at(e.x, dx)}});
 }
 
 void OneDnn::conv_bwd_weight(const ConvProblem& p, const Tensor& x, const Tensor& dy,
                              const FilterView& dw, GradMode mode, const Tensor& db) {
   State& s = *state_;
   const Types types{x.dtype(), dw.tensor.dtype(), dy.dtype()};
-  Entry& e = s.entry(key_of(kConvWeights, p, types, dw, db.defined()), [&] {
+  const auto make = [&] {
     const Geometry g(p, types, dw, db.defined());
     const auto hint =
         forward_desc(Geometry(p, Types::all(types.x), dw, db.defined()), attributes(), s.engine);
@@ -256,19 +274,21 @@ void OneDnn::conv_bwd_weight(const ConvProblem& p, const Tensor& x, const Tensor
     made.reorder = s.reorder(made.w, g.w_plain, false);
     made.reorder_add = s.reorder(made.w, g.w_plain, true);
     return made;
+  };
+  s.solve(key_of(kConvWeights, p, types, dw, db.defined()), make, [&](Entry& e) {
+    memory result = s.at(e.w_plain, dw.tensor, dw.first);
+    const bool direct = e.w == e.w_plain && mode == GradMode::Overwrite;
+    Tensor blocked = direct ? Tensor() : s.workspace(e.w);
+    memory gradient = direct ? result : s.at(e.w, blocked);
+    Args args{{DNNL_ARG_SRC, s.at(e.x, x)},
+              {DNNL_ARG_DIFF_DST, s.at(e.y, dy)},
+              {DNNL_ARG_DIFF_WEIGHTS, gradient}};
+    if (db) args.emplace(DNNL_ARG_DIFF_BIAS, s.at(e.b, db));
+    s.run(e, std::move(args));
+    if (direct) return;
+    (mode == GradMode::Overwrite ? e.reorder : e.reorder_add).execute(s.queue, gradient, result);
+    s.queue.wait();
   });
-  memory result = s.at(e.w_plain, dw.tensor, dw.first);
-  const bool direct = e.w == e.w_plain && mode == GradMode::Overwrite;
-  Tensor blocked = direct ? Tensor() : s.workspace(e.w);
-  memory gradient = direct ? result : s.at(e.w, blocked);
-  Args args{{DNNL_ARG_SRC, s.at(e.x, x)},
-            {DNNL_ARG_DIFF_DST, s.at(e.y, dy)},
-            {DNNL_ARG_DIFF_WEIGHTS, gradient}};
-  if (db) args.emplace(DNNL_ARG_DIFF_BIAS, s.at(e.b, db));
-  s.run(e, std::move(args));
-  if (direct) return;
-  (mode == GradMode::Overwrite ? e.reorder : e.reorder_add).execute(s.queue, gradient, result);
-  s.queue.wait();
 }
 
 void OneDnn::matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b,
@@ -278,7 +298,7 @@ void OneDnn::matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const 
   const Types types{a.tensor.dtype(), b.tensor.dtype(), c.dtype()};
   const Key key{kMatmul,        M,   N,           K, a.row, a.column, b.row, b.column,
                 bias.defined(), add, types.code()};
-  Entry& e = s.entry(key, [&] {
+  const auto make = [&] {
     Geometry g;
     g.x = memory::desc({M, K}, type_of(types.x), memory::dims{a.row, a.column});
     g.w = memory::desc({K, N}, type_of(types.w), memory::dims{b.row, b.column});
@@ -288,12 +308,14 @@ void OneDnn::matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const 
     if (add) attr.set_post_ops(sum_into());
     const auto desc = matmul_desc(g.x, g.w, g.b, g.y, attr, s.engine);
     return Entry(g, dnnl::matmul(desc), g.w, desc.scratchpad_desc());
+  };
+  s.solve(key, make, [&](Entry& e) {
+    Args args{{DNNL_ARG_SRC, s.at(e.x, a.tensor)},
+              {DNNL_ARG_WEIGHTS, s.at(e.w, b.tensor)},
+              {DNNL_ARG_DST, s.at(e.y, c)}};
+    if (bias) args.emplace(DNNL_ARG_BIAS, s.at(e.b, bias));
+    s.run(e, std::move(args));
   });
-  Args args{{DNNL_ARG_SRC, s.at(e.x, a.tensor)},
-            {DNNL_ARG_WEIGHTS, s.at(e.w, b.tensor)},
-            {DNNL_ARG_DST, s.at(e.y, c)}};
-  if (bias) args.emplace(DNNL_ARG_BIAS, s.at(e.b, bias));
-  s.run(e, std::move(args));
 }
 
 }  // namespace tessera::cpu
