@@ -54,6 +54,20 @@ TEST_CASE("what a launch moves is counted", "[simt]") {
   }
 }
 
+TEST_CASE("a launch of which no block runs has a record", "[simt]") {
+  const ScopedOptions scope(options());
+  const Array<float> from(std::vector<float>(kFloats, 1)), to(kFloats);
+  const LaunchTrace trace;
+  run_copy(from, to);
+  options().blocks = 0;
+  run_copy(from, to);
+  REQUIRE(trace.launches.size() == 2);
+  CHECK(trace.launches[0].written == 4 * kFloats);
+  CHECK(trace.launches[1].ran == 0);
+  CHECK(trace.launches[1].total(kLoaded) == 0);
+  CHECK(trace.launches[1].written == 0);
+}
+
 TEST_CASE("a part of the blocks stands for all", "[simt]") {
   const ScopedOptions scope(options());
   options().sampled_blocks = 10;

@@ -163,10 +163,10 @@ void run_grid(std::unique_ptr<Grid> launched) {
   const std::vector<uint64_t> order = cluster_order(grid);
   run_clusters(grid, order);
   if (LaunchTrace* const trace = LaunchTrace::current()) {
-    trace->note(grid, order.size() * side_by_side(grid));
+    trace->begin_record(grid, order.size() * side_by_side(grid));
     // Where tensors begin and end is seen there.
     if (grid.options.sampled_blocks) run_clusters(grid, ends_of(grid));
-    trace->note(grid, 0);
+    trace->end_record();
   }
 }
 

@@ -26,19 +26,19 @@ void LaunchTrace::add_access(Counter counter, const void* pointer, size_t bytes)
     extents_.push_back({written, begin, begin + allocation.bytes, at, at + bytes});
 }
 
-void LaunchTrace::note(const Grid& grid, uint64_t ran) {
-  if (ran == 0) {
-    for (const Extent& extent : extents_)
-      (extent.written ? launches.back().written : launches.back().read) +=
-          extent.last - extent.first;
-    extents_.clear();
-    for (auto& counter : counters_) counter = 0;
-    return;
-  }
+void LaunchTrace::begin_record(const Grid& grid, uint64_t ran) {
   LaunchRecord record{
       short_name(grid.kernel), grid.grid, grid.block, grid.shared_bytes, ran, {}, 0, 0};
   for (size_t i = 0; i < kCounters; ++i) record.counted[i] = counters_[i].exchange(0);
   launches.push_back(std::move(record));
+}
+
+void LaunchTrace::end_record() {
+  LaunchRecord& record = launches.back();
+  for (const Extent& extent : extents_)
+    (extent.written ? record.written : record.read) += extent.last - extent.first;
+  extents_.clear();
+  for (auto& counter : counters_) counter = 0;
 }
 
 }  // namespace tessera::simt

@@ -42,7 +42,7 @@ struct LaunchRecord {
   uint64_t read, written;
   // Of the whole grid, when those that ran are like the others.
   double total(Counter counter) const {
-    return double(counted[counter]) * double(grid.count()) / double(ran);
+    return ran ? double(counted[counter]) * double(grid.count()) / double(ran) : 0;
   }
 };
 
@@ -66,8 +66,10 @@ class LaunchTrace {
   }
   // An access of global memory by cp.async (kCopied) or a vector.
   void add_access(Counter counter, const void* pointer, size_t bytes);
-  // After blocks of a launch, which are all that is counted; 0: after all, and these are touched.
-  void note(const Grid& grid, uint64_t ran);
+  // When the launch's counted blocks have run; `ran`: their number.
+  void begin_record(const Grid& grid, uint64_t ran);
+  // After all of it that run: what these touched goes to the record, too.
+  void end_record();
 
  private:
   struct Extent {
