@@ -1,5 +1,5 @@
-// The kernels that have no gradient: the search for values that are not finite, and the noise of a
-// batch. The optimizer's are in test_adam.cpp.
+// Kernels where the case table does not come: at numbers that are huge, infinite or no numbers,
+// and those that have no gradient. The optimizer's are in test_adam.cpp, noise is in test_rng.cpp.
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -7,40 +7,12 @@
 
 #include "kernels/kernels.h"
 #include "tests/cuda_devices.h"
-#include "tests/temp_dir.h"
 
 using namespace tessera;
-using Catch::Contains;
 
 namespace {
 
 const std::vector<int64_t> kSizes{1, 15, 17, 1000, 16384, 16385, 100003};
-
-Tensor samples_of(Stream& stream, const std::vector<int64_t>& samples) {
-  return Tensor::from<int64_t>(stream, {int64_t(samples.size())}, samples);
-}
-
-std::vector<int32_t> timesteps_of(Stream& stream, const NoiseSpec& spec,
-                                  const std::vector<int64_t>& samples) {
-  Tensor t = Tensor::empty(stream, {int64_t(samples.size())}, DType::i32);
-  draw_timesteps(stream, spec, samples_of(stream, samples), t);
-  return t.to_vector<int32_t>(stream);
-}
-
-// The noise that black images of 5x3 get: sigma * N(0,1).
-std::vector<float> noise_of(Stream& stream, const NoiseSpec& spec, NoiseUse use,
-                            const std::vector<int64_t>& samples, const std::vector<int32_t>& t) {
-  const Shape shape{int64_t(samples.size()), 5, 3, 1};
-  const Tensor clean = Tensor::zeros(stream, shape);
-  Tensor noisy = Tensor::empty(stream, shape);
-  add_noise(stream, spec, use, samples_of(stream, samples),
-            Tensor::from<int32_t>(stream, {int64_t(t.size())}, t), clean, noisy);
-  return noisy.to_vector<float>(stream);
-}
-
-}  // namespace
-
-namespace {
 
 void check_non_finite(Stream& stream, DType dtype) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -223,101 +195,6 @@ TEST_CASE("fill writes every element", "[kernels][cuda]") {
   Tensor x = Tensor::empty(cpu, {7}, DType::f64);
   fill(cpu, x, 1.0 / 3);
   CHECK(x.to_vector<double>(cpu) == std::vector<double>(7, 1.0 / 3));
-}
-
-TEST_CASE("images become numbers from -1 to 1", "[kernels][noise]") {
-  Stream stream(poisoned_cpu());
-  std::vector<uint8_t> pixels(256);
-  for (int i = 0; i < 256; ++i) pixels[size_t(i)] = uint8_t(i);
-  const Tensor images = Tensor::from<uint8_t>(stream, {1, 16, 16, 1}, pixels);
-  Tensor clean = Tensor::empty(stream, images.shape());
-  normalize_images(stream, images, clean);
-  const std::vector<float> values = clean.to_vector<float>(stream);
-  CHECK(values[0] == -1.0f);
-  CHECK(values[255] == 1.0f);
-  for (size_t i = 0; i < 256; ++i) CHECK(values[i] == (float(i) / 255.0f - 0.5f) / 0.5f);
-}
-
-TEST_CASE("timesteps are uniform and belong to the sample", "[kernels][noise]") {
-  Stream stream(poisoned_cpu());
-  const NoiseSpec spec{3, 1, 0.5f};
-  std::vector<int64_t> samples(20000);
-  for (size_t i = 0; i < samples.size(); ++i) samples[i] = int64_t(i);
-  const std::vector<int32_t> t = timesteps_of(stream, spec, samples);
-  std::vector<int> counts(10);
-  for (int32_t step : t) {
-    REQUIRE(step >= 0);
-    REQUIRE(step <= 999);
-    ++counts[size_t(step / 100)];
-  }
-  for (int count : counts) CHECK(std::abs(count - 2000) < 5 * 45);  // five standard deviations
-  CHECK(timesteps_of(stream, spec, {17, 3, 19999}) == std::vector<int32_t>{t[17], t[3], t[19999]});
-  CHECK(timesteps_of(stream, {3, 2, 0.5f}, samples) != t);
-  CHECK(timesteps_of(stream, {4, 1, 0.5f}, samples) != t);
-}
-
-TEST_CASE("noise belongs to the sample, whatever the batch", "[kernels][noise]") {
-  Stream stream(poisoned_cpu());
-  const NoiseSpec spec{3, 1, 0.5f};
-  for (NoiseUse use : {NoiseUse::Training, NoiseUse::Evaluation}) {
-    const std::vector<float> both = noise_of(stream, spec, use, {7, 9}, {500, 1000});
-    const std::vector<float> one = noise_of(stream, spec, use, {9}, {1000});
-    CHECK(std::equal(one.begin(), one.end(), both.begin() + 15));
-    CHECK(noise_of(stream, {4, 1, 0.5f}, use, {9}, {1000}) != one);
-    CHECK(noise_of(stream, spec, use, {10}, {1000}) != one);
-    // sigma = t/1000 * noise level
-    const std::vector<float> strong = noise_of(stream, {3, 1, 1.0f}, use, {9}, {1000});
-    for (size_t i = 0; i < one.size(); ++i) CHECK(strong[i] == 2 * one[i]);
-    CHECK(noise_of(stream, spec, use, {9}, {0}) == std::vector<float>(15, 0.0f));
-  }
-  const auto training = [&](uint32_t epoch, int32_t t) {
-    return noise_of(stream, {3, epoch, 0.5f}, NoiseUse::Training, {9}, {t});
-  };
-  const auto evaluation = [&](uint32_t epoch, int32_t t) {
-    return noise_of(stream, {3, epoch, 0.5f}, NoiseUse::Evaluation, {9}, {t});
-  };
-  CHECK(training(1, 500) != training(2, 500));
-  CHECK(evaluation(1, 500) == evaluation(2, 500));
-  CHECK(evaluation(1, 500) != training(1, 500));
-  // In training another timestep scales the same numbers; in evaluation it draws others.
-  const std::vector<float> half = training(1, 500), whole = training(1, 1000);
-  for (size_t i = 0; i < half.size(); ++i) CHECK(whole[i] == 2 * half[i]);
-  CHECK(evaluation(1, 500)[0] * 2 != evaluation(1, 1000)[0]);
-}
-
-TEST_CASE("noise is normal, and may be added in place", "[kernels][noise]") {
-  Stream stream(poisoned_cpu());
-  const Shape shape{4, 64, 64, 3};
-  const Tensor samples = samples_of(stream, {0, 1, 2, 3});
-  const Tensor t = Tensor::from<int32_t>(stream, {4}, std::vector<int32_t>(4, 1000));
-  Tensor noisy = Tensor::zeros(stream, shape);
-  add_noise(stream, {5, 0, 1.0f}, NoiseUse::Training, samples, t, noisy, noisy);
-  double sum = 0, squares = 0, fourth = 0;
-  for (float z : noisy.to_vector<float>(stream)) {
-    sum += z, squares += double(z) * z, fourth += std::pow(double(z), 4);
-  }
-  const double n = double(noisy.numel());
-  CHECK(std::abs(sum / n) < 5 / std::sqrt(n));
-  CHECK(std::abs(squares / n - 1) < 5 * std::sqrt(2 / n));
-  CHECK(std::abs(fourth / n - 3) < 5 * std::sqrt(96 / n));
-}
-
-TEST_CASE("noise refuses what does not fit", "[kernels][noise][errors]") {
-  Stream stream(poisoned_cpu());
-  const Tensor clean = Tensor::zeros(stream, {2, 2, 2, 1}),
-               t = Tensor::zeros(stream, {2}, DType::i32);
-  Tensor noisy = Tensor::empty(stream, {2, 2, 2, 1});
-  const auto error = [&](const Tensor& samples, const Tensor& steps) {
-    return message_of<Error>(
-        [&] { add_noise(stream, {}, NoiseUse::Training, samples, steps, clean, noisy); });
-  };
-  CHECK(error(samples_of(stream, {0, 1}), t) == "");
-  CHECK_THAT(error(samples_of(stream, {0, 1, 2}), t),
-             Contains("samples is [3] i64, expected [2] i64"));
-  CHECK_THAT(error(samples_of(stream, {0, -1}), t),
-             Contains("sample -1, expected 0 to 4294967295"));
-  CHECK_THAT(error(samples_of(stream, {0, 1}), Tensor::zeros(stream, {2}, DType::i64)),
-             Contains("t is [2] i64, expected [2] i32"));
 }
 
 TEST_CASE("GroupNorm's pass by the moments that one left has the same bits", "[norm][cuda]") {

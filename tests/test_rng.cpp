@@ -28,9 +28,9 @@ std::vector<float> draw_normals(size_t count) {
 
 uint32_t bits_of(float value) { return std::bit_cast<uint32_t>(value); }
 
-// Noise of the samples [first, first + count) of a set of 5, added to zeros, sigma .4.
+// Noise of the samples [first, first + count) of a set of 5, added to zeros.
 std::vector<float> noise_of(Stream& stream, NoiseUse use, int64_t first, int64_t count, int t = 800,
-                            uint32_t epoch = 2) {
+                            uint32_t epoch = 2, float level = 0.5f) {
   std::vector<int64_t> ids(static_cast<size_t>(count));
   std::iota(ids.begin(), ids.end(), first);
   const std::vector<int32_t> steps(ids.size(), t);
@@ -38,7 +38,7 @@ std::vector<float> noise_of(Stream& stream, NoiseUse use, int64_t first, int64_t
   const Tensor timesteps = Tensor::from<int32_t>(stream, {count}, steps);
   const Tensor clean = Tensor::zeros(stream, {count, 3, 5, 1});
   Tensor noisy = Tensor::empty(stream, clean.shape());
-  add_noise(stream, {7, epoch, 0.5f}, use, samples, timesteps, clean, noisy);
+  add_noise(stream, {7, epoch, level}, use, samples, timesteps, clean, noisy);
   return noisy.to_vector<float>(stream);
 }
 
@@ -168,14 +168,21 @@ TEST_CASE("add_noise gives a sample the same bits in every batch", "[rng][noise]
   }
 }
 
-TEST_CASE("add_noise numbers the elements in storage order", "[rng][noise]") {
-  Stream stream(Device::open(DeviceType::cpu));
-  const std::vector<float> training = noise_of(stream, NoiseUse::Training, 4, 1);
-  const std::vector<float> evaluation = noise_of(stream, NoiseUse::Evaluation, 4, 1);
-  for (uint32_t i = 0; i < 15; ++i) {
-    CHECK(training[i] == 0.4f * normal4({7, 2, 4, Purpose::noise}, i / 4)[i % 4]);
-    CHECK(evaluation[i] == 0.4f * normal4({7, 800, 4, Purpose::eval_noise}, i / 4)[i % 4]);
-  }
+TEST_CASE("add_noise scales by t, and numbers the elements in storage order", "[rng][noise]") {
+  Stream stream(poisoned_cpu());
+  for (const float level : {0.5f, 1.0f})
+    for (const auto& [t, share] :
+         {std::pair(0u, 0.0f), {500u, 0.5f}, {800u, 0.8f}, {1000u, 1.0f}}) {
+      const std::vector<float> training =
+          noise_of(stream, NoiseUse::Training, 4, 1, int(t), 2, level);
+      const std::vector<float> evaluation =
+          noise_of(stream, NoiseUse::Evaluation, 4, 1, int(t), 2, level);
+      for (uint32_t i = 0; i < 15; ++i) {
+        const float sigma = share * level;
+        CHECK(training[i] == sigma * normal4({7, 2, 4, Purpose::noise}, i / 4)[i % 4]);
+        CHECK(evaluation[i] == sigma * normal4({7, t, 4, Purpose::eval_noise}, i / 4)[i % 4]);
+      }
+    }
 }
 
 TEST_CASE("training noise changes with the epoch, evaluation noise does not", "[rng][noise]") {
@@ -193,7 +200,16 @@ TEST_CASE("add_noise works in place and refuses what has no meaning", "[rng][noi
   const auto run = [&](const Tensor& ids, Tensor& x) {
     add_noise(stream, {7, 2, 0.5f}, NoiseUse::Training, ids, t, x, x);
   };
-  CHECK(message_of<Error>([&] { run(samples, image); }).find("sample -1") != std::string::npos);
+  CHECK(message_of<Error>([&] {
+          run(samples, image);
+        }).find("sample -1, expected 0 to 4294967295") != std::string::npos);
+  const Tensor two = Tensor::zeros(stream, {2}, DType::i64);
+  CHECK(message_of<Error>([&] { run(two, image); }).find("samples is [2] i64, expected [1] i64") !=
+        std::string::npos);
+  const Tensor zero = Tensor::zeros(stream, {1}, DType::i64);
+  CHECK(message_of<Error>([&] {
+          add_noise(stream, {}, NoiseUse::Training, zero, zero, image, image);
+        }).find("t is [1] i64, expected [1] i32") != std::string::npos);
   Tensor wide = Tensor::zeros(stream, {1, 3, 5, 1}, DType::f64);
   CHECK(message_of<Error>([&] { run(samples, wide); }).find("f32 only") != std::string::npos);
 
@@ -223,7 +239,7 @@ TEST_CASE("draw_timesteps is uniform over 0..999 and keyed by sample and epoch",
 }
 
 TEST_CASE("normalize_images maps every byte as PyTorch does", "[noise]") {
-  Stream stream(Device::open(DeviceType::cpu));
+  Stream stream(poisoned_cpu());
   std::vector<uint8_t> bytes(256);
   std::iota(bytes.begin(), bytes.end(), uint8_t{0});
   const Tensor images = Tensor::from<uint8_t>(stream, {1, 16, 16, 1}, bytes);
@@ -279,6 +295,10 @@ NoiseBatch composed(Stream& stream, const Shape& set, NoiseUse use,
   draw_timesteps(stream, kSpec, ids, t);
   normalize_images(stream, images, clean);
   add_noise(stream, kSpec, use, ids, t, clean, noisy);
+  Tensor in_place = Tensor::empty(stream, set);
+  normalize_images(stream, images, in_place);
+  add_noise(stream, kSpec, use, ids, t, in_place, in_place);
+  CHECK(floats_of(stream, in_place) == floats_of(stream, noisy));
   return {t.to_vector<int32_t>(stream), floats_of(stream, clean), floats_of(stream, noisy)};
 }
 
