@@ -95,8 +95,6 @@ enum class Activation { Gelu, GeluTanh, Relu };
 inline const char* name_of(Activation act) {
   return act == Activation::Gelu ? "gelu" : act == Activation::GeluTanh ? "gelu-tanh" : "relu";
 }
-// Throws UsageError for anything but these names.
-Activation activation_of(const std::string& name);
 
 void activation_fwd(Stream& stream, Activation act, const Tensor& x, Tensor& y);
 void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tensor& dy, Grad dx);

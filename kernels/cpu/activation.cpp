@@ -62,12 +62,6 @@ void activation_bwd(Stream&, Activation act, const Tensor& x, const Tensor& dy, 
 
 }  // namespace cpu
 
-Activation activation_of(const std::string& name) {
-  for (const Activation act : {Activation::Gelu, Activation::GeluTanh, Activation::Relu})
-    if (name == name_of(act)) return act;
-  throw UsageError(concat("unknown activation '", name, "': expected gelu, gelu-tanh or relu"));
-}
-
 ON_CUDA(activation_fwd)
 ON_CUDA(activation_bwd)
 
