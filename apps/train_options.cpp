@@ -95,16 +95,14 @@ UNetConfig TrainOptions::network() const {
 
 std::map<std::string, std::string> TrainOptions::settings() const {
   std::map<std::string, std::string> values;
-  for (const char* name : {"image-size", "base", "levels", "channels", "groups", "time-dim",
-                           "activation", "batch", "lr", "noise-level", "seed"})
+  for (const char* name : {"image-size", "batch", "lr", "noise-level", "seed"})
     values[name] = train_option(name).get(*this).value();
+  const UNetConfig config = network();
+  for (const UNetOption& option : unet_options())
+    if (option.is_said(config)) values[option.name] = option.get(config);
   // Checkpoints did not always say these.
   if (precision != "f32") values["precision"] = precision;
   if (fusion != "on") values["fusion"] = fusion;
-  for (const char* name : {"down", "up", "norm", "no-skips", "no-time-gelu"})
-    if (const std::string value = train_option(name).get(*this).value();
-        value != unet_option(name).get({}))
-      values[name] = value;
   return values;
 }
 

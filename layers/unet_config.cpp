@@ -10,17 +10,19 @@ UNetOption number(const char* name, int64_t UNetConfig::*member) {
   return {name,
           {},
           [=](const UNetConfig& config) { return std::to_string(config.*member); },
-          [=](UNetConfig& config, const std::string& text) { config.*member = std::stoll(text); }};
+          [=](UNetConfig& config, const std::string& text) { config.*member = std::stoll(text); },
+          /*always=*/true};
 }
 
 // values: the names of the choices, by number.
 template <class E>
-UNetOption choice(const char* name, E UNetConfig::*member, std::vector<std::string> values) {
+UNetOption choice(const char* name, E UNetConfig::*member, std::vector<std::string> values,
+                  bool always = false) {
   const auto get = [=](const UNetConfig& config) { return values[size_t(config.*member)]; };
   const auto set = [=](UNetConfig& config, const std::string& text) {
     config.*member = E(std::ranges::find(values, text) - values.begin());
   };
-  return {name, values, get, set};
+  return {name, values, get, set, always};
 }
 
 }  // namespace
@@ -33,7 +35,7 @@ const std::vector<UNetOption>& unet_options() {
       number("channels", &C::channels),
       number("time-dim", &C::time_dim),
       number("groups", &C::groups),
-      choice("activation", &C::activation, {"gelu", "gelu-tanh", "relu"}),
+      choice("activation", &C::activation, {"gelu", "gelu-tanh", "relu"}, /*always=*/true),
       choice("down", &C::down, {"rearrange", "conv", "max", "avg"}),
       choice("up", &C::up, {"nearest", "transposed"}),
       choice("norm", &C::norm, {"group", "batch", "layer", "instance"}),

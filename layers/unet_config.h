@@ -46,6 +46,11 @@ struct UNetOption {
   bool is_flag() const { return values == std::vector<std::string>{"false", "true"}; }
   bool takes(const std::string& text) const;
 };
+  // Files say it always. What came later they say where it is not the default: other files are as
+  // they always were.
+  bool always;
+
+  bool is_said(const UNetConfig& config) const { return always || get(config) != get({}); }
 
 // Every member, in the order in which they are compared.
 const std::vector<UNetOption>& unet_options();

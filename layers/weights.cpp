@@ -171,12 +171,8 @@ template std::vector<double> from_file_order(FileLayout, const Shape&, const std
 
 std::map<std::string, std::string> metadata_of(const UNetConfig& config) {
   std::map<std::string, std::string> metadata;
-  // What came later is said where it is not the default: other files are as they always were.
-  for (const UNetOption& option : unet_options()) {
-    const bool always = option.values.empty() || option.name == "activation";
-    if (always || option.get(config) != option.get({}))
-      metadata[key_of(option)] = option.get(config);
-  }
+  for (const UNetOption& option : unet_options())
+    if (option.is_said(config)) metadata[key_of(option)] = option.get(config);
   return metadata;
 }
 
