@@ -117,11 +117,11 @@ Image load_image(const Denoiser& denoiser, const fs::path& path, std::optional<i
                     resized.pixels.data());
     return resized;
   }
-  if (!denoiser.fits(image.height, image.width))
-    throw InputError(concat(path.string(), ": ", image.width, "x", image.height,
-                            " pixels, but the network's ", denoiser.config().levels,
-                            " levels need sides that are multiples of ", denoiser.side_unit(),
-                            " (--image-size S stretches it to SxS)"));
+  if (!denoiser.config().fits(image.height, image.width))
+    throw InputError(
+        concat(path.string(), ": ", image.width, "x", image.height, " pixels, but the network's ",
+               denoiser.config().levels, " levels need sides that are multiples of ",
+               denoiser.config().side_unit(), " (--image-size S stretches it to SxS)"));
   return image;
 }
 
@@ -161,10 +161,10 @@ Errors denoise_image(Denoiser& denoiser, const DenoiseOptions& options, const st
 
 void denoise_images(Denoiser& denoiser, const std::vector<Job>& jobs, const DenoiseOptions& options,
                     std::ostream& out) {
-  if (options.image_size && !denoiser.fits(*options.image_size, *options.image_size))
+  if (options.image_size && !denoiser.config().fits(*options.image_size, *options.image_size))
     throw UsageError(concat("--image-size is ", *options.image_size, ", but the network's ",
                             denoiser.config().levels, " levels need a multiple of ",
-                            denoiser.side_unit()));
+                            denoiser.config().side_unit()));
   // All inputs are read once in vain: a broken one must show before the first output is written.
   for (const Job& job : jobs) load_image(denoiser, job.input, options.image_size);
   std::error_code error;

@@ -25,10 +25,11 @@ Shape check_images(const Denoiser& denoiser, const SafeTensors& file) {
     throw InputError(concat(file.origin(), ": tensor 'images' is ", images.dtype, ' ',
                             shape_text(images.shape), ", expected F32 [N,", channels, ",H,W]"));
   // Each side is checked before the product of them all is computed.
-  if (!denoiser.fits(images.shape[2], images.shape[3]))
+  if (!denoiser.config().fits(images.shape[2], images.shape[3]))
     throw InputError(concat(file.origin(), ": images of ", images.shape[3], "x", images.shape[2],
                             ", but the network's ", denoiser.config().levels,
-                            " levels need sides that are multiples of ", denoiser.side_unit()));
+                            " levels need sides that are multiples of ",
+                            denoiser.config().side_unit()));
   const Shape shape(images.shape);
   for (int64_t i = 0; i < shape.numel(); ++i) {
     float value;

@@ -33,10 +33,6 @@ Denoiser::Denoiser(std::shared_ptr<Device> device, const SafeTensors& weights,
   load_weights(*stream_, model_.parameters(), weights);
 }
 
-bool Denoiser::fits(int64_t height, int64_t width) const {
-  return height > 0 && width > 0 && height % side_unit() == 0 && width % side_unit() == 0;
-}
-
 void Denoiser::prepare(const Shape& shape) {
   if (shape == shape_) return;
   shape_ = shape;

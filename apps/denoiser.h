@@ -22,9 +22,6 @@ class Denoiser {
 
   const UNetConfig& config() const { return model_.config(); }
   Stream& stream() const { return *stream_; }
-  // Sides of images must be positive multiples of this.
-  int64_t side_unit() const { return int64_t{1} << config().levels; }
-  bool fits(int64_t height, int64_t width) const;
 
   // Call before the tensors of a batch of this shape are made. When the batch before had another
   // one, what stream and pool keep for it is given back: a folder may hold a thousand sizes.

@@ -54,8 +54,8 @@ void apply(TrainOptions& options, const GivenOptions& given) {
 void check(const TrainOptions& options) {
   const UNetConfig network = options.network();
   network.check();
-  const int64_t unit = int64_t{1} << options.levels;
-  if (options.image_size % unit != 0)
+  const int64_t unit = network.side_unit();
+  if (!network.fits(options.image_size, options.image_size))
     throw UsageError(concat("--image-size is ", options.image_size, ", expected a multiple of ",
                             unit, " (2^--levels, --levels ", options.levels, ")"));
   // Its batch may be one image: without a variance.

@@ -82,11 +82,14 @@ void UNetConfig::check() const {
     throw UsageError(concat("--time-dim is ", time_dim, ", expected an even number"));
 }
 
+bool UNetConfig::fits(int64_t height, int64_t width) const {
+  return height > 0 && width > 0 && height % side_unit() == 0 && width % side_unit() == 0;
+}
+
 void UNetConfig::check_image(int64_t height, int64_t width) const {
-  const int64_t unit = int64_t{1} << levels;
-  if (height < unit || width < unit || height % unit != 0 || width % unit != 0)
+  if (!fits(height, width))
     throw UsageError(concat("image size ", height, "x", width, " does not fit ", levels,
-                            " levels: expected positive multiples of ", unit));
+                            " levels: expected positive multiples of ", side_unit()));
 }
 
 }  // namespace tessera

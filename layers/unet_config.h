@@ -30,7 +30,10 @@ struct UNetConfig {
 
   // Throws UsageError naming the flag that is out of range.
   void check() const;
-  // The same for the size of an image: throws when 2^levels does not divide its side.
+  // Sides of images must be positive multiples of this: every level halves them.
+  int64_t side_unit() const { return int64_t{1} << levels; }
+  bool fits(int64_t height, int64_t width) const;
+  // Throws UsageError when they do not.
   void check_image(int64_t height, int64_t width) const;
   bool operator==(const UNetConfig&) const = default;
 };
@@ -43,14 +46,14 @@ struct UNetOption {
   // The text is one of the values, or a number of 64 bits.
   std::function<void(UNetConfig&, const std::string&)> set;
 
-  bool is_flag() const { return values == std::vector<std::string>{"false", "true"}; }
-  bool takes(const std::string& text) const;
-};
   // Files say it always. What came later they say where it is not the default: other files are as
   // they always were.
   bool always;
 
   bool is_said(const UNetConfig& config) const { return always || get(config) != get({}); }
+  bool is_flag() const { return values == std::vector<std::string>{"false", "true"}; }
+  bool takes(const std::string& text) const;
+};
 
 // Every member, in the order in which they are compared.
 const std::vector<UNetOption>& unet_options();
