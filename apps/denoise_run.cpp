@@ -125,15 +125,6 @@ Image load_image(const Denoiser& denoiser, const fs::path& path, std::optional<i
   return image;
 }
 
-// [-1, 1] to 0..255, clamped and rounded.
-std::vector<uint8_t> to_bytes(const std::vector<float>& values) {
-  std::vector<uint8_t> bytes(values.size());
-  std::transform(values.begin(), values.end(), bytes.begin(), [](float value) {
-    return uint8_t(std::lround(std::clamp(value * 0.5f + 0.5f, 0.0f, 1.0f) * 255.0f));
-  });
-  return bytes;
-}
-
 // Denoises `image` in place. index: of the image, for the noise.
 Errors denoise_image(Denoiser& denoiser, const DenoiseOptions& options, const std::string& name,
                      int64_t index, Image& image) {
@@ -153,7 +144,7 @@ Errors denoise_image(Denoiser& denoiser, const DenoiseOptions& options, const st
               sample, t, clean, noisy);
   }
   const Tensor denoised = denoiser(noisy, t, name);
-  image.pixels = to_bytes(denoised.to_floats(stream));
+  std::ranges::transform(denoised.to_floats(stream), image.pixels.begin(), to_byte);
   if (!options.add_noise) return {};
   return {squared_error(stream, noisy, clean), squared_error(stream, denoised, clean),
           shape.numel()};

@@ -88,11 +88,6 @@ class Canvas {
   const Image& image() const { return image_; }
 
  private:
-  static uint8_t to_byte(float value) {
-    const float unit = value * 0.5f + 0.5f;
-    if (!(unit > 0)) return 0;  // NaN too
-    return static_cast<uint8_t>(std::min(unit, 1.0f) * 255 + 0.5f);
-  }
   int channels() const { return image_.channels; }
 
   Image image_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "apps/image_codec.h"
 #include "core/check.h"
@@ -47,6 +48,12 @@ void check_image_size(uint64_t width, uint64_t height, const std::string& origin
                             ", expected sides from 1 to ", kMaxSide, " and at most ", kMaxPixels,
                             " pixels"));
   }
+}
+
+uint8_t to_byte(float value) {
+  const float unit = value * 0.5f + 0.5f;
+  if (!(unit > 0)) return 0;  // NaN too
+  return static_cast<uint8_t>(std::lround(std::min(unit, 1.0f) * 255));
 }
 
 Image read_image(const std::filesystem::path& path, int channels) {

@@ -15,6 +15,9 @@ struct Image {
   std::vector<uint8_t> pixels;              // [height, width, channels]
 };
 
+// [-1, 1] to 0..255, clamped and rounded; NaN becomes 0.
+uint8_t to_byte(float value);
+
 // Reads a PNG or JPEG, told apart by content, with the values of Pillow's
 // Image.open(path).convert(channels == 1 ? "L" : "RGB"). Every error is an InputError naming the
 // file; so are more than 2^28 pixels, and data that is cut short or corrupt.

@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <limits>
 
 #include "core/check.h"
 #include "core/safetensors.h"
@@ -42,6 +43,16 @@ std::string png_start(uint32_t width, uint32_t height) {
 }
 
 }  // namespace
+
+TEST_CASE("image: numbers from -1 to 1 become bytes, others are clamped", "[image]") {
+  for (int byte = 0; byte < 256; ++byte) CHECK(to_byte((float(byte) / 255 - 0.5f) / 0.5f) == byte);
+  const float inf = std::numeric_limits<float>::infinity();
+  for (float low : {-1.0f, -1.5f, -inf, std::numeric_limits<float>::quiet_NaN()})
+    CHECK(to_byte(low) == 0);
+  for (float high : {1.0f, 1.5f, inf}) CHECK(to_byte(high) == 255);
+  CHECK(to_byte(0.498f / 127.5f - 1) == 0);
+  CHECK(to_byte(0.502f / 127.5f - 1) == 1);
+}
 
 TEST_CASE("image: every form gives Pillow's bytes", "[image]") {
   const SafeTensors expected = SafeTensors::read(kFolder / "expected.safetensors");
