@@ -33,7 +33,16 @@ Values values_of(Stream& stream, const Tensor& tensor) {
   return {tensor.shape(), {values.begin(), values.end()}};
 }
 
-Tensor tensor_of(Stream& stream, const Values& values, DType dtype) {
+Tensor tensor_of(Stream& stream, const Values& values, DType dtype, int64_t shift) {
+  if (shift > 0) {
+    const Tensor source = tensor_of(stream, values, dtype),
+                 all = Tensor::empty(stream, {source.numel() + shift}, dtype);
+    Tensor part = all.slice(shift, source.shape());
+    std::vector<std::byte> bytes(source.bytes());
+    source.copy_to(stream, bytes);
+    part.copy_from(stream, bytes);
+    return part;
+  }
   if (dtype == DType::f64) return Tensor::from<double>(stream, values.shape, values.data);
   if (dtype == DType::bf16) {
     std::vector<bf16> rounded(values.data.size());

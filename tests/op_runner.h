@@ -20,7 +20,8 @@ struct Values {
 Values as_bf16(Values values);
 
 Values values_of(Stream& stream, const Tensor& tensor);
-Tensor tensor_of(Stream& stream, const Values& values, DType dtype);
+// `shift` elements into its memory.
+Tensor tensor_of(Stream& stream, const Values& values, DType dtype, int64_t shift = 0);
 
 enum class Numbers { Normal, Integers };  // Integers: -4 .. 4
 

@@ -121,31 +121,20 @@ struct BackwardCase {
 std::vector<Values> backward(Stream& stream, const BackwardCase& c, DType dtype, bool composed) {
   const DType master = master_of(dtype);
   const Shape& s = c.x;
-  const auto input = [&](const char* name, const Shape& shape, float scale = 1) {
-    return tensor_of(stream, as_bf16(normal(name, shape, scale)), dtype);
+  const auto input = [&](const char* name, const Shape& shape, float scale = 1, int64_t shift = 0) {
+    return tensor_of(stream, as_bf16(normal(name, shape, scale)), dtype, shift);
   };
-  const auto vector = [&](const char* name) {
-    return tensor_of(stream, as_bf16(normal(name, {s[3]})), master);
+  const auto vector = [&](const char* name, int64_t shift = 0) {
+    return tensor_of(stream, as_bf16(normal(name, {s[3]})), master, shift);
   };
+  const auto shift = [&](int number) { return int64_t{c.unaligned_vector == number}; };
   const Tensor x = input("x", s), w = input("w", {c.K, 3, 3, s[3]}, 0.2f);
-  const auto shifted = [&](const Tensor& from, int number) {
-    if (c.unaligned_vector != number) return from;
-    Tensor to = Tensor::empty(stream, {from.numel() + 1}, from.dtype()).slice(1, from.shape());
-    add_bwd(stream, from, {to});
-    return to;
-  };
-  const Tensor dy = input("dy", {s[0], s[1], s[2], c.K}), gamma = shifted(vector("gamma"), 1),
-               beta = shifted(vector("beta"), 2);
-  const Tensor t = c.with_t ? shifted(input("t", {s[0], s[3]}), 3) : Tensor{};
+  const Tensor dy = input("dy", {s[0], s[1], s[2], c.K}), gamma = vector("gamma", shift(1)),
+               beta = vector("beta", shift(2));
+  const Tensor t = c.with_t ? input("t", {s[0], s[3]}, 1, shift(3)) : Tensor{};
   Values m = moments_of(values_of(stream, x), c.groups);
   const Tensor moments = tensor_of(stream, m, master);
-  Tensor dx = input("dx", s);
-  if (c.unaligned) {
-    const Values before = values_of(stream, dx);
-    dx = Tensor::empty(stream, {s.numel() + 1}, dtype).slice(1, s);
-    const Tensor same = tensor_of(stream, before, dtype);
-    add_bwd(stream, same, {dx});
-  }
+  Tensor dx = input("dx", s, 1, c.unaligned);
   Tensor dgamma = vector("dgamma"), dbeta = vector("dbeta"),
          dt = c.with_t ? input("dt", {s[0], s[3]}) : Tensor{};
   const Grad grads[] = {{dx, c.mode}, {dgamma, c.mode}, {dbeta, c.mode}, {dt, c.mode}};

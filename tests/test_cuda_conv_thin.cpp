@@ -36,13 +36,7 @@ std::vector<Values> run(Stream& stream, const ThinCase& c, DType storage, Number
                     middle = shape[1] / 2 * shape[2] + shape[2] / 2;
       values.data[size_t((made.last ? pixels - 1 : middle) * shape[3])] = std::nan("");
     }
-    const Tensor source = tensor_of(stream, values, dtype);
-    Tensor part =
-        Tensor::empty(stream, {shape.numel() + made.shift}, dtype).slice(made.shift, shape);
-    std::vector<std::byte> bytes(source.bytes());
-    source.copy_to(stream, bytes);
-    part.copy_from(stream, bytes);
-    return part;
+    return tensor_of(stream, values, dtype, made.shift);
   };
   const Shape to = ConvProblem::of(c.spec, c.x, c.w).y();
   const Tensor x = tensor("x", c.x, storage), w = tensor("w", c.w, storage),

@@ -10,26 +10,17 @@ using namespace tessera;
 
 namespace {
 
-// A tensor of numbers, `shift` elements into its buffer.
-Tensor shifted(Stream& stream, const std::string& name, const Shape& shape, DType dtype,
-               int64_t shift) {
-  Tensor arena = Tensor::empty(stream, {shape.numel() + shift}, dtype);
-  Tensor slice = arena.slice(shift, shape);
-  Tensor source = tensor_of(stream, draw(Numbers::Integers, name, 0, shape), dtype);
-  std::vector<std::byte> bytes(source.bytes());
-  source.copy_to(stream, bytes);
-  slice.copy_from(stream, bytes);
-  return slice;
-}
-
 // Every function once; the outputs, of which only one part's gradients if `part` is 0 or 1.
 std::vector<Values> outputs(DeviceType type, DType dtype, int64_t shift, int part) {
   Stream stream(poisoned(type));
   const Shape low{2, 3, 5, 8}, up{2, 6, 10, 8}, skip{2, 6, 10, 16}, joint{2, 6, 10, 24};
   const Shape quarter{2, 3, 5, 32};
   std::vector<Tensor> results;
+  const auto input = [&](const std::string& name, const Shape& shape, DType as) {
+    return tensor_of(stream, draw(Numbers::Integers, name, 0, shape), as, shift);
+  };
   const auto in = [&](const std::string& name, const Shape& shape) {
-    return shifted(stream, name, shape, dtype, shift);
+    return input(name, shape, dtype);
   };
   const auto out = [&](const Shape& shape) {
     results.push_back(in(concat("out ", results.size()), shape));
@@ -52,7 +43,7 @@ std::vector<Values> outputs(DeviceType type, DType dtype, int64_t shift, int par
   }
   for (DType of_t : {dtype, master_of(dtype)}) {
     Tensor sum = out(up);
-    add_broadcast_fwd(stream, in("x", up), shifted(stream, "t", {2, 8}, of_t, shift), sum);
+    add_broadcast_fwd(stream, in("x", up), input("t", {2, 8}, of_t), sum);
   }
   concat_channels_fwd(stream, in("a", up), in("b", skip), joined);
   concat_channels_bwd(stream, in("dy", joint), grad(0, up), grad(1, skip));

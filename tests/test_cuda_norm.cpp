@@ -65,11 +65,7 @@ class NormInputs {
   Tensor put(Values values, DType dtype, DType rounded, bool unaligned) {
     for (double& v : values.data)
       v = rounded == DType::bf16 ? to_float(to_bf16(float(v))) : float(v);
-    if (!unaligned) return tensor_of(stream_, values, dtype);
-    const Shape shape = values.shape;
-    values.data.insert(values.data.begin(), 0.0);
-    values.shape = {shape.numel() + 1};
-    return tensor_of(stream_, values, dtype).slice(1, shape);
+    return tensor_of(stream_, values, dtype, unaligned);
   }
 
   Stream& stream_;
