@@ -220,16 +220,6 @@ TEST_CASE("a network takes no memory and makes no primitive after its first step
   }
 }
 
-TEST_CASE("training twice gives the same bits", "[unet]") {
-  const auto trained = [] {
-    Stream stream(poisoned_cpu());
-    UNet net(stream, small(), 0);
-    train(stream, net, 3, [](int) {});
-    return net.parameters().values.to_vector<float>(stream);
-  };
-  CHECK(trained() == trained());
-}
-
 TEST_CASE("a network out of range is refused by the flag's name", "[unet][errors]") {
   const auto error = [](auto change) {
     UNetConfig config;
