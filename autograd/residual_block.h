@@ -1,6 +1,6 @@
 // The U-Net's ResidualBlock as one operation:
-//   h = gelu(norm1(conv1(x)) + t)
-//   y = gelu(norm2(conv2(h))) + shortcut(x)       shortcut: identity, or a 1x1 convolution
+//   h = act(norm1(conv1(x)) + t)                 norms and act: those of its spec
+//   y = act(norm2(conv2(h))) + shortcut(x)       shortcut: identity, or a 1x1 convolution
 // It is the unit of fusion: the plain path records the operations of ops.h, the fused one is a
 // single node of the tape with a schedule of its own. Both give the same numbers up to rounding.
 #pragma once

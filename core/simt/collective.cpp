@@ -1,4 +1,4 @@
-// Where threads of a block meet: barriers, rendezvous of lanes, the grid's barrier.
+// Where threads of a block meet: barriers, rendezvous of lanes, the cluster's barrier.
 #include <algorithm>
 #include <atomic>
 
