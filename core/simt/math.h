@@ -45,14 +45,14 @@ inline float __fdividef(float x, float y) {
 }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }  // NaN: 0
 
-// Never contracted to fused operations.
-inline float __fadd_rn(float x, float y) { return x + y; }
-inline float __fsub_rn(float x, float y) { return x - y; }
-inline float __fmul_rn(float x, float y) {
-  float product = x * y;
-  asm volatile("" : "+x"(product));
-  return product;
+// Never contracted to fused operations: the compiler does not know what a rounded() number is.
+inline float rounded(float x) {
+  asm volatile("" : "+x"(x));
+  return x;
 }
+inline float __fadd_rn(float x, float y) { return rounded(x) + rounded(y); }
+inline float __fsub_rn(float x, float y) { return rounded(x) - rounded(y); }
+inline float __fmul_rn(float x, float y) { return rounded(x * y); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
