@@ -1,7 +1,7 @@
 // 3x3 convolutions (stride 1, padding 1) of bf16 on tensor cores by halo tiles: what forward and
-// the data's gradient share. A block computes TH x TW pixels by BN channels. For
-// each 32 channels of the input it loads its pixels and their border once, and all nine taps read
-// them there: an implicit matrix product would load every pixel nine times.
+// the data's gradient share. A block computes TH x TW pixels by BN channels. For each 32 channels
+// of the input it loads its pixels and their border once, and all nine taps read them there: an
+// implicit matrix product would load every pixel nine times.
 //
 // The input's part in shared memory is made of planes of 8 channels: [c / 8][n][y][x][8]. A pixel
 // has 16 bytes, so the 8 neighbouring pixels that an 8x8 matrix of ldmatrix takes are 128

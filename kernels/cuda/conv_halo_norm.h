@@ -1,8 +1,8 @@
 // Halo tiles whose results a GroupNorm reads next: while a block has them in shared memory, it
 // takes the sums over pixels for which a pass of its own would read them again.
 //
-// A thread has the pixels of PackOfTile. Sums are added up by
-// lanes, then by warps, in a fixed order, and written for each tile; norm.h has what follows.
+// A thread has the pixels of PackOfTile. Sums are added up by lanes, then by warps, in a fixed
+// order, and written for each tile; norm.h has what follows.
 #pragma once
 
 #include "kernels/cuda/conv_halo_launch.h"
@@ -76,7 +76,7 @@ struct HaloMoments : HaloImage {
   }
 };
 
-// dy = sums, and the sums of dz and of dz xhat: dz = dy gelu'(z), dy as stored, with the z that a
+// dy = sums, and the sums of dz and of dz xhat: dz = dy act'(z), dy as stored, with the z that a
 // GroupNorm computes from x (norm.h), all of whose tensors are at addresses of packs.
 template <Activation act>
 struct HaloNormGrad {

@@ -52,7 +52,7 @@ struct WindowsAcross {
   }
 };
 
-// A matrix [lines, length] as it lies in memory; `size_t(-1)` stands for outside.
+// A matrix [lines, length] as it lies in memory; an index of -1 stands for outside.
 template <class T, bool along_depth>
 struct Matrix {
   using Element = T;

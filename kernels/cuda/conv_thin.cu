@@ -8,7 +8,6 @@
 // sums are in its registers, and a column of a tile, along which it keeps the taps' pixels of one.
 #include "kernels/cuda/conv_thin.h"
 
-#include "kernels/cuda/gemm.h"  // TESSERA_UNROLL
 #include "kernels/cuda/sum_parts.h"
 
 namespace tessera::TESSERA_CUDA::conv {

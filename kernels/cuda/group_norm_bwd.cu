@@ -1,9 +1,9 @@
 // The way back through GroupNorm, alone or fused (group_norm.cu). Where shared memory holds a group
-// of an image, one launch does it (group_norm_image_bwd.h). Else a pass sums
-// S1 = sum dz and S2 = sum dz xhat, dz = dy act'(z), per tile and channel; a small kernel adds up
-// the tiles of an image (dt = S1) and the channels of a group; a pass computes dz again and dx = a
-// dz - p - (x - mean) q, while blocks of their own add up the images (dbeta = sum S1, dgamma = sum
-// S2). Convolutions may have taken the sums of the first pass (norm.h).
+// of an image, one launch does it (group_norm_image_bwd.h). Else a pass sums S1 = sum dz and
+// S2 = sum dz xhat, dz = dy act'(z), per tile and channel; a small kernel adds up the tiles of an
+// image (dt = S1) and the channels of a group; a pass computes dz again and dx = a dz - p -
+// (x - mean) q, while blocks of their own add up the images (dbeta = sum S1, dgamma = sum S2).
+// Convolutions may have taken the sums of the first pass (norm.h).
 #include "kernels/composed.h"
 #include "kernels/cuda/group_norm_image_bwd.h"
 

@@ -135,7 +135,7 @@ void multiply(Stream& stream, const Sizes& s, const Factor& a, const Factor& b, 
 
 #else
 
-// To the nearest tf32, ties away from zero, as ptx::to_tf32.
+// To the nearest tf32, ties away from zero: as ptx::to_tf32, but a NaN keeps its bits.
 float to_tf32(float x) {
   if (!std::isfinite(x)) return x;
   return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x1000) & 0xFFFFE000);

@@ -128,8 +128,7 @@ struct FragmentSums {
 //   multiply(a, b)   adds the products of one stage's depth, and A's rows, for each_sum
 //   commit()         behind a step's last multiply(), of which there is one if A runs across depth
 //   each_row(f)      f(row, column, count, pair) for what a thread has of a row of the tile:
-//   pair(j)
-//                    are two neighbours, from 8 j columns further on, j < count, a constant
+//                    pair(j) are two neighbours, from 8 j columns further on, j < count, a constant
 //   each_sum(f)      f(row, sum of A's row), where A is bf16 and runs across depth; all threads
 //                    come
 //

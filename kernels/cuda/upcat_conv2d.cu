@@ -5,7 +5,6 @@
 #include <array>
 
 #include "kernels/cuda/conv_launch.h"
-#include "kernels/cuda/index.h"
 
 namespace tessera::TESSERA_CUDA {
 namespace {
