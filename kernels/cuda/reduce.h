@@ -3,9 +3,6 @@
 // Blocks are one-dimensional, their size is a multiple of 32, and every thread must come.
 #pragma once
 
-#include <cstring>
-#include <type_traits>
-
 #include "kernels/cuda/kernel.h"
 
 namespace tessera::TESSERA_CUDA {
@@ -17,26 +14,11 @@ struct Sum {
   }
 };
 
-// The value of the lane whose number differs in the bits of `lanes`; structs go word by word.
-template <class T>
-__device__ __forceinline__ T shuffle_xor(const T& value, int lanes) {
-  if constexpr (std::is_arithmetic_v<T>) {
-    return __shfl_xor_sync(0xFFFFFFFF, value, lanes);
-  } else {
-    static_assert(sizeof(T) % 4 == 0);
-    unsigned words[sizeof(T) / 4];
-    std::memcpy(words, &value, sizeof(T));
-    for (unsigned& word : words) word = __shfl_xor_sync(0xFFFFFFFF, word, lanes);
-    T result;
-    std::memcpy(&result, words, sizeof(T));
-    return result;
-  }
-}
-
-// Over groups of `Width` neighbouring lanes, 32 unless told; every lane gets its group's result.
-template <int Width = 32, class T, class Op>
+// Over a warp; every lane gets the result.
+template <class T, class Op>
 __device__ __forceinline__ T warp_reduce(T value, Op op) {
-  for (int lanes = Width / 2; lanes > 0; lanes /= 2) value = op(value, shuffle_xor(value, lanes));
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    value = op(value, __shfl_xor_sync(0xFFFFFFFF, value, lanes));
   return value;
 }
 
