@@ -57,9 +57,7 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 constexpr int kMergeThreads = 128;
-struct MergeShared {
-  BlockScratch<float, kMergeThreads> scratch;
-};
+using MergeScratch = BlockScratch<float, kMergeThreads>;
 
 // Slices of neighbouring pixels (columns.h), whose means are less the value of their image's first
 // pixel.
@@ -92,7 +90,7 @@ __global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, D
                                      Divisor32 by_group, float eps, const float* partial,
                                      float* moments) {
   ptx::begin_kernel();
-  auto& shared = shared_memory<MergeShared>();
+  auto& scratch = shared_memory<MergeScratch>();
   const int per_group = by_group.divisor();
   int image = int(blockIdx.x);
   const int c = by_groups.divide(image) * per_group;
@@ -114,12 +112,12 @@ __global__ void group_moments_kernel(Parts parts, int64_t N, int64_t P, int C, D
   };
   float sum = 0, m2 = 0;
   each([&](int64_t, float mean, float pixels) { sum += pixels * mean; });
-  const float offset = block_reduce(sum, Sum{}, shared.scratch) / size;
+  const float offset = block_reduce(sum, Sum{}, scratch) / size;
   each([&](int64_t place, float mean, float pixels) {
     const float away = mean - offset;
     m2 += m2s[place] + pixels * (away * away);
   });
-  m2 = block_reduce(m2, Sum{}, shared.scratch);
+  m2 = block_reduce(m2, Sum{}, scratch);
   if (threadIdx.x != 0) return;
   moments[2 * blockIdx.x] = pivot + offset;
   moments[2 * blockIdx.x + 1] = 1.0f / sqrtf(m2 / size + eps);
@@ -132,7 +130,7 @@ void merge_parts(Stream& stream, const Parts& parts, const GroupNormSpec& spec, 
   ENSURE(parts.parts * per_group <= INT32_MAX - kMergeThreads && N * spec.groups <= INT32_MAX,
          "group_norm: ", parts.parts, " parts of ", per_group, " channels");
   launch_next<group_moments_kernel<Parts>>({cuda_stream(stream), dim3(unsigned(N * spec.groups)),
-                                            dim3(kMergeThreads), sizeof(MergeShared)},
+                                            dim3(kMergeThreads), sizeof(MergeScratch)},
                                            parts, N, P, int(C), Divisor32(int(spec.groups)),
                                            Divisor32(int(per_group)), spec.eps,
                                            partial.data<float>(), moments.data<float>());
