@@ -203,11 +203,7 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
     using T = decltype(zero);
     constexpr int V = decltype(pack)::value;
     const Tiling tiling = tiling_of(stream, dy, V, kTileBlocks, kTilePixels);
-    const bool accumulate = dt.mode == GradMode::Accumulate;
-    if (tiling.empty()) {
-      if (!accumulate) dt.tensor.zero(stream);
-      return;
-    }
+    if (tiling.empty()) return start_sum(stream, dt);
     Tensor partial = Tensor::empty(stream, {tiling.N, tiling.slices, tiling.C});
     launch_next<sum_pixels_kernel<T, V>>(
         {cuda_stream(stream), tiling.grid(), dim3(kTileThreads), sizeof(ColumnScratch<V>)}, tiling,
@@ -215,7 +211,8 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt) {
     const auto put_sums = [&](auto type_of_dt) {
       using D = decltype(type_of_dt);
       sum_rows(stream, tiling.N, tiling.N * tiling.slices, tiling.slices, tiling.C,
-               partial.data<float>(), PutSum<D>{dt.tensor.data<D>(), accumulate, tiling.C});
+               partial.data<float>(),
+               PutSum<D>{dt.tensor.data<D>(), dt.mode == GradMode::Accumulate, tiling.C});
     };
     dt.tensor.dtype() == DType::f32 ? put_sums(float{}) : put_sums(T{});
   };

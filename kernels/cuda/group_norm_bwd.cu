@@ -135,12 +135,6 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // ---- Launches
 
-// Gradients of a sum over nothing.
-void start_sums(Stream& stream, std::initializer_list<Grad> grads) {
-  for (Grad grad : grads)
-    if (grad && grad.mode == GradMode::Overwrite) grad.tensor.zero(stream);
-}
-
 // From partial sums [2,N,parts,C] to all gradients; dy is what Act's derivative is still to be
 // multiplied with.
 template <class Act, class T, int V>
@@ -174,7 +168,10 @@ template <class Act>
 bool norm_act_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& moments,
                   const Tensor& gamma, const Tensor& beta, const Tensor& t, const Tensor& dy,
                   Grad dx, Grad dgamma, Grad dbeta, Grad dt, const Tensor& h) {
-  if (x.numel() == 0) return start_sums(stream, {dx, dgamma, dbeta, dt}), true;
+  if (x.numel() == 0) {
+    for (const Grad& grad : {dx, dgamma, dbeta, dt}) start_sum(stream, grad);
+    return true;
+  }
   bool made = false;
   const auto run = [&](auto zero, auto pack) {
     using T = decltype(zero);
