@@ -177,13 +177,13 @@ void with_phase_tile(int N, int H, int W, int columns, int depth, const F& f) {
 void run_phase_grad(Stream& stream, int N, const conv::PhaseGradSource& source,
                     const conv::HaloImage& dlow) {
   const int h = source.dy.H / 2, w = source.dy.W / 2, A = source.filters.columns;
-  ConvTile tile = default_tile({true, N, h, w, A, source.filters.depth});
-  // A tile reads 4 times its pixels: these two would take more shared memory than some cards have.
-  if (tile == ConvTile::k16x16x64) tile = ConvTile::k8x8x64;
-  if (tile == ConvTile::k2x8x8x128) tile = ConvTile::k2x8x8x64;
+  const ConvTile tile = default_tile({true, N, h, w, A, source.filters.depth});
   conv::with_halo_tile(tile, [&]<class Tile>(Tile) {
-    if constexpr (conv::kFitsAllCards<Tile, conv::PhaseGradSource>)
-      conv::launch_halo<Tile>(stream, N, h, w, A, source, dlow);
+    // A tile reads 4 times its pixels: where these take more shared memory than some cards have, it
+    // is a small one.
+    using Small = conv::HaloTile<8, 8, 64, 32, 32, 1, Tile::TN>;
+    constexpr bool fits = conv::kFitsAllCards<Tile, conv::PhaseGradSource>;
+    conv::launch_halo<std::conditional_t<fits, Tile, Small>>(stream, N, h, w, A, source, dlow);
   });
 }
 
