@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/simt/trace.h"
+#include "kernels/cuda/conv_halo_launch.h"
 #include "tests/conv_runs.h"
 
 using namespace tessera;
@@ -152,6 +153,25 @@ TEST_CASE("the sub-pixel form: borders, tails of channels, every tile", "[cuda][
   check_exact({{1, 1, 1}, {6, 18, 34, 88}, {128, 3, 3, 88}, 40}, {90}, bf16_only);
   // The same of low's gradient.
   check_exact({{1, 1, 1}, {27, 10, 12, 456}, {8, 3, 3, 456}, 448}, {89}, bf16_only);
+}
+
+TEST_CASE("halo tiles are for images whose packs 32 bits count", "[cuda][small]") {
+  const simt::ScopedOptions scope(host_model(80));
+  Stream stream(poisoned(DeviceType::simt));
+  const auto served = [&](const Shape& x, int64_t K) {
+    const ConvProblem problem = ConvProblem::of({1, 1, 1}, x, {K, 3, 3, x[3]});
+    return simt::conv::has_halo_kernels(stream, simt::conv::Sizes(problem));
+  };
+  // 32 packs a pixel, of x or of dy: with two rows more these are 2^31, or a row less. A tile has
+  // two images at most.
+  for (const auto& [C, K] : {std::pair(256, 8), std::pair(8, 256)}) {
+    CHECK_FALSE(served({1, 8190, 8192, C}, K));
+    CHECK(served({1, 8189, 8192, C}, K));
+    for (const int64_t N : {2, 3}) {
+      CHECK_FALSE(served({N, 4095, 8192, C}, K));
+      CHECK(served({N, 4094, 8192, C}, K));
+    }
+  }
 }
 
 TEST_CASE("halo tiles read shared memory without bank conflicts", "[cuda]") {

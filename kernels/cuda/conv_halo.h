@@ -83,8 +83,8 @@ struct ImageCorner {
     ptx::cp_async16(to, pack(n, h, w, chunk), inside ? 16 : 0);
   }
   __device__ __forceinline__ const bf16* pack(int n, int h, int w, int chunk) const {
-    // Rows and images are less than 2^31 packs apart.
-    const int offset = ((n * image.H + h) * image.W + w) * packs + chunk;
+    // Less than 2^31 for pixels that are there (has_halo_kernels); others may go round.
+    const int offset = int(((unsigned(n) * image.H + h) * image.W + w) * packs + chunk);
     return corner + int64_t(offset) * 8;
   }
 };

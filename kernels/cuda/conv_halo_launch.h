@@ -12,8 +12,12 @@ namespace tessera::TESSERA_CUDA::conv {
 
 // Whether there are kernels for this convolution of bf16 here, when all channels are in packs.
 inline bool has_halo_kernels(Stream& stream, const Sizes& s) {
+  // From a tile's corner ImageCorner counts packs in 32 bits: of two images, if there are, and of
+  // the border.
+  const int64_t pixels = std::min<int64_t>(s.x_pixels, 2 * int64_t{s.H} * s.W) + 2 * int64_t{s.W};
+  const int packs = std::max({s.C, s.K, 8}) / 8;  // of a pixel of x or dy
   return has_mma(stream.device().info()) && s.R == 3 && s.S == 3 && s.stride == 1 && s.pad_h == 1 &&
-         s.pad_w == 1;
+         s.pad_w == 1 && pixels <= INT32_MAX / packs;
 }
 
 // Images that a tile of 8 x 8 would be mostly zeros for: forward and the data's gradient are left
