@@ -173,10 +173,7 @@ void each_launch(std::span<const int64_t> widths, const std::vector<T*>& data, c
       parts.data[j] = data[i + j];
       parts.end[j] = columns += widths[i + j];
     }
-    if (packed)
-      f(std::integral_constant<int, N>{}, parts, first, columns);
-    else
-      f(std::integral_constant<int, 1>{}, parts, first, columns);
+    with_pack<N>(packed, [&](auto pack) { f(pack, parts, first, columns); });
     first += columns;
   }
 }

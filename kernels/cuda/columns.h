@@ -59,9 +59,9 @@ template <class F, class... Tensors>
 void with_packs(const Tensor& x, F&& f, const Tensors&... others) {
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    if (packs_fit<T, kPack<T>>(x.dim(3), x.raw(), (others ? others.raw() : nullptr)...))
-      return f(zero, std::integral_constant<int, kPack<T>>{});
-    f(zero, std::integral_constant<int, 1>{});
+    const bool fit =
+        packs_fit<T, kPack<T>>(x.dim(3), x.raw(), (others ? others.raw() : nullptr)...);
+    with_pack<kPack<T>>(fit, [&](auto pack) { f(zero, pack); });
   });
 }
 
@@ -184,9 +184,9 @@ void sum_rows(Stream& stream, const RowSums<T, V>& sums, const Put& put) {
 template <class T, class Put>
 void sum_rows(Stream& stream, int64_t outer, int64_t rows, int64_t count, int64_t inner, const T* x,
               const Put& put) {
-  packs_fit<T, kPack<T>>(inner, x)
-      ? sum_rows(stream, RowSums<T, kPack<T>>(outer, rows, count, inner, x), put)
-      : sum_rows(stream, RowSums<T, 1>(outer, rows, count, inner, x), put);
+  with_pack<kPack<T>>(packs_fit<T, kPack<T>>(inner, x), [&](auto V) {
+    sum_rows(stream, RowSums<T, V>(outer, rows, count, inner, x), put);
+  });
 }
 
 // y [outer,inner] = or += the sums.

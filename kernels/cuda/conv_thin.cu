@@ -289,21 +289,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- Launches
 
-// Calls f(pack size constant) for the widest packs that K channels and the addresses allow.
-template <class T, class F, class... Pointers>
-void with_thin_packs(int K, const F& f, const Pointers*... pointers) {
-  if (packs_fit<T, kPack<T>>(K, pointers...)) return f(std::integral_constant<int, kPack<T>>{});
-  f(std::integral_constant<int, 1>{});
-}
-// The same with the side of a filter: f(pack size constant, 1 or 3).
+// Calls f(pack size constant, side of the filter: 1 or 3) for K channels of many.
 template <class T, class F>
 void with_thin_tile(const Sizes& s, int K, const T* many, const F& f) {
-  with_thin_packs<T>(
-      K,
-      [&](auto V) {
-        s.R == 1 ? f(V, std::integral_constant<int, 1>{}) : f(V, std::integral_constant<int, 3>{});
-      },
-      many);
+  with_pack<kPack<T>>(packs_fit<T, kPack<T>>(K, many), [&](auto V) {
+    s.R == 1 ? f(V, std::integral_constant<int, 1>{}) : f(V, std::integral_constant<int, 3>{});
+  });
 }
 
 template <class T>
@@ -320,16 +311,13 @@ void run_one_to_many(Stream& stream, const Sizes& s, int K, const T* one, const 
 template <class T>
 void run_many_to_one(Stream& stream, const Sizes& s, const T* many, const T* f, const float* b,
                      T* one) {
-  with_thin_packs<T>(
-      s.C,
-      [&](auto V) {
-        const int lanes = int(std::bit_ceil(unsigned(std::min(32, s.C / V))));
-        const int64_t blocks = ceil_div(s.y_pixels, kThreads / lanes * kPixels);
-        launch_next<many_to_one_kernel<T, V>>(
-            {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads)}, s.y_pixels, s.C, lanes,
-            many, f, b, one);
-      },
-      many, f);
+  with_pack<kPack<T>>(packs_fit<T, kPack<T>>(s.C, many, f), [&](auto V) {
+    const int lanes = int(std::bit_ceil(unsigned(std::min(32, s.C / V))));
+    const int64_t blocks = ceil_div(s.y_pixels, kThreads / lanes * kPixels);
+    launch_next<many_to_one_kernel<T, V>>(
+        {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads)}, s.y_pixels, s.C, lanes, many,
+        f, b, one);
+  });
 }
 
 // one_is_dy: or else many is.

@@ -53,9 +53,9 @@ struct Add {
 
 template <class T>
 void add(Stream& stream, int64_t n, const T* a, const T* b, T* y) {
-  if (packs_fit<T, kPack<T>>(n, a, b, y))
-    return for_each(stream, n / kPack<T>, Add<T, kPack<T>>{a, b, y});
-  for_each(stream, n, Add<T, 1>{a, b, y});
+  with_pack<kPack<T>>(packs_fit<T, kPack<T>>(n, a, b, y), [&](auto N) {
+    for_each(stream, n / N, Add<T, N>{a, b, y});
+  });
 }
 
 constexpr int kTileBlocks = 4;  // of a multiprocessor
@@ -139,9 +139,9 @@ void activation_fwd(Stream& stream, Activation act, const Tensor& x, Tensor& y) 
       const T* from = x.data<T>();
       T* to = y.data<T>();
       const int64_t n = x.numel();
-      if (packs_fit<T, kPack<T>>(n, from, to))
-        return for_each(stream, n / kPack<T>, ActFwd<T, kPack<T>, a>{from, to});
-      for_each(stream, n, ActFwd<T, 1, a>{from, to});
+      with_pack<kPack<T>>(packs_fit<T, kPack<T>>(n, from, to), [&](auto N) {
+        for_each(stream, n / N, ActFwd<T, N, a>{from, to});
+      });
     });
   });
 }
@@ -154,9 +154,9 @@ void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tenso
       T* to = dx.tensor.data<T>();
       const int64_t n = x.numel();
       const bool add = dx.mode == GradMode::Accumulate;
-      if (packs_fit<T, kPack<T>>(n, from, up, to))
-        return for_each(stream, n / kPack<T>, ActBwd<T, kPack<T>, a>{from, up, to, add});
-      for_each(stream, n, ActBwd<T, 1, a>{from, up, to, add});
+      with_pack<kPack<T>>(packs_fit<T, kPack<T>>(n, from, up, to), [&](auto N) {
+        for_each(stream, n / N, ActBwd<T, N, a>{from, up, to, add});
+      });
     });
   });
 }

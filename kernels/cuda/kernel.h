@@ -113,6 +113,13 @@ bool packs_fit(int64_t size, const Pointers*... pointers) {
   return size % N == 0 && ((reinterpret_cast<uintptr_t>(pointers) % (sizeof(T) * N) == 0) && ...);
 }
 
+// Calls f(pack size constant): N where packs fit, else 1.
+template <int N, class F>
+auto with_pack(bool fit, F&& f) {
+  if (fit) return f(std::integral_constant<int, N>{});
+  return f(std::integral_constant<int, 1>{});
+}
+
 inline constexpr int kElementwiseThreads = 256;
 
 // f(i) for i = 0 .. n-1, one thread each; f is a struct with a __device__ operator().

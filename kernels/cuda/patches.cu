@@ -182,12 +182,11 @@ void upsample_nearest_fwd(Stream& stream, const Tensor& x, Tensor& y) {
   const int64_t W = x.dim(2), C = x.dim(3), n = x.numel();
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
     const T* from = x.data<T>();
     T* to = y.data<T>();
-    if (packs_fit<T, N>(C, from, to))
-      return for_each(stream, n / N, UpsampleFwd<T, N>{{W, C}, from, to});
-    for_each(stream, n, UpsampleFwd<T, 1>{{W, C}, from, to});
+    with_pack<kPack<T>>(packs_fit<T, kPack<T>>(C, from, to), [&](auto N) {
+      for_each(stream, n / N, UpsampleFwd<T, N>{{W, C}, from, to});
+    });
   });
 }
 
@@ -196,12 +195,11 @@ void upsample_nearest_bwd(Stream& stream, const Tensor& dy, Grad dx) {
   const bool add = dx.mode == GradMode::Accumulate;
   with_storage(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
     const T* from = dy.data<T>();
     T* to = dx.tensor.data<T>();
-    if (packs_fit<T, N>(C, from, to))
-      return for_each(stream, n / N, UpsampleBwd<T, N>{{W, C}, from, to, add});
-    for_each(stream, n, UpsampleBwd<T, 1>{{W, C}, from, to, add});
+    with_pack<kPack<T>>(packs_fit<T, kPack<T>>(C, from, to), [&](auto N) {
+      for_each(stream, n / N, UpsampleBwd<T, N>{{W, C}, from, to, add});
+    });
   });
 }
 
@@ -209,13 +207,12 @@ void pool_fwd(Stream& stream, Pooling pooling, const Tensor& x, Tensor& y) {
   const int64_t W = y.dim(2), C = y.dim(3), n = y.numel();
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
     const T* from = x.data<T>();
     T* to = y.data<T>();
     with_pool(pooling, [&]<Pooling p>() {
-      if (packs_fit<T, N>(C, from, to))
-        return for_each(stream, n / N, PoolFwd<T, N, p>{{W, C}, from, to});
-      for_each(stream, n, PoolFwd<T, 1, p>{{W, C}, from, to});
+      with_pack<kPack<T>>(packs_fit<T, kPack<T>>(C, from, to), [&](auto N) {
+        for_each(stream, n / N, PoolFwd<T, N, p>{{W, C}, from, to});
+      });
     });
   });
 }
@@ -225,13 +222,12 @@ void pool_bwd(Stream& stream, Pooling pooling, const Tensor& x, const Tensor& dy
   const bool add = dx.mode == GradMode::Accumulate;
   with_storage(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
     const T *in = pooling == Pooling::Max ? x.data<T>() : nullptr, *up = dy.data<T>();
     T* to = dx.tensor.data<T>();
     with_pool(pooling, [&]<Pooling p>() {
-      if (packs_fit<T, N>(C, in, up, to))
-        return for_each(stream, n / N, PoolBwd<T, N, p>{{W, C}, in, up, to, add});
-      for_each(stream, n, PoolBwd<T, 1, p>{{W, C}, in, up, to, add});
+      with_pack<kPack<T>>(packs_fit<T, kPack<T>>(C, in, up, to), [&](auto N) {
+        for_each(stream, n / N, PoolBwd<T, N, p>{{W, C}, in, up, to, add});
+      });
     });
   });
 }

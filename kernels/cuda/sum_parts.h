@@ -133,8 +133,7 @@ inline void sum_parts(Stream& stream, SumParts a, SumParts b = {}) {
                                       dim3(kSumThreads), sizeof(RangeSums<N>)},
                                      a, b);
   };
-  if (a.packs<4>() && b.packs<4>()) return run(std::integral_constant<int, 4>{});
-  run(std::integral_constant<int, 1>{});
+  with_pack<4>(a.packs<4>() && b.packs<4>(), run);
 }
 
 }  // namespace tessera::TESSERA_CUDA

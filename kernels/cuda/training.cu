@@ -26,19 +26,21 @@ __device__ __forceinline__ bool is_finite(float x) {
 }
 __device__ __forceinline__ bool is_finite(bf16 x) { return (x.bits & 0x7F80) != 0x7F80; }
 
-constexpr int kLoads = 4;     // of a thread
-constexpr int kPackSize = 4;  // 16 bytes of the target
+// Elements of a pack: 16 bytes of floats, and as many of what goes with them.
+constexpr int kPackSize = kPack<float>;
+constexpr int kLossPacksPerThread = 4;
 
-// partial [blocks]: the sum of squares of kThreads * kLoads packs; loss = the sum of these / n.
+// partial [blocks]: the sum of squares of kThreads * kLossPacksPerThread packs; loss = the sum of
+// these / n.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     squared_error_kernel(int64_t packs, const T* prediction, const float* target, double* partial,
                          float* loss, unsigned* arrivals) {
   ptx::begin_kernel();
   auto& scratch = shared_memory<Scratch>();
-  const int64_t first = int64_t(blockIdx.x) * (kThreads * kLoads) + threadIdx.x;
+  const int64_t first = int64_t(blockIdx.x) * (kThreads * kLossPacksPerThread) + threadIdx.x;
   double sum = 0;
-  for (int k = 0; k < kLoads; ++k) {
+  for (int k = 0; k < kLossPacksPerThread; ++k) {
     const int64_t i = first + k * kThreads;
     if (i >= packs) break;
     const auto p = Pack<T, V>::load(prediction + i * V);
@@ -76,14 +78,6 @@ struct MseBwd {
     Pack<T, V>::of(values).store(dprediction + i * V);
   }
 };
-
-// Calls f(pack size constant).
-template <class T, class F, class... Pointers>
-void with_pack(int64_t n, F&& f, const float* target, const Pointers*... pointers) {
-  if (packs_fit<T, kPackSize>(n, pointers...) && packs_fit<float, kPackSize>(n, target))
-    return f(std::integral_constant<int, kPackSize>{});
-  f(std::integral_constant<int, 1>{});
-}
 
 // partials[block] = sum of g^2 over every (grid size)-th pack; norm = the root of their sum.
 template <int N>
@@ -229,13 +223,13 @@ void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Ten
     const float* t = target.data<float>();
     const auto run = [&](auto pack) {
       constexpr int V = decltype(pack)::value;
-      const int64_t packs = n / V, blocks = ceil_div(packs, kThreads * kLoads);
+      const int64_t packs = n / V, blocks = ceil_div(packs, kThreads * kLossPacksPerThread);
       Tensor partial = Tensor::empty(stream, {blocks}, DType::f64);
       launch_next<squared_error_kernel<T, V>>(
           {cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads), sizeof(Scratch)}, packs, p,
           t, partial.data<double>(), loss.data<float>(), Arrivals::of(stream, 1));
     };
-    with_pack<T>(n, run, t, p);
+    with_pack<kPackSize>(packs_fit<T, kPackSize>(n, p) && packs_fit<float, kPackSize>(n, t), run);
   });
 }
 
@@ -253,18 +247,18 @@ void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, con
                MseBwd<T, V>{p, t, dloss.data<float>(), dp, 2.0 / double(n),
                             dprediction.mode == GradMode::Accumulate});
     };
-    with_pack<T>(n, run, t, p, dp);
+    with_pack<kPackSize>(packs_fit<T, kPackSize>(n, p, dp) && packs_fit<float, kPackSize>(n, t),
+                         run);
   });
 }
 
 void grad_norm(Stream& stream, const Tensor& grads, Tensor& norm) {
   const int64_t n = grads.numel();
   const int64_t blocks =
-      std::clamp<int64_t>(ceil_div(n, kPack<float> * kThreads * kPacksPerThread), 1, kMaxBlocks);
+      std::clamp<int64_t>(ceil_div(n, kPackSize * kThreads * kPacksPerThread), 1, kMaxBlocks);
   Tensor partials = Tensor::empty(stream, {blocks}, DType::f64);
-  packs_fit<float, kPack<float>>(n, grads.data<float>())
-      ? square_sums<kPack<float>>(stream, grads, partials, norm)
-      : square_sums<1>(stream, grads, partials, norm);
+  with_pack<kPackSize>(packs_fit<float, kPackSize>(n, grads.data<float>()),
+                       [&](auto N) { square_sums<N>(stream, grads, partials, norm); });
 }
 
 void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t) {
@@ -279,18 +273,17 @@ void adam_step(Stream& stream, const AdamSpec& spec, int64_t step, AdamTensors t
                        data_or_null<int64_t>(t.now),
                        reinterpret_cast<const AdamFactors<float>*>(data_or_null<float>(t.factors))};
   const int64_t n = t.grads.numel();
-  packs_fit<float, 4>(n, a.grads, a.params, a.m, a.v) && packs_fit<bf16, 4>(n, a.copies)
-      ? adam_steps<4>(stream, spec, step, n, a)
-      : adam_steps<1>(stream, spec, step, n, a);
+  const bool fit = packs_fit<float, kPackSize>(n, a.grads, a.params, a.m, a.v) &&
+                   packs_fit<bf16, kPackSize>(n, a.copies);
+  with_pack<kPackSize>(fit, [&](auto N) { adam_steps<N>(stream, spec, step, n, a); });
 }
 
 void copy_rounded(Stream& stream, const Tensor& params, Tensor& copies) {
   const float* from = params.data<float>();
   bf16* to = copies.data<bf16>();
   const int64_t n = params.numel();
-  if (packs_fit<float, 4>(n, from) && packs_fit<bf16, 4>(n, to))
-    return for_each(stream, n / 4, CopyRounded<4>{from, to});
-  for_each(stream, n, CopyRounded<1>{from, to});
+  const bool fit = packs_fit<float, kPackSize>(n, from) && packs_fit<bf16, kPackSize>(n, to);
+  with_pack<kPackSize>(fit, [&](auto N) { for_each(stream, n / N, CopyRounded<N>{from, to}); });
 }
 
 void find_non_finite(Stream& stream, const Tensor& x, int64_t& index) {
@@ -298,9 +291,9 @@ void find_non_finite(Stream& stream, const Tensor& x, int64_t& index) {
   if (x.numel() == 0) return;
   with_storage(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<int64_t> firsts = packs_fit<T, kPack<T>>(x.numel(), x.data<T>())
-                                            ? firsts_of<T, kPack<T>>(stream, x)
-                                            : firsts_of<T, 1>(stream, x);
+    const std::vector<int64_t> firsts =
+        with_pack<kPack<T>>(packs_fit<T, kPack<T>>(x.numel(), x.data<T>()),
+                            [&](auto N) { return firsts_of<T, N>(stream, x); });
     const int64_t first = *std::min_element(firsts.begin(), firsts.end());
     if (first < x.numel()) index = first;
   });

@@ -86,8 +86,7 @@ void turn(Stream& stream, std::span<const TurnedFilter> filters) {
   if (blocks == 0) return;
   const Launch how{cuda_stream(stream), dim3(unsigned(blocks)), dim3(kThreads),
                    sizeof(TurnShared<T>)};
-  packs ? launch_next<turn_filters_kernel<T, kPack<T>>>(how, args)
-        : launch_next<turn_filters_kernel<T, 1>>(how, args);
+  with_pack<kPack<T>>(packs, [&](auto V) { launch_next<turn_filters_kernel<T, V>>(how, args); });
 }
 
 }  // namespace
