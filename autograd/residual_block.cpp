@@ -17,6 +17,7 @@ Var norm(Tape& tape, const GroupNormSpec& spec, const std::optional<BatchNormSta
 Var composed(Tape& tape, const Var& x, const Var& t, const ResidualBlockArgs& a) {
   Var h = conv2d(tape, kSame3x3, x, a.conv1_w, a.conv1_b);
   h = norm(tape, a.spec.norm, a.batch1, h, a.norm1_gamma, a.norm1_beta);
+  join(tape.stream());  // t may be computed beside
   h = activation(tape, a.spec.act, add_broadcast(tape, h, t));
   h = conv2d(tape, kSame3x3, h, a.conv2_w, a.conv2_b);
   h = norm(tape, a.spec.norm, a.batch2, h, a.norm2_gamma, a.norm2_beta);
@@ -143,6 +144,7 @@ Var fused(Tape& tape, const Var& x, const Var& skip, const Var& t, const Residua
       Saved{x, skip, t, a, activations(), activations(), moments(), moments()});
   const bool sums = !by_images(stream, *k);
   conv_in(stream, kSame3x3, x, skip, a.conv1_w, a.conv1_b, k->y1, sums ? &k->moments1 : nullptr);
+  join(stream);  // t may be computed beside
   conv2d_fwd(stream, kSame3x3, second_input(stream, *k, k->moments1.made), a.conv2_w.value,
              a.conv2_b.value, k->y2, sums ? &k->moments2 : nullptr);
 

@@ -25,7 +25,7 @@ struct ResidualBlockArgs {
 // x [N,H,W,C], t [N,K], the block's projection of the timestep -> [N,H,W,K]. With `skip` [N,H,W,B],
 // x is [N,H/2,W/2,A] and the block's input is concat(upsample(x), skip), which the fused path never
 // makes. With BatchNorms the path is the plain one: their moments are known only after a pass over
-// the whole batch.
+// the whole batch. t may still be computed beside the stream: it is joined before t is read.
 Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, const Var& t,
                    const ResidualBlockArgs& args);
 

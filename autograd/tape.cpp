@@ -53,7 +53,7 @@ const Tensor& Var::grad() const {
 Var Tape::output(const Shape& shape, DType dtype, const Inputs& inputs) {
   bool wanted = false;
   for (const Var* input : inputs) wanted = wanted || input->wanted();
-  return Var::leaf(Tensor::empty(stream_, shape, dtype), wanted && recording());
+  return Var::leaf(Tensor::empty(*stream_, shape, dtype), wanted && recording());
 }
 
 void Tape::record(std::string_view op, const Inputs& inputs, const Var& y, Backward backward) {
@@ -81,10 +81,21 @@ void Tape::record(std::string_view op, const Inputs& inputs, const std::vector<V
   nodes_.push_back(std::move(node));
 }
 
+void Tape::beside(const std::function<void()>& work) {
+  tessera::beside(*stream_, [this, work](Stream& second) {
+    const struct Turn {
+      Tape& tape;
+      Stream* stream;
+      ~Turn() { tape.stream_ = stream; }
+    } turn{*this, std::exchange(stream_, &second)};
+    work();
+  });
+}
+
 void Tape::backward(const Var& loss) {
   ENSURE(loss.value.numel() == 1, "backward from ", loss.shape(), ", expected one element");
-  Tensor seed = Tensor::empty(stream_, {1}, loss.value.dtype());
-  fill(stream_, seed, 1);
+  Tensor seed = Tensor::empty(*stream_, {1}, loss.value.dtype());
+  fill(*stream_, seed, 1);
   backward_from(loss, std::move(seed));
 }
 
@@ -92,7 +103,7 @@ void Tape::backward_from(const Var& y, Tensor dy) {
   ENSURE(dy.shape() == y.shape(), "gradient ", dy.shape(), " of a value ", y.shape());
   ENSURE(y.wanted(), "backward from '", y.slot->name,
          "', which depends on nothing that is trained");
-  if (!y.slot->adopt(dy)) add_bwd(stream_, dy, y.slot->out(stream_));
+  if (!y.slot->adopt(dy)) add_bwd(*stream_, dy, y.slot->out(*stream_));
   dy = {};
   while (!nodes_.empty()) {
     Node node = std::move(nodes_.back());
@@ -101,22 +112,22 @@ void Tape::backward_from(const Var& y, Tensor dy) {
     if (std::ranges::none_of(node.outputs, used)) continue;
     std::vector<Tensor> gradients;
     for (const auto& output : node.outputs) {
-      if (output->beside) join(stream_);
+      if (output->beside) join(*stream_);
       gradients.push_back(output->written ? output->grad : Tensor{});
       if (output.use_count() == 1) output->grad = {};
     }
-    node.backward(stream_, std::move(gradients));
+    node.backward(*stream_, std::move(gradients));
     if (!watching_) continue;
-    join(stream_);
+    join(*stream_);
     for (const auto& input : node.inputs)
       if (input->wanted && input->written) check(input->grad, *input, "gradient of ");
   }
-  join(stream_);
+  join(*stream_);
 }
 
 // `what`: before the name.
 void Tape::check(const Tensor& tensor, const GradSlot& slot, const char* what) {
-  int64_t at = find_non_finite(stream_, tensor);
+  int64_t at = find_non_finite(*stream_, tensor);
   if (at < 0) return;
   const GradSlot* found = &slot;
   for (size_t i = 0; i < slot.parts.size(); at -= found->shape.numel(), ++i) {

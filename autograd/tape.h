@@ -67,9 +67,9 @@ class Tape {
   using BackwardOfParts = std::function<void(Stream&, std::vector<Tensor> dy)>;
   enum class Mode { Train, Inference };  // Inference records nothing: values are freed when unused
 
-  explicit Tape(Stream& stream, Mode mode = Mode::Train) : stream_(stream), mode_(mode) {}
+  explicit Tape(Stream& stream, Mode mode = Mode::Train) : stream_(&stream), mode_(mode) {}
 
-  Stream& stream() const { return stream_; }
+  Stream& stream() const { return *stream_; }
   bool recording() const { return mode_ == Mode::Train; }
 
   using Inputs = std::vector<const Var*>;
@@ -80,6 +80,11 @@ class Tape {
   void record(std::string_view op, const Inputs& inputs, const Var& y, Backward backward);
   void record(std::string_view op, const Inputs& inputs, const std::vector<Var>& y,
               BackwardOfParts backward);
+
+  // Calls work(), whose ops compute beside the stream (core/branch.h): the caller joins stream()
+  // before it uses their values. `work` holds copies of the tensors that they read. Their way back
+  // is in line with all else.
+  void beside(const std::function<void()>& work);
 
   // d loss / d everything wanted. loss has one element. Empties the tape.
   void backward(const Var& loss);
@@ -114,7 +119,7 @@ class Tape {
   };
   void check(const Tensor& tensor, const GradSlot& slot, const char* what = "");
 
-  Stream& stream_;
+  Stream* stream_;
   Mode mode_;
   bool watching_ = false;
   std::string prefix_;

@@ -1,4 +1,4 @@
-// A second line of work beside a stream's own: what nobody waits for soon, as filters' gradients,
+// A second line of work beside a stream's own: what nobody waits for yet, as filters' gradients,
 // fills the gaps that the stream's kernels leave on a GPU. In recorded work (core/recording.h) the
 // two are branches of one graph.
 #pragma once

@@ -43,9 +43,12 @@ Var UNet::input(Stream& stream, const Tensor& images) const {
 
 Var UNet::forward(Tape& tape, const Var& x, const Tensor& t) const {
   config_.check_image(x.shape()[1], x.shape()[2]);
-  Var time = time_embed_->forward(tape, t);
-  if (!config_.no_time_gelu) time = ops::activation(tape, config_.activation, time);
-  const std::vector<Var> times = times_->forward(tape, time);
+  std::vector<Var> times;  // small launches, beside the first convolutions; a block joins them
+  tape.beside([&, t] {
+    Var time = time_embed_->forward(tape, t);
+    if (!config_.no_time_gelu) time = ops::activation(tape, config_.activation, time);
+    times = times_->forward(tape, time);
+  });
   Var h = init_conv_->forward(tape, x);
   std::vector<Var> skips(down_.size());
   for (size_t i = 0; i < down_.size(); ++i) h = down_[i]->forward(tape, h, times, skips[i]);

@@ -2,6 +2,7 @@
 #include "core/branch.h"
 
 #include <catch2/catch.hpp>
+#include <limits>
 #include <set>
 
 #include "autograd/ops.h"
@@ -35,6 +36,22 @@ std::pair<Tensor, Tensor> products(Stream& stream, float x) {
   for (int i = 0; i < 6; ++i) filled(stream, -7);
   join(stream);
   return {four, sixteen};
+}
+
+// x + t, where t = gelu(gelu(a) w^T) is computed beside what else there is. t and what it is made
+// of have the memory of `filled`.
+Var sum_with_branch(Tape& tape, const Var& x, const Var& a, const Var& w, bool in_branch) {
+  Stream& stream = tape.stream();
+  Var t;
+  {
+    const auto work = [&, b = ops::activation(tape, Activation::Gelu, a)] {
+      t = ops::activation(tape, Activation::Gelu, ops::linear(tape, b, w, {}));
+    };
+    in_branch ? tape.beside(work) : work();
+  }
+  for (int i = 0; i < 6; ++i) filled(stream, -7);
+  join(stream);
+  return ops::add_broadcast(tape, x, t);
 }
 
 }  // namespace
@@ -222,5 +239,73 @@ TEST_CASE("shares of a gradient that come beside the stream are added in turn",
     std::vector<float> sum(apart[0].size());  // as the way back comes by them
     for (size_t i = 0; i < sum.size(); ++i) sum[i] = apart[2][i] + apart[1][i] + apart[0][i];
     CHECK(together[0] == sum);
+  });
+}
+
+TEST_CASE("ops that are computed beside the stream have the bits that they have in line",
+          "[branch][recording][cuda][small]") {
+  using Mode = Tape::Mode;
+  on_all_devices([&](Stream& stream) {
+    const auto leaf = [&](const char* name, const Shape& shape) {
+      return Var::leaf(tensor_of(stream, normal(name, shape), DType::f32), true, name);
+    };
+    const int64_t N = 2, K = kSize / N;
+    // The sum, and its gradients.
+    const auto results = [&](Mode mode, bool in_branch) {
+      const Var x = leaf("x", {N, 2, 2, K}), a = leaf("a", {N, K}), w = leaf("w", {K, K});
+      Tape tape(stream, mode);
+      const Var y = sum_with_branch(tape, x, a, w, in_branch);
+      std::vector<std::vector<float>> values{y.value.to_vector<float>(stream)};
+      if (mode == Mode::Inference) return values;
+      tape.backward_from(y, tensor_of(stream, normal("dy", y.shape()), DType::f32));
+      for (const Var& var : {x, a, w}) values.push_back(var.grad().to_vector<float>(stream));
+      return values;
+    };
+    const auto in_line = results(Mode::Train, false);
+    CHECK(results(Mode::Train, true) == in_line);
+    CHECK(results(Mode::Inference, true)[0] == in_line[0]);
+
+    const Var x = leaf("x", {N, 2, 2, K}), a = leaf("a", {N, K}), w = leaf("w", {K, K});
+    Tensor twice = Tensor::empty(stream, x.shape());
+    std::vector<float> expected = in_line[0];
+    for (float& value : expected) value *= 2;
+    Recording recording(stream);
+    for (int i = 0; i < 3; ++i) {
+      fill(stream, twice, 0);
+      recording.run([&] {
+        Tape tape(stream, Mode::Inference);
+        const Var y = sum_with_branch(tape, x, a, w, true);
+        add_fwd(stream, y.value, y.value, twice);
+      });
+      CHECK(twice.to_vector<float>(stream) == expected);
+    }
+  });
+}
+
+TEST_CASE("a tape that watches names what is not finite beside the stream",
+          "[branch][cuda][small]") {
+  on_all_devices([](Stream& stream) {
+    const auto leaf = [&](const char* name, float value) {
+      Var var = Var::leaf(Tensor::empty(stream, {2, 2}), true, name);
+      fill(stream, var.value, value);
+      return var;
+    };
+    // The error's tensor, for a projection by filters of this value.
+    const auto named = [&](float value) -> std::string {
+      const Var a = leaf("a", 1), w = leaf("w", value);
+      Tape tape(stream);
+      tape.watch();
+      try {
+        tape.beside([&, a, w] { ops::linear(tape, a, w, {}); });
+      } catch (const NonFiniteError& error) {
+        return error.tensor;
+      }
+      join(stream);
+      return "";
+    };
+    CHECK(named(1) == "");
+    CHECK(named(std::numeric_limits<float>::infinity()) == "w");
+    CHECK(named(0x1.8p127f) == "linear");
+    CHECK(named(1) == "");
   });
 }
