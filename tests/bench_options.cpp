@@ -6,6 +6,7 @@
 #include <iostream>
 #include <regex>
 
+#include "apps/device_choice.h"
 #include "core/check.h"
 #include "kernels/conv_tiles.h"
 #include "tests/gpu_cards.h"
@@ -53,7 +54,7 @@ bool BenchOptions::prints_table() const {
 
 std::optional<BenchOptions> parse_bench_options(int argc, char** argv) {
   CLI::App app("Times kernels and training steps. All other flags are Google Benchmark's.");
-  std::string device;
+  std::string device = "auto";
   BenchOptions options;
   options.resources_file = KernelResources::default_file();
   // The library would take the flag behind for the value.
@@ -62,7 +63,7 @@ std::optional<BenchOptions> parse_bench_options(int argc, char** argv) {
         return text.empty() || text.starts_with('-') ? "needs a value" : "";
       },
       "", "filled");
-  app.add_option("--device", device, "cpu, cuda or simt; default: cuda where there is a GPU");
+  app.add_option("--device", device, "auto (default), cpu, cuda or simt");
   app.add_option("--cases", options.cases,
                  "benchmarks, or the small shapes of the tests (simt's default)")
       ->check(CLI::IsMember({"benchmarks", "tests"}));
@@ -106,9 +107,7 @@ std::optional<BenchOptions> parse_bench_options(int argc, char** argv) {
   options.tune = tune->count() > 0;
   if (options.tiles_file.empty()) options.tiles_file = ConvTiles::default_file();
   check_prints(options);
-  options.device = !device.empty() ? device_type_of(device)
-                   : has_gpu()     ? DeviceType::cuda
-                                   : DeviceType::cpu;
+  options.device = chosen_device(device);
   options.tiny =
       options.cases.empty() ? options.device == DeviceType::simt : options.cases == "tests";
   return options;
