@@ -102,7 +102,7 @@ void activation_bwd(Stream& stream, Activation act, const Tensor& x, const Tenso
 // ---- GroupNorm: y = (x - mean) * rstd * gamma + beta, mean and biased variance over H, W and the
 // C/groups channels of a group. Wu and He, "Group normalization" (2018). x [N,H,W,C], gamma and
 // beta [C]; moments [N,groups,2] receives mean and rstd = 1/sqrt(variance + eps) for the way back.
-// known: moments holds those of x already, or others to be used in their place.
+// known: moments holds those of x, or others to use in their place. No image may be empty.
 void group_norm_fwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments, bool known = false);
 void group_norm_bwd(Stream& stream, const GroupNormSpec& spec, const Tensor& x,

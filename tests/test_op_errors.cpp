@@ -146,6 +146,9 @@ TEST_CASE("norms refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(norm(4, six, six), Contains("6 channels in 4 groups"));
   CHECK_THAT(norm(2, b.var({5}), six), Contains("gamma is [5] f32, expected [6] f32"));
   CHECK_THAT(norm(2, six, b.var({6, 1})), Contains("beta is [6,1] f32, expected [6] f32"));
+  for (const Shape& none : {Shape{2, 0, 3, 6}, Shape{2, 3, 0, 6}})
+    CHECK_THAT(error_of([&] { ops::group_norm(b.tape, {2}, b.var(none), six, six); }),
+               Contains(concat("the mean of no elements, x is ", none)));
   const auto fused = [&](const Var& t, const Var& residual) {
     return error_of([&] { ops::group_norm_act(b.tape, {{2}}, x, six, six, t, residual); });
   };

@@ -184,6 +184,7 @@ void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
   ENSURE(x.rank() == 4, "group_norm: x is ", x.shape(), ", expected [N,H,W,C]");
   ENSURE(spec.groups > 0 && x.dim(3) % spec.groups == 0, "group_norm: ", x.dim(3), " channels in ",
          spec.groups, " groups");
+  ENSURE(x.dim(0) == 0 || x.numel() > 0, "group_norm: the mean of no elements, x is ", x.shape());
   expect("group_norm: gamma", gamma, {x.dim(3)}, master_of(x.dtype()));
   expect("group_norm: moments", moments, {x.dim(0), spec.groups, 2}, master_of(x.dtype()));
 }
