@@ -67,7 +67,7 @@ TEST_CASE("every kernel of the primitives has a definition", "[ptx]") {
   CHECK(defined.size() == simt::primitive_kernels().size());
 }
 
-TEST_CASE("what is timed on a GPU has no faults", "[ptx]") {
+TEST_CASE("what is timed on a GPU has no faults", "[ptx][slow]") {
   CHECK(simt::wgmma_rates(2).size() == 2 * 10 + 3 + 5);
   const simt::ScopedOptions restore(simt::options());
   simt::options().profile.multiprocessors = 1;  // blocks enough
@@ -95,7 +95,7 @@ TEST_CASE("a primitive that the profile lacks is a fault", "[ptx][slow]") {
 }
 
 // The comparison itself can fail.
-TEST_CASE("compare finds one wrong bit and one wrong sum", "[ptx]") {
+TEST_CASE("compare finds one wrong bit and one wrong sum", "[ptx][slow]") {
   for (const PrimitiveDefinition& definition : primitive_definitions()) {
     INFO(definition.name);
     const std::vector<uint32_t> in = draw_inputs(definition, 0), right = expected(definition, in);
