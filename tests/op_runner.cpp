@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/rng.h"
+#include "kernels/cpu/winograd.h"
 
 namespace tessera {
 namespace {
@@ -155,6 +156,14 @@ std::string difference(const Result& got, const Result& expected, double toleran
     if (!d.empty()) return concat("gradient of input ", i, ": ", d);
   }
   return "";
+}
+
+double integer_tolerance(Stream& stream, const OpCase& c, DType storage) {
+  if (!c.conv) return 0;
+  ConvProblem p = *c.conv;
+  p.C -= c.upsampled;
+  const bool tiles = cpu::goes_by_winograd(stream, p, Tensor::empty(stream, {0}, storage));
+  return tiles ? c.tolerance : 0;
 }
 
 std::string norm_difference(const Result& got, const Result& expected, double tolerance) {

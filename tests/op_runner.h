@@ -67,6 +67,10 @@ std::string difference(const Result& got, const Result& expected, double toleran
 // others, a thousandth of their norm stands for its own.
 std::string norm_difference(const Result& got, const Result& expected, double tolerance);
 
+// Of sums of products of integers on the CPU: 0, but the case's where it goes by Winograd's tiles,
+// whose products are of multiples by irrational numbers.
+double integer_tolerance(Stream& stream, const OpCase& c, DType storage);
+
 // A device whose memory holds NaN wherever nothing was written.
 std::shared_ptr<Device> poisoned(DeviceType type, int threads = 2);
 inline std::shared_ptr<Device> poisoned_cpu() { return poisoned(DeviceType::cpu); }

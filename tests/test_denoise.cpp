@@ -324,9 +324,9 @@ TEST_CASE("denoise: what is kept for one size goes when another one comes", "[de
     return denoiser.stream().state<cpu::OneDnn>().primitives();
   };
   const Pool& pool = *denoiser.stream().device().pool();
-  const int64_t primitives = run(8), misses = pool.misses();
-  CHECK(run(8) == primitives);
-  CHECK(pool.misses() == misses);
+  const int64_t primitives = run(16), misses = pool.misses();
   CHECK(run(16) == primitives);
+  CHECK(pool.misses() == misses);
+  CHECK(run(32) == primitives);
   CHECK(pool.misses() > misses);
 }

@@ -1,9 +1,10 @@
-// Convolutions of more tiles than the CPU transforms at a time (kernels/cpu/winograd.cpp); small
-// ones are in the table of cases.
+// Convolutions of more tiles or filters than the CPU transforms at a time
+// (kernels/cpu/winograd.cpp); small ones are in the table of cases.
 #include <catch2/catch.hpp>
 
 #include "autograd/ops.h"
 #include "kernels/cpu/winograd.h"
+#include "kernels/cpu/winograd_transforms.h"
 #include "tests/op_runner.h"
 
 using namespace tessera;
@@ -12,7 +13,7 @@ namespace {
 
 OpCase conv2d_case(const Shape& x, int64_t K, const ConvSpec& spec) {
   OpCase c;
-  c.op = "conv2d", c.name = concat("of many tiles, padded by ", spec.pad_h);
+  c.op = "conv2d", c.name = concat(x, " -> ", K, ", padded by ", spec.pad_h);
   c.inputs = {x, {K, 3, 3, x[3]}, {K}};
   c.conv = ConvProblem::of(spec, c.inputs[0], c.inputs[1]);
   c.roles = {Role::Activation, Role::Weight, Role::Vector};
@@ -24,7 +25,7 @@ OpCase conv2d_case(const Shape& x, int64_t K, const ConvSpec& spec) {
 
 OpCase upcat_case(const Shape& low, int64_t B, int64_t K) {
   OpCase c;
-  c.op = "upcat_conv2d", c.name = "of many tiles";
+  c.op = "upcat_conv2d", c.name = concat(low, ", ", B, " -> ", K);
   c.inputs = {low, {low[0], 2 * low[1], 2 * low[2], B}, {K, 3, 3, low[3] + B}, {K}};
   c.conv = ConvProblem::of({1, 1, 1}, c.inputs[1], {K, 3, 3, B});
   c.roles = {Role::Activation, Role::Activation, Role::Weight, Role::Vector};
@@ -34,9 +35,18 @@ OpCase upcat_case(const Shape& low, int64_t B, int64_t K) {
   return c;
 }
 
+using cpu::winograd::kSlots;
+
+// Of the tiles of what it reads and writes, as each pass holds them (of an up block's skip part).
+int64_t transformed_bytes(const OpCase& c) {
+  const int64_t tiles = c.conv->N * ((c.conv->P + 3) / 4) * ((c.conv->Q + 3) / 4);
+  return tiles * (c.conv->C + c.conv->K) * kSlots * int64_t(sizeof(float));
+}
+
 }  // namespace
 
-TEST_CASE("a convolution of many tiles equals the f64 oracle, by any number of threads", "[ops]") {
+TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any number of threads",
+          "[ops]") {
   const auto run_with = [](int threads, const OpCase& c, DType storage, GradMode mode) {
     Stream stream(poisoned(DeviceType::cpu, threads));
     stream.state<cpu::OneDnn>().bf16_products = false;
@@ -44,9 +54,16 @@ TEST_CASE("a convolution of many tiles equals the f64 oracle, by any number of t
       REQUIRE(cpu::goes_by_winograd(stream, *c.conv, Tensor::empty(stream, {0}, storage)));
     return run(stream, c, c.apply, storage, Numbers::Normal, mode, DType::bf16);
   };
-  for (const OpCase& c :
-       {conv2d_case({3, 41, 37, 32}, 33, {1, 1, 1}), conv2d_case({2, 45, 51, 40}, 32, {1, 0, 0}),
-        upcat_case({3, 21, 19, 33}, 32, 32)})
+  const OpCase of_tiles[] = {conv2d_case({5, 41, 37, 32}, 33, {1, 1, 1}),
+                             conv2d_case({3, 45, 51, 40}, 32, {1, 0, 0}),
+                             upcat_case({5, 21, 19, 33}, 32, 32)},
+               of_filters[] = {conv2d_case({1, 9, 7, 128}, 128, {1, 1, 1}),
+                               upcat_case({1, 3, 5, 128}, 32, 128)};
+  for (const OpCase& c : of_tiles) REQUIRE(transformed_bytes(c) > cpu::kTilesAtOnce);
+  REQUIRE(128 * 128 * kSlots * int64_t(sizeof(float)) > cpu::kFiltersAtOnce);
+  std::vector<OpCase> cases(std::begin(of_tiles), std::end(of_tiles));
+  cases.insert(cases.end(), std::begin(of_filters), std::end(of_filters));
+  for (const OpCase& c : cases)
     for (const GradMode mode : {GradMode::Overwrite, GradMode::Accumulate}) {
       INFO(c.op << ' ' << c.name << (mode == GradMode::Overwrite ? "" : " accumulating"));
       const Result oracle = run_with(2, c, DType::f64, mode);
@@ -54,4 +71,15 @@ TEST_CASE("a convolution of many tiles equals the f64 oracle, by any number of t
         CHECK(difference(run_with(threads, c, DType::f32, mode), oracle, 1e-5) == "");
       CHECK(difference(run_with(2, c, DType::bf16, mode), oracle, 1e-2) == "");
     }
+}
+
+TEST_CASE("images that leave tiles half empty are not convolved by tiles", "[ops]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  const auto by_tiles = [&](int64_t side) {
+    const Shape x{1, side, side, 32}, w{32, 3, 3, 32};
+    return cpu::goes_by_winograd(stream, ConvProblem::of({1, 1, 1}, x, w),
+                                 Tensor::empty(stream, {0}));
+  };
+  for (const int64_t side : {3, 4, 6, 7, 8, 11}) CHECK(by_tiles(side));
+  for (const int64_t side : {1, 2, 5}) CHECK_FALSE(by_tiles(side));
 }

@@ -1,5 +1,5 @@
 // Convolution over concat(upsample(low), skip) that makes neither. Products in f32 of 3x3
-// filters go by winograd.h, unless channels are few; the rest as follows.
+// filters go by winograd.h, unless channels or pixels are few; the rest as follows.
 //
 // A 3x3 filter over a nearest-upsampled image reads each low-resolution pixel more than once: for
 // the outputs of one parity (p, q) it is a 2x2 filter over `low` whose taps are sums of the 3x3

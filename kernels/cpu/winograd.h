@@ -1,7 +1,7 @@
-// Convolutions 3x3 with stride 1 by Winograd's F(2x2,3x3): a tile of 2x2 outputs takes 16 products
-// a channel instead of 36, and 9 where its 4x4 pixels are of a nearest-upsampled image and thus
-// only 3x3 different ones. Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016
-// (arXiv:1509.09308), after Winograd, 1980.
+// Convolutions 3x3 with stride 1 by Winograd's F(4x4,3x3): a tile of 4x4 outputs takes 36 products
+// a channel instead of 144. Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016
+// (arXiv:1509.09308), after Winograd, 1980; the points by the measure of Barabasz and others, Error
+// Analysis and Improving the Accuracy of Winograd Convolution, 2020 (arXiv:1803.10986).
 #pragma once
 
 #include <vector>
@@ -9,6 +9,9 @@
 #include "kernels/cpu/convolve.h"
 
 namespace tessera::cpu {
+
+// Bytes of transformed tiles, and of filters, that are computed at a time: caches hold them.
+inline constexpr int64_t kTilesAtOnce = 4 << 20, kFiltersAtOnce = 2 << 20;
 
 // Whether a convolution that reads x goes this way.
 bool goes_by_winograd(Stream& stream, const ConvProblem& p, const Tensor& x);
@@ -22,14 +25,13 @@ struct WinogradPart {
 };
 using WinogradParts = std::vector<WinogradPart>;
 
-// As convolve.h's, over the concatenation of the parts, the first of which is not upsampled, of f32
-// or bf16 (computed in f32); p.C is not read. w is whole, dw is f32. What is infinite or NaN
-// spreads to all outputs of its tiles.
+// As convolve.h's, over the concatenation of the parts, of f32 or bf16 (computed in f32); p.C is
+// not read. w is whole, dw is f32. What is infinite or NaN spreads to all outputs of its tiles.
 void winograd_fwd(Stream& stream, const ConvProblem& p, const WinogradParts& x, const Tensor& w,
                   const Tensor& b, const Tensor& y);
 void winograd_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, const Tensor& w,
                        const WinogradParts& dx);
 void winograd_bwd_weight(Stream& stream, const ConvProblem& p, const WinogradParts& x,
-                         const Tensor& dy, const Grad& dw, const Grad& db);
+                         const Tensor& dy, Grad dw, Grad db);
 
 }  // namespace tessera::cpu

@@ -1,128 +1,148 @@
-// The linear maps of Winograd's F(2x2,3x3), one tile at a time, all of its channels. In one
-// dimension, with the last two of the usual order exchanged, so that what a nearest-upsampled patch
-// (a, b, b, c) makes zero comes last:
-//   patch d  -> (d0 - d2, d1 + d2, d1 - d3, d2 - d1)
-//   filter g -> (g0, (g0 + g1 + g2) / 2, g2, (g0 - g1 + g2) / 2)
-//   m, their products -> y = (m0 + m1 + m3, m1 - m2 - m3)
-// In two, rows and then columns. A gradient goes through the transposed map.
+// The linear maps of Winograd's F(4x4,3x3), one tile at a time, all of its channels. In one
+// dimension, evaluated at 0, +-a, +-b and infinity with a = 1 / sqrt(2) and b = sqrt(2):
+//   patch d  -> (d0 - 5/2 d2 + d4, (d4 - 2 d2) +- a (d3 - 2 d1), (d4 - d2 / 2) +- b (d3 - d1 / 2),
+//                d1 - 5/2 d3 + d5)
+//   filter g -> (g0, -2/3 (g0 +- a g1 + g2 / 2), 1/6 (g0 +- b g1 + 2 g2), g2)
+//   m, their products -> y_i = a^i (m1 + (-1)^i m2) + b^i (m3 + (-1)^i m4), and m0 to y0, m5 to y3
+// In two, columns and then rows. A gradient goes through the transposed map. With these points, of
+// those tried, sums cancel least: three times the rounding error of F(2x2,3x3), in the root mean
+// square, where the usual ones, 0, +-1 and +-2, have six (docs/performance.md).
 #pragma once
 
 #include "kernels/cpu/loops.h"
 
 namespace tessera::cpu::winograd {
 
-inline constexpr int kSlots = 16;          // products of a tile
-inline constexpr int kUpsampledSlots = 9;  // those that are not zero of an upsampled patch
+inline constexpr int kTile = 4, kPatch = 6;     // outputs and inputs of a tile, in one dimension
+inline constexpr int kSlots = kPatch * kPatch;  // products of a tile
 
-// Where product (i, j) is: those of an upsampled patch come first.
-constexpr int slot(int i, int j) { return i < 3 && j < 3 ? 3 * i + j : i == 3 ? 9 + j : 13 + i; }
+inline constexpr float kA = 0.70710678118654752f, kB = 1.41421356237309505f;
 
-// What a map makes of the elements a, b, c, d of a row or column.
+struct Three {
+  float v[3];
+};
 struct Four {
   float v[4];
 };
-inline Four of_patch(float a, float b, float c, float d) { return {a - c, b + c, b - d, c - b}; }
-inline Four of_outputs(float a, float b) { return {a, a + b, -b, a - b}; }
-inline Four of_filter(float a, float b, float c) {
-  const float half = 0.5f * (a + c);
-  return {a, half + 0.5f * b, c, half - 0.5f * b};
+struct Six {
+  float v[6];
+};
+
+// (sum + difference, sum - difference) in v[i] and v[i + 1].
+inline void put_pair(Six& to, int i, float sum, float difference) {
+  to.v[i] = sum + difference, to.v[i + 1] = sum - difference;
+}
+inline Six of_patch(const Six& d) {
+  const auto& v = d.v;
+  Six to;
+  to.v[0] = v[0] - 2.5f * v[2] + v[4];
+  put_pair(to, 1, v[4] - 2 * v[2], kA * (v[3] - 2 * v[1]));
+  put_pair(to, 3, v[4] - 0.5f * v[2], kB * (v[3] - 0.5f * v[1]));
+  to.v[5] = v[1] - 2.5f * v[3] + v[5];
+  return to;
+}
+inline Six of_outputs(const Four& y) {  // transposed: outputs_of()
+  const auto& v = y.v;
+  Six to;
+  to.v[0] = v[0];
+  put_pair(to, 1, v[0] + 0.5f * v[2], kA * (v[1] + 0.5f * v[3]));
+  put_pair(to, 3, v[0] + 2 * v[2], kB * (v[1] + 2 * v[3]));
+  to.v[5] = v[3];
+  return to;
+}
+inline Four outputs_of(const Six& m) {
+  const auto& v = m.v;
+  const float even_a = v[1] + v[2], odd_a = kA * (v[1] - v[2]), even_b = v[3] + v[4],
+              odd_b = kB * (v[3] - v[4]);
+  return {{v[0] + even_a + even_b, odd_a + odd_b, 0.5f * even_a + 2 * even_b,
+           0.5f * odd_a + 2 * odd_b + v[5]}};
+}
+inline Six of_filter(const Three& g) {
+  const auto& v = g.v;
+  constexpr float two_thirds = 2 / 3.0f, sixth = 1 / 6.0f;
+  Six to;
+  to.v[0] = v[0];
+  put_pair(to, 1, -two_thirds * (v[0] + 0.5f * v[2]), -two_thirds * kA * v[1]);
+  put_pair(to, 3, sixth * (v[0] + 2 * v[2]), sixth * kB * v[1]);
+  to.v[5] = v[2];
+  return to;
+}
+inline Three filter_of(const Six& u) {  // transposed: of_filter()
+  const auto& v = u.v;
+  constexpr float third = 1 / 3.0f, two_thirds = 2 / 3.0f, sixth = 1 / 6.0f;
+  const float even_a = v[1] + v[2], odd_a = v[1] - v[2], even_b = v[3] + v[4], odd_b = v[3] - v[4];
+  return {{v[0] - two_thirds * even_a + sixth * even_b,
+           sixth * kB * odd_b - two_thirds * kA * odd_a, third * (even_b - even_a) + v[5]}};
 }
 
-// to[slot * pitch + c] from the patch x[4][4] of pixels.
-template <class T>
-void put_patch(const T* const (&x)[4][4], int64_t C, float* to, int64_t pitch) {
-#pragma omp simd
-  for (int64_t c = 0; c < C; ++c) {
-    Four rows[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j)
-      rows[j] = of_patch(to_float(x[0][j][c]), to_float(x[1][j][c]), to_float(x[2][j][c]),
-                         to_float(x[3][j][c]));
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Four row = of_patch(rows[0].v[i], rows[1].v[i], rows[2].v[i], rows[3].v[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) to[slot(i, j) * pitch + c] = row.v[j];
-    }
+// Both dimensions: map(columns of `at(i, j)`), then map(rows of that) to put(i, j, value).
+template <class To, class From, class Map, class At, class Put>
+inline void in_two(Map map, At at, Put put) {
+  constexpr int from = sizeof(From) / sizeof(float), to = sizeof(To) / sizeof(float);
+  To columns[from];
+#pragma GCC unroll 6
+  for (int j = 0; j < from; ++j) {
+    From column;
+#pragma GCC unroll 6
+    for (int i = 0; i < from; ++i) column.v[i] = at(i, j);
+    columns[j] = map(column);
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < to; ++i) {
+    From row;
+#pragma GCC unroll 6
+    for (int j = 0; j < from; ++j) row.v[j] = columns[j].v[i];
+    const To mapped = map(row);
+#pragma GCC unroll 6
+    for (int j = 0; j < to; ++j) put(i, j, mapped.v[j]);
   }
 }
 
-// The same of the pixel in the middle of x[3][3] of an image and its neighbours, which is then
-// upsampled: nine slots.
+// to[slot * pitch + c] from the patch x[6][6] of pixels.
 template <class T>
-void put_upsampled_patch(const T* const (&x)[3][3], int64_t C, float* to, int64_t pitch) {
+void put_patch(const T* const (&x)[kPatch][kPatch], int64_t C, float* to, int64_t pitch) {
 #pragma omp simd
-  for (int64_t c = 0; c < C; ++c) {
-    float rows[3][3];
-#pragma GCC unroll 3
-    for (int j = 0; j < 3; ++j) {
-      const float a = to_float(x[0][j][c]), b = to_float(x[1][j][c]), d = to_float(x[2][j][c]);
-      rows[0][j] = a - b, rows[1][j] = 2 * b, rows[2][j] = b - d;
-    }
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) {
-      float* row = to + 3 * i * pitch + c;
-      row[0] = rows[i][0] - rows[i][1];
-      row[pitch] = 2 * rows[i][1];
-      row[2 * pitch] = rows[i][1] - rows[i][2];
-    }
-  }
+  for (int64_t c = 0; c < C; ++c)
+    in_two<Six, Six>(
+        of_patch, [&](int i, int j) { return to_float(x[i][j][c]); },
+        [&](int i, int j, float value) { to[(i * kPatch + j) * pitch + c] = value; });
 }
 
-// The gradient of the products from that of the outputs dy[2][2].
+// The gradient of the products from that of the outputs dy[4][4].
 template <class T>
-void put_outputs_gradient(const T* const (&dy)[2][2], int64_t K, float* to, int64_t pitch) {
+void put_outputs_gradient(const T* const (&dy)[kTile][kTile], int64_t K, float* to, int64_t pitch) {
 #pragma omp simd
-  for (int64_t k = 0; k < K; ++k) {
-    const Four left = of_outputs(to_float(dy[0][0][k]), to_float(dy[1][0][k])),
-               right = of_outputs(to_float(dy[0][1][k]), to_float(dy[1][1][k]));
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Four row = of_outputs(left.v[i], right.v[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) to[slot(i, j) * pitch + k] = row.v[j];
-    }
-  }
+  for (int64_t k = 0; k < K; ++k)
+    in_two<Six, Four>(
+        of_outputs, [&](int i, int j) { return to_float(dy[i][j][k]); },
+        [&](int i, int j, float value) { to[(i * kPatch + j) * pitch + k] = value; });
 }
 
-// y[2][2], or what is there plus, b + the outputs of the products m.
-template <class T>
-void put_outputs(const float* m, int64_t pitch, int64_t K, const float* b, T* const (&y)[2][2],
+// y[4][4], or what is there plus, b + the outputs of the products m; y[2][2]: b + the sums of 2x2
+// outputs each, as upsampled pixels' gradients are.
+template <class T, int N>
+void put_outputs(const float* m, int64_t pitch, int64_t K, const float* b, T* const (&y)[N][N],
                  GradMode mode) {
-  T *y00 = y[0][0], *y01 = y[0][1], *y10 = y[1][0], *y11 = y[1][1];
-  const auto sums = [&](int64_t k, auto put) {
-    float top[4], bottom[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const float m1 = m[slot(1, j) * pitch + k], m3 = m[slot(3, j) * pitch + k];
-      top[j] = m[slot(0, j) * pitch + k] + m1 + m3;
-      bottom[j] = m1 - m[slot(2, j) * pitch + k] - m3;
+  const auto put = [&](int64_t k, auto old) {
+    float sums[N][N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N * N; ++i) sums[i / N][i % N] = b[k];
+    in_two<Four, Six>(
+        outputs_of, [&](int i, int j) { return m[(i * kPatch + j) * pitch + k]; },
+        [&](int i, int j, float value) { sums[i * N / kTile][j * N / kTile] += value; });
+#pragma GCC unroll 16
+    for (int i = 0; i < N * N; ++i) {
+      T& to = y[i / N][i % N][k];
+      to = stored<T>(old(to) + sums[i / N][i % N]);
     }
-    put(y00[k], b[k] + (top[0] + top[1] + top[3]));
-    put(y01[k], b[k] + (top[1] - top[2] - top[3]));
-    put(y10[k], b[k] + (bottom[0] + bottom[1] + bottom[3]));
-    put(y11[k], b[k] + (bottom[1] - bottom[2] - bottom[3]));
   };
   if (mode == GradMode::Overwrite) {
 #pragma omp simd
-    for (int64_t k = 0; k < K; ++k) sums(k, [](T& to, float value) { to = stored<T>(value); });
+    for (int64_t k = 0; k < K; ++k) put(k, [](T) { return 0.0f; });
   } else {
 #pragma omp simd
-    for (int64_t k = 0; k < K; ++k)
-      sums(k, [](T& to, float value) { to = stored<T>(to_float(to) + value); });
+    for (int64_t k = 0; k < K; ++k) put(k, [](T value) { return to_float(value); });
   }
-}
-
-// The sum of a tile's four outputs, of nine slots: to what an upsampled pixel's gradient comes.
-template <class T>
-void put_sum_of_outputs(const float* m, int64_t pitch, int64_t K, T* to, GradMode mode) {
-  put_row(to, K, mode, [=](int64_t k) {
-    float row[3];
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i)
-      row[i] = m[3 * i * pitch + k] + 2 * m[(3 * i + 1) * pitch + k] - m[(3 * i + 2) * pitch + k];
-    return row[0] + 2 * row[1] - row[2];
-  });
 }
 
 // to[slot * pitch + c] from C channels of a filter w[9][C of all]; `turned` by half a turn.
@@ -131,36 +151,30 @@ void put_filter(const T* w, int64_t tap, int64_t C, bool turned, float* to, int6
   const T* taps[9];
   for (int i = 0; i < 9; ++i) taps[i] = w + (turned ? 8 - i : i) * tap;
 #pragma omp simd
-  for (int64_t c = 0; c < C; ++c) {
-    Four rows[3];
-#pragma GCC unroll 3
-    for (int s = 0; s < 3; ++s)
-      rows[s] = of_filter(to_float(taps[s][c]), to_float(taps[3 + s][c]), to_float(taps[6 + s][c]));
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Four row = of_filter(rows[0].v[i], rows[1].v[i], rows[2].v[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) to[slot(i, j) * pitch + c] = row.v[j];
-    }
-  }
+  for (int64_t c = 0; c < C; ++c)
+    in_two<Six, Three>(
+        of_filter, [&](int i, int j) { return to_float(taps[3 * i + j][c]); },
+        [&](int i, int j, float value) { to[(i * kPatch + j) * pitch + c] = value; });
 }
 
-// The gradient of a filter's taps from that of the transformed filter: of all slots, or of the
-// first nine.
-inline void put_filter_gradient(const float* from, int64_t pitch, int slots, int64_t C, float* dw,
-                                int64_t tap, GradMode mode) {
-  const auto column = [=](int r, int j, int64_t c) {
-    const auto at = [=](int i) { return slot(i, j) < slots ? from[slot(i, j) * pitch + c] : 0.0f; };
-    if (r == 1) return 0.5f * (at(1) - at(3));
-    return at(r) + 0.5f * (at(1) + at(3));
+// The gradient of a filter's taps from that of the transformed filter.
+inline void put_filter_gradient(const float* from, int64_t pitch, int64_t C, float* dw, int64_t tap,
+                                GradMode mode) {
+  const auto put = [&](int64_t c, bool add) {
+    in_two<Three, Six>(
+        filter_of, [&](int i, int j) { return from[(i * kPatch + j) * pitch + c]; },
+        [&](int i, int j, float value) {
+          float& to = dw[(3 * i + j) * tap + c];
+          to = add ? to + value : value;
+        });
   };
-  for (int r = 0; r < 3; ++r)
-    for (int s = 0; s < 3; ++s)
-      put_row(dw + (3 * r + s) * tap, C, mode, [=](int64_t c) {
-        const float middle = column(r, 1, c), last = slots == kSlots ? column(r, 3, c) : 0.0f;
-        if (s == 1) return 0.5f * (middle - last);
-        return column(r, s, c) + 0.5f * (middle + last);
-      });
+  if (mode == GradMode::Overwrite) {
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) put(c, false);
+  } else {
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) put(c, true);
+  }
 }
 
 }  // namespace tessera::cpu::winograd
