@@ -59,8 +59,8 @@ class Runtime {
 
   // Recording (CUDA graphs): between the two calls, work that is issued is noted instead of done.
   // Nothing may wait or allocate meanwhile. end_recording gives what replay() issues as one, or
-  // nullptr when the recording was spoilt or is to be dropped. Where can_record() is false, there
-  // is none of it.
+  // nullptr when it is to be dropped; throws what spoilt it. Where can_record() is false, there is
+  // none of it.
   virtual bool can_record() const { return false; }
   virtual void begin_recording(void*) {}
   virtual std::shared_ptr<void> end_recording(void*, bool /*drop*/) { return nullptr; }

@@ -132,6 +132,21 @@ TEST_CASE("work that cannot be recorded says so, and the stream goes on", "[reco
     fails = false;
     run();
   }
+  {
+    Stream other(stream.device_ptr());
+    Recording recording(stream);
+    Tensor z = Tensor::empty(stream, {kSize});
+    const auto run = [&] {
+      recording.run([&] {
+        stream.device().runtime().wait_for(other.native(), stream.native());
+        z.zero(other);
+      });
+    };
+    run();
+    CHECK_THAT(message_of<Error>(run), Catch::Contains("unjoined"));
+  }
+  set(stream, y, 0);
+  quadruple(stream, x, y);
   CHECK(y.to_vector<float>(stream) == all(4));
 }
 

@@ -72,6 +72,27 @@ inline bool open_shared_memory(const void* kernel) {
   return true;
 }
 
+// Whether the stream's next launch has one other to overlap with. Where streams have been joined in
+// a recording it follows several, and whether a stream counts as joined whose last launch may be
+// overlapped is not documented (904, "unjoined work", otherwise).
+inline bool follows_one(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  size_t count = 2;
+#if CUDART_VERSION >= 12030
+  const cudaGraphNode_t* nodes = nullptr;
+  const cudaGraphEdgeData* edges = nullptr;  // else edges that are not plain are an error
+#if CUDART_VERSION >= 13000
+  constexpr auto info = cudaStreamGetCaptureInfo;
+#else
+  constexpr auto info = cudaStreamGetCaptureInfo_v3;
+#endif
+  CUDA_CHECK(info(stream, &status, nullptr, nullptr, &nodes, &edges, &count));
+#else
+  CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+#endif
+  return status == cudaStreamCaptureStatusNone || count < 2;
+}
+
 template <auto Kernel>
 struct Launcher;
 
@@ -91,7 +112,7 @@ struct Launcher<Kernel> {
     config.stream = launch.stream;
     cudaLaunchAttribute attributes[2] = {};
     config.attrs = attributes;
-    if (launch.overlaps && may_overlap && overlap_wanted()) {
+    if (launch.overlaps && may_overlap && overlap_wanted() && follows_one(launch.stream)) {
       auto& overlap = attributes[config.numAttrs++];
       overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -136,7 +157,7 @@ __device__ __forceinline__ void store_vector(void* pointer, const V& value) {
 namespace tessera::TESSERA_CUDA {
 
 // launch() of a kernel that waits for its predecessor itself (kernels/cuda/ptx/grid_dependency.h)
-// and so may begin before that one has ended, in a recorded stream, too.
+// and so may begin before that one has ended, in a recorded stream, too, but where it has several.
 template <auto Kernel, class... Arguments>
 void launch_next(Launch how, const Arguments&... arguments) {
   how.overlaps = true;

@@ -155,12 +155,13 @@ class CudaRuntime : public Runtime {
   }
   std::shared_ptr<void> end_recording(void* stream, bool drop) override {
     cudaGraph_t graph = nullptr;
-    const cudaError_t error = cudaStreamEndCapture(stream_of(stream), &graph);
-    if (error != cudaSuccess || drop) {
+    const cudaError_t ended = cudaStreamEndCapture(stream_of(stream), &graph);
+    if (drop || ended != cudaSuccess) {
       cudaGetLastError();  // it would be reported once more by a later call
       if (graph) cudaGraphDestroy(graph);
-      return nullptr;
     }
+    if (drop) return nullptr;
+    CUDA_CHECK(ended);
     cudaGraphExec_t executable = nullptr;
     const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
