@@ -126,12 +126,16 @@ Result as_stored(Result result, const OpCase& c, DType storage) {
   return result;
 }
 
+double root_mean_square(const Values& values) {
+  double squares = 0;
+  for (double value : values.data) squares += value * value;
+  return std::sqrt(squares / double(std::max<size_t>(values.data.size(), 1)));
+}
+
 std::string difference(const Values& got, const Values& expected, double tolerance) {
   if (got.shape != expected.shape)
     return concat("shape ", got.shape, ", expected ", expected.shape);
-  double squares = 0;
-  for (double value : expected.data) squares += value * value;
-  const double rms = std::sqrt(squares / double(std::max<size_t>(expected.data.size(), 1)));
+  const double rms = root_mean_square(expected);
   double worst = 0;
   std::string result;
   for (size_t i = 0; i < got.data.size(); ++i) {

@@ -54,6 +54,8 @@ inline Result run(Stream& stream, const OpCase& c, const Apply& apply, DType sto
 // What a run in bf16 gives if every operation is exact: rounded where it is stored.
 Result as_stored(Result result, const OpCase& c, DType storage);
 
+double root_mean_square(const Values& values);  // 0 of none
+
 // "" if every element is finite and
 //   |got - expected| <= tolerance * (|expected| + root mean square of expected),
 // else the worst one. A sum of products rounds in proportion to its terms, not to what is left when

@@ -56,9 +56,7 @@ std::string error_of(const Result& got, const Result& expected, const OpCase& c)
 
 // Every element moved by `share` of it and of the root mean square.
 void move_by(double share, Values& values) {
-  double squares = 0;
-  for (const double x : values.data) squares += x * x;
-  const double rms = std::sqrt(squares / double(std::max<size_t>(values.data.size(), 1)));
+  const double rms = root_mean_square(values);
   for (double& x : values.data) x += share * (std::abs(x) + rms);
 }
 void move_by(double share, Result& result) {

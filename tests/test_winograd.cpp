@@ -35,11 +35,12 @@ OpCase upcat_case(const Shape& low, int64_t B, int64_t K) {
   return c;
 }
 
-using cpu::winograd::kSlots;
+using cpu::winograd::kSlots, cpu::winograd::kTile;
 
 // Of the tiles of what it reads and writes, as each pass holds them (of an up block's skip part).
 int64_t transformed_bytes(const OpCase& c) {
-  const int64_t tiles = c.conv->N * ((c.conv->P + 3) / 4) * ((c.conv->Q + 3) / 4);
+  const auto along = [](int64_t outputs) { return (outputs + kTile - 1) / kTile; };
+  const int64_t tiles = c.conv->N * along(c.conv->P) * along(c.conv->Q);
   return tiles * (c.conv->C + c.conv->K) * kSlots * int64_t(sizeof(float));
 }
 

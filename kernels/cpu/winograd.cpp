@@ -202,11 +202,6 @@ void put_filter_gradients(const Slots& from, int64_t k, int64_t c, const Grad& d
     put_filter_gradient(from.row(i), from.pitch(), from.columns, to + i * 9 * all, all, dw.mode);
 }
 
-int64_t channels_of(const WinogradParts& parts) {
-  int64_t sum = 0;
-  for (const WinogradPart& part : parts) sum += part.x.dim(3);
-  return sum;
-}
 int64_t most_channels(const WinogradParts& parts) {
   int64_t most = 0;
   for (const WinogradPart& part : parts) most = std::max(most, part.x.dim(3));
@@ -224,28 +219,6 @@ std::vector<Slots> patches_of(Stream& stream, const Tiles& tiles, const ConvSpec
   return v;
 }
 
-// db[k] (+)= the sum of dy over the tiles' rows.
-void put_bias_gradient(const Tiles& tiles, const Tensor& dy, const Grad& db) {
-  const int64_t H = dy.dim(1), W = dy.dim(2), K = dy.dim(3);
-  const auto pixel = [&](int64_t row) {  // the first of a row of tiles
-    return (row / tiles.rows * H + row % tiles.rows * kTile) * W;
-  };
-  const int64_t first = pixel(tiles.first), end = pixel(tiles.first + tiles.count);
-  float* to = Tensor(db.tensor).data<float>();
-  with_storage(dy.dtype(), [&]<class T>() {
-    const T* from = dy.data<T>();
-    constexpr int64_t kLanes = 16;
-#pragma omp parallel for schedule(static)
-    for (int64_t k0 = 0; k0 < K; k0 += kLanes) {
-      const int64_t n = std::min(kLanes, K - k0);
-      double sums[kLanes] = {};
-      for (int64_t i = first; i < end; ++i)
-        for (int64_t k = 0; k < n; ++k) sums[k] += double(to_float(from[i * K + k0 + k]));
-      put_row(to + k0, n, db.mode, [&](int64_t k) { return float(sums[k]); });
-    }
-  });
-}
-
 }  // namespace
 
 bool goes_by_winograd(Stream& stream, const ConvProblem& p, const Tensor& x) {
@@ -261,7 +234,7 @@ void winograd_fwd(Stream& stream, const ConvProblem& p, const WinogradParts& x, 
                   const Tensor& b, const Tensor& y) {
   const Tensor zeros = Tensor::zeros(stream, {most_channels(x)}, x[0].x.dtype()),
                bias = b ? b : Tensor::zeros(stream, {p.K});
-  for_tiles(p.N, p.P, p.Q, channels_of(x) + p.K, [&](const Tiles& tiles) {
+  for_tiles(p.N, p.P, p.Q, w.dim(3) + p.K, [&](const Tiles& tiles) {
     const std::vector<Slots> v = patches_of(stream, tiles, p.spec, x, zeros);
     for_filters(p.K, most_channels(x), [&](int64_t k, int64_t K) {
       const Slots m(stream, tiles.size(), K);
@@ -295,7 +268,7 @@ void winograd_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, c
 }
 
 void winograd_bwd_weight(Stream& stream, const ConvProblem& p, const WinogradParts& x,
-                         const Tensor& dy, Grad dw, Grad db) {
+                         const Tensor& dy, Grad dw, const Grad& db) {
   const int64_t most = most_channels(x);
   const Tensor zeros = Tensor::zeros(stream, {std::max(most, p.K)}, dy.dtype());
   for_tiles(p.N, p.P, p.Q, most + p.K, [&](const Tiles& tiles) {
@@ -311,9 +284,11 @@ void winograd_bwd_weight(Stream& stream, const ConvProblem& p, const WinogradPar
         put_filter_gradients(du, k, x[i].first, dw);
       });
     }
-    if (db) put_bias_gradient(tiles, dy, db);
-    dw.mode = db.mode = GradMode::Accumulate;
+    dw.mode = GradMode::Accumulate;
   });
+  if (db)  // the sum of dy over all pixels, as of one image
+    tessera::add_broadcast_bwd_t(stream, dy.reshape({1, p.N * p.P, p.Q, p.K}),
+                                 {db.tensor.reshape({1, p.K}), db.mode});
 }
 
 }  // namespace tessera::cpu

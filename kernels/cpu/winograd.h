@@ -32,6 +32,6 @@ void winograd_fwd(Stream& stream, const ConvProblem& p, const WinogradParts& x, 
 void winograd_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, const Tensor& w,
                        const WinogradParts& dx);
 void winograd_bwd_weight(Stream& stream, const ConvProblem& p, const WinogradParts& x,
-                         const Tensor& dy, Grad dw, Grad db);
+                         const Tensor& dy, Grad dw, const Grad& db);
 
 }  // namespace tessera::cpu
