@@ -53,8 +53,8 @@ std::string device_text(const Device& device) {
 
 // What bf16 costs on a CPU without it.
 std::string products_text(const TrainOptions& options, const Device& device) {
-  const bool widened =
-      options.precision == "bf16" && device.type() == DeviceType::cpu && !cpu::has_bf16_products();
+  const bool widened = options.precision == "bf16" && device.type() == DeviceType::cpu &&
+                       cpu::bf16_products() == cpu::Bf16Products::Widened;
   return widened ? "  products in f32: this CPU has no instructions for those of bf16\n" : "";
 }
 

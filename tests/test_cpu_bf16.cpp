@@ -17,14 +17,18 @@ constexpr double kTolerance = 1e-2;  // as on CUDA
 // are both.
 template <class Applies, class Check>
 void for_each_case(Applies applies, Check check) {
-  for (const bool native : {false, true}) {
-    if (native && !cpu::has_bf16_products()) continue;
+  using enum cpu::Bf16Products;
+  for (const auto products : {Widened, Vectors, Tiles}) {
+    if (products != Widened && cpu::bf16_products() == Widened) continue;
     Stream stream(poisoned_cpu());
-    stream.state<cpu::OneDnn>().bf16_products = native;
+    stream.state<cpu::OneDnn>().products = products;
     int count = 0;
     for (const OpCase& c : all_cases().tests) {
       if (!applies(c)) continue;
-      INFO(c.op << ' ' << c.name << (native ? " by products of bf16" : " by products of f32"));
+      INFO(c.op << ' ' << c.name << " by "
+                << (products == Widened   ? "products of f32"
+                    : products == Vectors ? "products of bf16 or f32"
+                                          : "products of bf16"));
       check(stream, c);
       ++count;
     }
@@ -128,7 +132,7 @@ TEST_CASE("what the CPU joins in bf16 equals its composition", "[ops][bf16][fuse
 TEST_CASE("two runs of the CPU in bf16 give the same bits", "[ops][bf16]") {
   for_each_case(always, [](Stream& stream, const OpCase& c) {
     Stream fresh(poisoned_cpu());  // makes its primitives anew
-    fresh.state<cpu::OneDnn>().bf16_products = stream.state<cpu::OneDnn>().bf16_products;
+    fresh.state<cpu::OneDnn>().products = stream.state<cpu::OneDnn>().products;
     const auto on = [&](Stream& s) {
       return in_bf16(s, c, c.apply, Numbers::Normal, GradMode::Overwrite);
     };
@@ -145,7 +149,7 @@ TEST_CASE("two runs of the CPU in bf16 give the same bits", "[ops][bf16]") {
 // The cases of the table are smaller than what is widened or gathered at a time.
 TEST_CASE("the CPU sums over images that are taken a few at a time", "[ops][bf16]") {
   Stream stream(poisoned_cpu());
-  stream.state<cpu::OneDnn>().bf16_products = false;
+  stream.state<cpu::OneDnn>().products = cpu::Bf16Products::Widened;
   const Values x = draw(Numbers::Integers, "x", 0, {5, 64, 64, 72}),
                w = draw(Numbers::Integers, "w", 0, {3, 3, 3, 72}),
                dy = draw(Numbers::Integers, "dy", 0, {5, 64, 64, 3});

@@ -4,7 +4,7 @@
 
 #include "autograd/ops.h"
 #include "kernels/cpu/winograd.h"
-#include "kernels/cpu/winograd_transforms.h"
+#include "kernels/cpu/winograd_plan.h"
 #include "tests/op_runner.h"
 
 using namespace tessera;
@@ -35,13 +35,12 @@ OpCase upcat_case(const Shape& low, int64_t B, int64_t K) {
   return c;
 }
 
-using cpu::winograd::kSlots, cpu::winograd::kTile;
+using cpu::winograd::Plan;
 
-// Of the tiles of what it reads and writes, as each pass holds them (of an up block's skip part).
-int64_t transformed_bytes(const OpCase& c) {
-  const auto along = [](int64_t outputs) { return (outputs + kTile - 1) / kTile; };
-  const int64_t tiles = c.conv->N * along(c.conv->P) * along(c.conv->Q);
-  return tiles * (c.conv->C + c.conv->K) * kSlots * int64_t(sizeof(float));
+// How its forward pass is cut.
+Plan plan_of(int threads, const OpCase& c) {
+  const Shape& w = c.inputs[c.inputs.size() - 2];
+  return {threads, c.conv->N, c.conv->P, c.conv->Q, w[3], c.conv->K};
 }
 
 }  // namespace
@@ -50,7 +49,7 @@ TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any 
           "[ops]") {
   const auto run_with = [](int threads, const OpCase& c, DType storage, GradMode mode) {
     Stream stream(poisoned(DeviceType::cpu, threads));
-    stream.state<cpu::OneDnn>().bf16_products = false;
+    stream.state<cpu::OneDnn>().products = cpu::Bf16Products::Widened;
     if (storage != DType::f64)
       REQUIRE(cpu::goes_by_winograd(stream, *c.conv, Tensor::empty(stream, {0}, storage)));
     return run(stream, c, c.apply, storage, Numbers::Normal, mode, DType::bf16);
@@ -58,10 +57,17 @@ TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any 
   const OpCase of_tiles[] = {conv2d_case({5, 41, 37, 32}, 33, {1, 1, 1}),
                              conv2d_case({3, 45, 51, 40}, 32, {1, 0, 0}),
                              upcat_case({5, 21, 19, 33}, 32, 32)},
-               of_filters[] = {conv2d_case({1, 9, 7, 128}, 128, {1, 1, 1}),
-                               upcat_case({1, 3, 5, 128}, 32, 128)};
-  for (const OpCase& c : of_tiles) REQUIRE(transformed_bytes(c) > cpu::kTilesAtOnce);
-  REQUIRE(128 * 128 * kSlots * int64_t(sizeof(float)) > cpu::kFiltersAtOnce);
+               of_filters[] = {conv2d_case({1, 9, 7, 160}, 160, {1, 1, 1}),
+                               upcat_case({1, 3, 5, 160}, 32, 160)};
+  // One thread takes several parts of tiles, or of filters for the same tiles, and two share them.
+  for (const OpCase& c : of_tiles) {
+    REQUIRE(plan_of(1, c).tiles_at_once() < plan_of(1, c).tiles_of(0));
+    REQUIRE(plan_of(2, c).down() == 2);
+  }
+  for (const OpCase& c : of_filters) {
+    REQUIRE(plan_of(1, c).channels_at_once() < c.conv->K);
+    REQUIRE(plan_of(2, c).across() == 2);
+  }
   std::vector<OpCase> cases(std::begin(of_tiles), std::end(of_tiles));
   cases.insert(cases.end(), std::begin(of_filters), std::end(of_filters));
   for (const OpCase& c : cases)
@@ -72,6 +78,29 @@ TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any 
         CHECK(difference(run_with(threads, c, DType::f32, mode), oracle, 1e-5) == "");
       CHECK(difference(run_with(2, c, DType::bf16, mode), oracle, 1e-2) == "");
     }
+}
+
+TEST_CASE("shares of a convolution by tiles are each tile and channel once", "[ops]") {
+  const auto check = [](int threads, int64_t N, int64_t side, int64_t written) {
+    INFO(threads << " threads, " << N << " images of " << side << ", " << written << " channels");
+    const Plan plan(threads, N, side, side, 64, written);
+    CHECK(plan.shares() <= threads);
+    std::vector<int> times(size_t(N * ((side + 3) / 4) * written));
+    for (int64_t share = 0; share < plan.shares(); ++share) {
+      const auto rows = plan.rows_of(share), channels = plan.channels_of(share);
+      CHECK((rows.count > 0 && channels.count > 0));
+      for (int64_t row = rows.first; row < rows.end(); ++row)
+        for (int64_t c = channels.first; c < channels.end(); ++c)
+          ++times.at(size_t(row * written + c));
+    }
+    CHECK(times == std::vector<int>(times.size(), 1));
+  };
+  for (int threads = 1; threads <= 17; ++threads)
+    for (const int64_t written : {32, 33, 65, 250, 512})
+      for (const int64_t side : {3, 8, 33}) {
+        check(threads, 1, side, written);
+        check(threads, 7, side, written);
+      }
 }
 
 TEST_CASE("images that leave tiles half empty are not convolved by tiles", "[ops]") {

@@ -87,7 +87,7 @@ bool has_idle_taps(const ConvProblem& p) {
 }  // namespace
 
 bool is_widened(Stream& stream, const Tensor& tensor) {
-  return tensor.dtype() == DType::bf16 && !stream.state<OneDnn>().bf16_products;
+  return tensor.dtype() == DType::bf16 && stream.state<OneDnn>().products == Bf16Products::Widened;
 }
 
 Tensor operand(Stream& stream, const Tensor& tensor) {

@@ -204,12 +204,16 @@ bool includes(dnnl::cpu_isa isa) {
 
 }  // namespace
 
-bool has_bf16_products() { return includes(dnnl::cpu_isa::avx512_core_bf16); }
+Bf16Products bf16_products() {
+  if (includes(dnnl::cpu_isa::avx512_core_amx)) return Bf16Products::Tiles;
+  const bool vectors = includes(dnnl::cpu_isa::avx512_core_bf16);
+  return vectors ? Bf16Products::Vectors : Bf16Products::Widened;
+}
 bool has_avx512() { return includes(dnnl::cpu_isa::avx512_core); }
 
-bool product(char ta, char tb, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row,
+bool product(char ta, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row,
              const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-  return dnnl_sgemm(ta, tb, M, N, K, 1.0f, a, a_row, b, b_row, add ? 1.0f : 0.0f, c, c_row) ==
+  return dnnl_sgemm(ta, 'N', M, N, K, 1.0f, a, a_row, b, b_row, add ? 1.0f : 0.0f, c, c_row) ==
          dnnl_success;
 }
 

@@ -8,17 +8,20 @@
 
 namespace tessera::cpu {
 
-// Whether this CPU has instructions for products of bf16 (AVX512_BF16 or AMX) and oneDNN uses them:
-// its variable DNNL_MAX_CPU_ISA counts. With mere AVX-512 oneDNN would emulate them.
-bool has_bf16_products();
+// How operands in bf16 are multiplied: widened to f32 before (convolve.h), or as they are, by
+// vectors at twice the rate of f32 (AVX512_BF16) or by tiles at many times that (AMX).
+enum class Bf16Products { Widened, Vectors, Tiles };
+// What this CPU can and oneDNN may use: its variable DNNL_MAX_CPU_ISA counts. With mere AVX-512
+// oneDNN would emulate products of bf16.
+Bf16Products bf16_products();
 
 // Whether oneDNN may use AVX-512.
 bool has_avx512();
 
 // c = a b, or c += a b, in f32, by the calling thread where others run beside it: a [M,K] (ta 'T':
-// [K,M]), b [K,N] (tb 'T': [N,K]) and c [M,N] have so many floats from row to row. Whether it
+// [K,M]), b [K,N] and c [M,N] have so many floats from row to row. Whether it
 // could.
-bool product(char ta, char tb, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row,
+bool product(char ta, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row,
              const float* b, int64_t b_row, float* c, int64_t c_row, bool add);
 
 // Element (i, j) of a matrix is element i * row + j * column of the tensor.
@@ -62,8 +65,7 @@ class OneDnn {
   // Primitives made so far: constant after the first training step.
   int64_t primitives() const;
 
-  // Whether operands in bf16 are given to it as they are, or widened to f32 before (convolve.h).
-  bool bf16_products = has_bf16_products();
+  Bf16Products products = bf16_products();
 
  private:
   struct State;

@@ -1,108 +1,16 @@
-// Each pass takes some rows of tiles at a time, at least one and as many as caches hold, and of
-// these some of the filters' channels: both are transformed into one matrix a slot, a matrix
-// product a slot is computed, and the products are transformed back.
+// A pass is cut into shares, one a thread, of tiles and of the channels that are written. A thread
+// does all of its share, in memory of its own: what another core has just written is slow to read.
+// It takes as many tiles at a time as caches hold, and for these some of the channels: tiles and
+// filters are transformed into one matrix a slot, a matrix product a slot is computed, and the
+// products are transformed back.
 #include "kernels/cpu/winograd.h"
 
-#include <omp.h>
-
-#include <numeric>
-
-#include "kernels/cpu/winograd_transforms.h"
+#include "kernels/cpu/winograd_plan.h"
 
 namespace tessera::cpu {
 namespace {
 
 using namespace winograd;
-
-// Floats between slots, which at powers of two apart would share sets of the caches.
-constexpr int64_t kPad = 16;
-
-int64_t tiles_along(int64_t outputs) { return (outputs + kTile - 1) / kTile; }
-
-// Tiles of 4x4 outputs: `count` rows of them from `first` on, counted through the images, which
-// have rows x columns each.
-struct Tiles {
-  int64_t rows, columns, first, count;
-  int64_t size() const { return count * columns; }
-
-  // Calls f(n, h, w, i) by all threads, for tile i whose outputs begin at (h, w) of image n.
-  template <class F>
-  void for_each(F f) const {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < size(); ++i) {
-      const int64_t row = first + i / columns;
-      f(row / rows, row % rows * kTile, i % columns * kTile, i);
-    }
-  }
-};
-
-// Calls step(tiles) for all tiles of outputs [N,H,W,..], a part at a time: kTilesAtOnce bytes when
-// `channels` channels of it are transformed, but not fewer tiles than are worth the filters'
-// transformation.
-template <class Step>
-void for_tiles(int64_t N, int64_t H, int64_t W, int64_t channels, Step step) {
-  Tiles tiles{tiles_along(H), tiles_along(W), 0, 0};
-  constexpr int64_t kLeast = 64;
-  const int64_t all = N * tiles.rows,
-                bytes = tiles.columns * channels * kSlots * int64_t(sizeof(float)),
-                most = std::max(kTilesAtOnce / bytes, (kLeast - 1) / tiles.columns + 1),
-                parts = (all + most - 1) / most;
-  for (const int64_t count = (all + parts - 1) / parts; tiles.first < all; tiles.first += count) {
-    tiles.count = std::min(count, all - tiles.first);
-    step(tiles);
-  }
-}
-
-// Calls step(first, count) for all of so many channels of a filter's one side, a part at a time:
-// kFiltersAtOnce bytes, or kLeast channels, when these are transformed, of `channels` channels of
-// its other side.
-template <class Step>
-void for_filters(int64_t all, int64_t channels, Step step) {
-  constexpr int64_t kLeast = 32;  // with fewer products are slow
-  const int64_t most = kFiltersAtOnce / (channels * kSlots * int64_t(sizeof(float))),
-                count = std::max(kLeast, most / kLeast * kLeast);
-  for (int64_t first = 0; first < all; first += count) step(first, std::min(count, all - first));
-}
-
-// Matrices [rows, columns], one a slot.
-struct Slots {
-  Tensor tensor;
-  int64_t rows, columns;
-  float* data;
-
-  Slots(Stream& stream, int64_t r, int64_t c)
-      : tensor(Tensor::empty(stream, {kSlots, r * c + kPad})),
-        rows(r),
-        columns(c),
-        data(tensor.data<float>()) {}
-  int64_t pitch() const { return tensor.dim(1); }
-  float* row(int64_t i) const { return data + i * columns; }
-};
-
-// [M,N] = a b, in each slot; 'T': transposed, and a's columns are read from a_first on.
-struct Product {
-  const Slots &a, &b;
-  char ta, tb;
-  int64_t M, N, K, a_first = 0;
-};
-// c = p, or c += p. Threads share slots, and rows where that would leave some without work.
-void multiply_slots(Stream& stream, const Product& p, const Slots& c, bool add) {
-  const int64_t parts = stream.device().threads() / std::gcd(kSlots, stream.device().threads()),
-                count = (p.M + parts - 1) / parts;
-  bool done = true;
-#pragma omp parallel for schedule(static) collapse(2) reduction(&& : done)
-  for (int64_t part = 0; part < parts; ++part)
-    for (int i = 0; i < kSlots; ++i) {
-      const int64_t m = part * count, rows = std::min(count, p.M - m);
-      if (rows <= 0) continue;
-      const float* a = p.a.data + i * p.a.pitch() + p.a_first + m * (p.ta == 'N' ? p.a.columns : 1);
-      done = product(p.ta, p.tb, rows, p.N, p.K, a, p.a.columns, p.b.data + i * p.b.pitch(),
-                     p.b.columns, c.row(m) + i * c.pitch(), c.columns, add) &&
-             done;
-    }
-  ENSURE(done, "oneDNN could not multiply ", int(kSlots), " times [", p.M, ',', p.K, "] by [", p.K,
-         ',', p.N, ']');
-}
 
 // An image tensor, with zeros around it.
 template <class T>
@@ -145,31 +53,29 @@ void take_patches(const Tiles& tiles, const ConvSpec& spec, const WinogradPart& 
   });
 }
 
-void take_outputs_gradient(const Tiles& tiles, const Tensor& dy, const Tensor& zeros,
+// Of channels from k on.
+void take_outputs_gradient(const Tiles& tiles, const Tensor& dy, int64_t k, const Tensor& zeros,
                            const Slots& to) {
   with_storage(dy.dtype(), [&]<class T>() {
-    const auto from = pixels<const T>(dy, zeros);
+    auto from = pixels<const T>(dy, zeros);
+    from.data += k;
     tiles.for_each([&](int64_t n, int64_t h, int64_t w, int64_t i) {
-      put_outputs_gradient(Square<kTile, const T>(from, n, h, w).at, from.C, to.row(i), to.pitch());
+      const Square<kTile, const T> y(from, n, h, w);
+      put_outputs_gradient(y.at, to.columns, to.row(i), to.pitch());
     });
   });
 }
 
-// The part's channels from c on.
-void put_tiles(Stream& stream, const Tiles& tiles, const Slots& from, const WinogradPart& part,
-               int64_t c, const Tensor& b) {
-  const int64_t C = part.x.dim(3);
-  // Where threads write what lies outside of an image whose size is no multiple of a tile's.
-  const Tensor ignored = Tensor::zeros(stream, {stream.device().threads(), C}, part.x.dtype());
-  const float* bias = b.data<float>() + c;
+// The part's channels from c on. What lies outside of an image whose size is no multiple of a
+// tile's is written to `outside`.
+void put_tiles(const Tiles& tiles, const Slots& from, const WinogradPart& part, int64_t c,
+               const float* bias, const Tensor& outside) {
   with_storage(part.x.dtype(), [&]<class T>() {
-    const auto image = pixels<T>(part.x, ignored);
+    auto to = pixels<T>(part.x, outside);
+    to.data += c;
     tiles.for_each([&](int64_t n, int64_t h, int64_t w, int64_t i) {
-      auto to = image;
-      to.outside += omp_get_thread_num() * C;
-      to.data += c, to.outside += c;
       const auto put = [&](const auto& y) {
-        put_outputs(from.row(i), from.pitch(), from.columns, bias, y.at, part.mode);
+        put_outputs(from.row(i), from.pitch(), from.columns, bias + c, y.at, part.mode);
       };
       if (part.upsampled)
         put(Square<kTile / 2, T>(to, n, h / 2, w / 2));
@@ -179,25 +85,40 @@ void put_tiles(Stream& stream, const Tiles& tiles, const Slots& from, const Wino
   });
 }
 
-// [K,C] a slot: rows from k on and columns from c on of the filters w [K,3,3,C].
-Slots filters(Stream& stream, const Tensor& w, int64_t k, int64_t K, int64_t c, int64_t C,
-              bool turned) {
-  Slots to(stream, K, C);
+// [C,K] a slot: of filters w [K,3,3,C], those from k on and of them the channels from c on.
+void take_filters(const Tensor& w, int64_t k, int64_t c, const Slots& to) {
+  constexpr int64_t kLanes = 16;
   const int64_t all = w.dim(3);
   with_storage(w.dtype(), [&]<class T>() {
-    const T* from = w.data<T>() + k * 9 * all + c;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < K; ++i)
-      put_filter(from + i * 9 * all, all, C, turned, to.row(i), to.pitch());
+    float block[9][kLanes][kLanes];  // of taps, channels, filters
+    in_parts({0, to.columns}, kLanes, [&](const Range& filters) {
+      in_parts({0, to.rows}, kLanes, [&](const Range& channels) {
+        const T* from = w.data<T>() + (k + filters.first) * 9 * all + c + channels.first;
+        for (int64_t i = 0; i < filters.count; ++i)
+          for (int tap = 0; tap < 9; ++tap)
+            for (int64_t j = 0; j < channels.count; ++j)
+              block[tap][j][i] = to_float(from[(i * 9 + tap) * all + j]);
+        for (int64_t j = 0; j < channels.count; ++j)
+          put_filter(block[0][j], kLanes * kLanes, filters.count, false,
+                     to.row(channels.first + j) + filters.first, to.pitch());
+      });
+    });
   });
-  return to;
 }
 
-// The gradient of filters from k on, of channels from c on, from that of them transformed.
+// [K,C] a slot: of filters w [K,3,3,C], turned by half a turn, the channels from c on.
+void take_turned_filters(const Tensor& w, int64_t c, const Slots& to) {
+  const int64_t all = w.dim(3);
+  with_storage(w.dtype(), [&]<class T>() {
+    for (int64_t k = 0; k < to.rows; ++k)
+      put_filter(w.data<T>() + k * 9 * all + c, all, to.columns, true, to.row(k), to.pitch());
+  });
+}
+
+// The gradient of filters from k on, of channels from c on, from that of them transformed [K,C].
 void put_filter_gradients(const Slots& from, int64_t k, int64_t c, const Grad& dw) {
   const int64_t all = dw.tensor.dim(3);
   float* to = Tensor(dw.tensor).data<float>() + k * 9 * all + c;
-#pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < from.rows; ++i)
     put_filter_gradient(from.row(i), from.pitch(), from.columns, to + i * 9 * all, all, dw.mode);
 }
@@ -208,15 +129,18 @@ int64_t most_channels(const WinogradParts& parts) {
   return most;
 }
 
-// The parts' patches, transformed.
-std::vector<Slots> patches_of(Stream& stream, const Tiles& tiles, const ConvSpec& spec,
-                              const WinogradParts& parts, const Tensor& zeros) {
-  std::vector<Slots> v;
-  for (const WinogradPart& part : parts) {
-    v.emplace_back(stream, tiles.size(), part.x.dim(3));
-    take_patches(tiles, spec, part, zeros, v.back());
-  }
-  return v;
+// Memory for each part's tiles, and for some filters of its channels.
+std::vector<Buffer> tiles_of(Stream& stream, const Plan& plan, const WinogradParts& parts) {
+  std::vector<Buffer> buffers;
+  for (const WinogradPart& part : parts)
+    buffers.emplace_back(stream, plan, plan.tiles_at_once(), part.x.dim(3));
+  return buffers;
+}
+std::vector<Buffer> filters_of(Stream& stream, const Plan& plan, const WinogradParts& parts) {
+  std::vector<Buffer> buffers;
+  for (const WinogradPart& part : parts)
+    buffers.emplace_back(stream, plan, part.x.dim(3), plan.channels_at_once());
+  return buffers;
 }
 
 }  // namespace
@@ -227,65 +151,101 @@ bool goes_by_winograd(Stream& stream, const ConvProblem& p, const Tensor& x) {
   // At most half of the definition's products in the forward pass.
   const bool saves = 2 * kSlots * tiles <= p.R * p.S * p.P * p.Q;
   return p.R == 3 && p.S == 3 && p.spec.stride == 1 && p.C >= kLeast && p.K >= kLeast && saves &&
-         (x.dtype() == DType::f32 || is_widened(stream, x));
+         (x.dtype() == DType::f32 || stream.state<OneDnn>().products != Bf16Products::Tiles);
 }
 
 void winograd_fwd(Stream& stream, const ConvProblem& p, const WinogradParts& x, const Tensor& w,
                   const Tensor& b, const Tensor& y) {
+  const Plan plan(stream.device().threads(), p.N, p.P, p.Q, w.dim(3), p.K);
   const Tensor zeros = Tensor::zeros(stream, {most_channels(x)}, x[0].x.dtype()),
-               bias = b ? b : Tensor::zeros(stream, {p.K});
-  for_tiles(p.N, p.P, p.Q, w.dim(3) + p.K, [&](const Tiles& tiles) {
-    const std::vector<Slots> v = patches_of(stream, tiles, p.spec, x, zeros);
-    for_filters(p.K, most_channels(x), [&](int64_t k, int64_t K) {
-      const Slots m(stream, tiles.size(), K);
+               bias = b ? b : Tensor::zeros(stream, {p.K}),
+               outside = Tensor::empty(stream, {plan.shares(), p.K}, y.dtype());
+  const std::vector<Buffer> patches = tiles_of(stream, plan, x),
+                            filters = filters_of(stream, plan, x);
+  const Buffer products(stream, plan, plan.tiles_at_once(), plan.channels_at_once());
+
+  plan.run([&](int64_t share, const Tiles& tiles) {
+    const auto v = [&](size_t i) { return patches[i].of(share, tiles.size(), x[i].x.dim(3)); };
+    for (size_t i = 0; i < x.size(); ++i) take_patches(tiles, p.spec, x[i], zeros, v(i));
+    bool done = true;
+    plan.for_channels(share, {0, p.K}, [&](const Range& k, bool all) {
+      const Slots m = products.of(share, tiles.size(), k.count);
       for (size_t i = 0; i < x.size(); ++i) {
-        const int64_t C = v[i].columns;
-        const Slots u = filters(stream, w, k, K, x[i].first, C, false);
-        multiply_slots(stream, {v[i], u, 'N', 'T', tiles.size(), K, C}, m, i > 0);
+        const Slots u = filters[i].of(share, x[i].x.dim(3), k.count);
+        if (tiles.first || !all) take_filters(w, k.first, x[i].first, u);
+        done = multiply('N', v(i), u, m, i > 0) && done;
       }
-      put_tiles(stream, tiles, m, {y}, k, bias);
+      put_tiles(tiles, m, {y}, k.first, bias.data<float>(), outside.slice(share * p.K, {p.K}));
     });
+    return done;
   });
 }
 
 void winograd_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, const Tensor& w,
                        const WinogradParts& dx) {
+  const int64_t most = most_channels(dx);
+  const Plan plan(stream.device().threads(), p.N, p.H, p.W, p.K, w.dim(3));
   const Tensor zeros = Tensor::zeros(stream, {p.K}, dy.dtype()),
-               no_bias = Tensor::zeros(stream, {most_channels(dx)});
+               no_bias = Tensor::zeros(stream, {most}),
+               outside = Tensor::empty(stream, {plan.shares(), most}, dy.dtype());
+  const Buffer patches(stream, plan, plan.tiles_at_once(), p.K),
+      products(stream, plan, plan.tiles_at_once(), plan.channels_at_once());
+  std::vector<Buffer> filters;
+  for (size_t i = 0; i < dx.size(); ++i)
+    filters.emplace_back(stream, plan, p.K, plan.channels_at_once());
   // dx is a convolution of dy with the filter turned.
   const ConvSpec spec{1, 2 - p.spec.pad_h, 2 - p.spec.pad_w};
-  for_tiles(p.N, p.H, p.W, p.K + most_channels(dx), [&](const Tiles& tiles) {
-    const Slots v(stream, tiles.size(), p.K);
+
+  plan.run([&](int64_t share, const Tiles& tiles) {
+    const Slots v = patches.of(share, tiles.size(), p.K);
     take_patches(tiles, spec, {dy}, zeros, v);
-    for (const WinogradPart& part : dx)
-      for_filters(part.x.dim(3), p.K, [&](int64_t c, int64_t C) {
-        const Slots u = filters(stream, w, 0, p.K, part.first + c, C, true),
-                    m(stream, tiles.size(), C);
-        multiply_slots(stream, {v, u, 'N', 'N', tiles.size(), C, p.K}, m, false);
-        put_tiles(stream, tiles, m, part, c, no_bias);
+    bool done = true;
+    for (size_t i = 0; i < dx.size(); ++i)
+      plan.for_channels(share, {dx[i].first, dx[i].x.dim(3)}, [&](const Range& c, bool all) {
+        const Slots u = filters[i].of(share, p.K, c.count),
+                    m = products.of(share, tiles.size(), c.count);
+        if (tiles.first || !all) take_turned_filters(w, c.first, u);
+        done = multiply('N', v, u, m, false) && done;
+        put_tiles(tiles, m, dx[i], c.first - dx[i].first, no_bias.data<float>(),
+                  outside.slice(share * most, {most}));
       });
+    return done;
   });
 }
 
 void winograd_bwd_weight(Stream& stream, const ConvProblem& p, const WinogradParts& x,
                          const Tensor& dy, Grad dw, const Grad& db) {
   const int64_t most = most_channels(x);
+  const Plan plan(stream.device().threads(), p.N, p.P, p.Q, dw.tensor.dim(3), p.K);
   const Tensor zeros = Tensor::zeros(stream, {std::max(most, p.K)}, dy.dtype());
-  for_tiles(p.N, p.P, p.Q, most + p.K, [&](const Tiles& tiles) {
-    const Slots dm(stream, tiles.size(), p.K);
-    take_outputs_gradient(tiles, dy, zeros, dm);
-    for (size_t i = 0; i < x.size(); ++i) {
-      const int64_t C = x[i].x.dim(3);
-      const Slots v(stream, tiles.size(), C);
-      take_patches(tiles, p.spec, x[i], zeros, v);
-      for_filters(p.K, C, [&](int64_t k, int64_t K) {
-        const Slots du(stream, K, C);
-        multiply_slots(stream, {dm, v, 'T', 'N', K, C, tiles.size(), k}, du, false);
-        put_filter_gradients(du, k, x[i].first, dw);
-      });
-    }
-    dw.mode = GradMode::Accumulate;
+  const std::vector<Buffer> patches = tiles_of(stream, plan, x);
+  const Buffer outputs(stream, plan, plan.tiles_at_once(), plan.channels_at_once()),
+      filters(stream, plan, plan.channels_at_once(), most);
+  // What shares of other tiles than the first add to dw.
+  const Tensor sums = Tensor::empty(stream, {plan.down() - 1, dw.tensor.numel()});
+
+  plan.run([&](int64_t share, const Tiles& tiles) {
+    const auto v = [&](size_t i) { return patches[i].of(share, tiles.size(), x[i].x.dim(3)); };
+    for (size_t i = 0; i < x.size(); ++i) take_patches(tiles, p.spec, x[i], zeros, v(i));
+    const int64_t down = plan.down_of(share);
+    Grad sum = dw;
+    if (down > 0) sum = {sums.slice((down - 1) * dw.tensor.numel(), dw.tensor.shape())};
+    if (!tiles.first) sum.mode = GradMode::Accumulate;
+    bool done = true;
+    plan.for_channels(share, {0, p.K}, [&](const Range& k, bool) {
+      const Slots dm = outputs.of(share, tiles.size(), k.count);
+      take_outputs_gradient(tiles, dy, k.first, zeros, dm);
+      for (size_t i = 0; i < x.size(); ++i) {
+        const Slots du = filters.of(share, k.count, x[i].x.dim(3));
+        done = multiply('T', dm, v(i), du, false) && done;
+        put_filter_gradients(du, k.first, x[i].first, sum);
+      }
+    });
+    return done;
   });
+  for (int64_t i = 0; i + 1 < plan.down(); ++i)
+    put_floats(sums.slice(i * dw.tensor.numel(), dw.tensor.shape()), dw.tensor,
+               GradMode::Accumulate);
   if (db)  // the sum of dy over all pixels, as of one image
     tessera::add_broadcast_bwd_t(stream, dy.reshape({1, p.N * p.P, p.Q, p.K}),
                                  {db.tensor.reshape({1, p.K}), db.mode});

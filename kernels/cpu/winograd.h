@@ -10,9 +10,6 @@
 
 namespace tessera::cpu {
 
-// Bytes of transformed tiles, and of filters, that are computed at a time: caches hold them.
-inline constexpr int64_t kTilesAtOnce = 4 << 20, kFiltersAtOnce = 2 << 20;
-
 // Whether a convolution that reads x goes this way.
 bool goes_by_winograd(Stream& stream, const ConvProblem& p, const Tensor& x);
 
