@@ -12,6 +12,9 @@
 
 namespace tessera {
 
+// How many parts of size b cover a.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 class Shape {
  public:
   static constexpr int kMaxRank = 4;

@@ -7,14 +7,13 @@
 
 #include "core/check.h"
 #include "core/file.h"
+#include "core/shape.h"
 
 namespace tessera {
 namespace {
 
 constexpr uint64_t kMostBytes = 1 << 20;
 constexpr const char* kFormat = "'architecture fwd|dgrad N H W columns depth tile'";
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::vector<std::string> words_of(const std::string& line) {
   std::istringstream in(line.substr(0, line.find('#')));

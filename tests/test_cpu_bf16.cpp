@@ -13,8 +13,8 @@ namespace {
 constexpr GradMode kModes[] = {GradMode::Overwrite, GradMode::Accumulate};
 constexpr double kTolerance = 1e-2;  // as on CUDA
 
-// Calls check(stream, case) for every case that `applies` to and both kinds of products, if there
-// are both.
+// Calls check(stream, case) for every case that `applies` to and all kinds of products: widened,
+// and, where the CPU multiplies bf16, as AVX512_BF16 and as AMX have operations choose.
 template <class Applies, class Check>
 void for_each_case(Applies applies, Check check) {
   using enum cpu::Bf16Products;

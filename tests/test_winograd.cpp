@@ -35,7 +35,7 @@ OpCase upcat_case(const Shape& low, int64_t B, int64_t K) {
   return c;
 }
 
-using cpu::winograd::Plan;
+using cpu::winograd::Plan, cpu::winograd::tiles_along;
 
 // How its forward pass is cut.
 Plan plan_of(int threads, const OpCase& c) {
@@ -61,7 +61,8 @@ TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any 
                                upcat_case({1, 3, 5, 160}, 32, 160)};
   // One thread takes several parts of tiles, or of filters for the same tiles, and two share them.
   for (const OpCase& c : of_tiles) {
-    REQUIRE(plan_of(1, c).tiles_at_once() < plan_of(1, c).tiles_of(0));
+    const int64_t tiles = c.conv->N * tiles_along(c.conv->P) * tiles_along(c.conv->Q);
+    REQUIRE(plan_of(1, c).tiles_at_once() < tiles);
     REQUIRE(plan_of(2, c).down() == 2);
   }
   for (const OpCase& c : of_filters) {
@@ -85,7 +86,7 @@ TEST_CASE("shares of a convolution by tiles are each tile and channel once", "[o
     INFO(threads << " threads, " << N << " images of " << side << ", " << written << " channels");
     const Plan plan(threads, N, side, side, 64, written);
     CHECK(plan.shares() <= threads);
-    std::vector<int> times(size_t(N * ((side + 3) / 4) * written));
+    std::vector<int> times(size_t(N * tiles_along(side) * written));
     for (int64_t share = 0; share < plan.shares(); ++share) {
       const auto rows = plan.rows_of(share), channels = plan.channels_of(share);
       CHECK((rows.count > 0 && channels.count > 0));

@@ -47,7 +47,7 @@ void weight_gradient_by_columns(Stream& stream, const ConvProblem& p, const Tens
                                 const Tensor& dy, Grad dw, Grad db) {
   const int64_t size = p.R * p.S * p.C, all = p.N * p.P;
   const int64_t parts = std::min(all, all * p.Q * size * int64_t(sizeof(float)) / kColumns + 1);
-  const int64_t count = (all + parts - 1) / parts;
+  const int64_t count = ceil_div(all, parts);
   Tensor columns = Tensor::empty(stream, {count * p.Q, size});
   Tensor ones = Tensor::empty(stream, {db ? count * p.Q : 0});
   std::fill_n(ones.data<float>(), ones.numel(), 1.0f);

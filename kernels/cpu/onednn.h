@@ -19,8 +19,7 @@ Bf16Products bf16_products();
 bool has_avx512();
 
 // c = a b, or c += a b, in f32, by the calling thread where others run beside it: a [M,K] (ta 'T':
-// [K,M]), b [K,N] and c [M,N] have so many floats from row to row. Whether it
-// could.
+// [K,M]), b [K,N] and c [M,N] have so many floats from row to row. Whether it could.
 bool product(char ta, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_row,
              const float* b, int64_t b_row, float* c, int64_t c_row, bool add);
 

@@ -129,18 +129,18 @@ int64_t most_channels(const WinogradParts& parts) {
   return most;
 }
 
-// Memory for each part's tiles, and for some filters of its channels.
-std::vector<Buffer> tiles_of(Stream& stream, const Plan& plan, const WinogradParts& parts) {
-  std::vector<Buffer> buffers;
-  for (const WinogradPart& part : parts)
-    buffers.emplace_back(stream, plan, plan.tiles_at_once(), part.x.dim(3));
-  return buffers;
+// buffer(part) of each part.
+template <class Make>
+std::vector<Buffer> buffers(const WinogradParts& parts, Make buffer) {
+  std::vector<Buffer> all;
+  for (const WinogradPart& part : parts) all.push_back(buffer(part));
+  return all;
 }
-std::vector<Buffer> filters_of(Stream& stream, const Plan& plan, const WinogradParts& parts) {
-  std::vector<Buffer> buffers;
-  for (const WinogradPart& part : parts)
-    buffers.emplace_back(stream, plan, part.x.dim(3), plan.channels_at_once());
-  return buffers;
+// Memory for each part's tiles.
+std::vector<Buffer> tiles_of(Stream& stream, const Plan& plan, const WinogradParts& parts) {
+  return buffers(parts, [&](const WinogradPart& part) {
+    return Buffer(stream, plan, plan.tiles_at_once(), part.x.dim(3));
+  });
 }
 
 }  // namespace
@@ -161,7 +161,9 @@ void winograd_fwd(Stream& stream, const ConvProblem& p, const WinogradParts& x, 
                bias = b ? b : Tensor::zeros(stream, {p.K}),
                outside = Tensor::empty(stream, {plan.shares(), p.K}, y.dtype());
   const std::vector<Buffer> patches = tiles_of(stream, plan, x),
-                            filters = filters_of(stream, plan, x);
+                            filters = buffers(x, [&](const WinogradPart&part) {
+                              return Buffer(stream, plan, part.x.dim(3), plan.channels_at_once());
+                            });
   const Buffer products(stream, plan, plan.tiles_at_once(), plan.channels_at_once());
 
   plan.run([&](int64_t share, const Tiles& tiles) {
@@ -190,9 +192,8 @@ void winograd_bwd_data(Stream& stream, const ConvProblem& p, const Tensor& dy, c
                outside = Tensor::empty(stream, {plan.shares(), most}, dy.dtype());
   const Buffer patches(stream, plan, plan.tiles_at_once(), p.K),
       products(stream, plan, plan.tiles_at_once(), plan.channels_at_once());
-  std::vector<Buffer> filters;
-  for (size_t i = 0; i < dx.size(); ++i)
-    filters.emplace_back(stream, plan, p.K, plan.channels_at_once());
+  const std::vector<Buffer> filters = buffers(
+      dx, [&](const WinogradPart&) { return Buffer(stream, plan, p.K, plan.channels_at_once()); });
   // dx is a convolution of dy with the filter turned.
   const ConvSpec spec{1, 2 - p.spec.pad_h, 2 - p.spec.pad_w};
 

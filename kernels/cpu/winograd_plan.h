@@ -9,10 +9,9 @@ namespace tessera::cpu::winograd {
 // Bytes of transformed tiles, and of filters, that a thread computes at a time: caches hold them.
 inline constexpr int64_t kTilesAtOnce = 2 << 20, kFiltersAtOnce = 3 << 20;
 
-inline int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The length of the fewest equal parts of `all` that are at most so long.
-inline int64_t balanced(int64_t all, int64_t most) { return divided(all, divided(all, most)); }
-inline int64_t tiles_along(int64_t outputs) { return divided(outputs, kTile); }
+inline int64_t balanced(int64_t all, int64_t most) { return ceil_div(all, ceil_div(all, most)); }
+inline int64_t tiles_along(int64_t outputs) { return ceil_div(outputs, kTile); }
 
 struct Range {
   int64_t first, count;
@@ -61,19 +60,18 @@ class Plan {
     const int64_t channels = kFiltersAtOnce / (read * kBytes) / kLeast * kLeast;
     channels_at_once_ = std::min(channels_, std::max(kLeast, channels));
     const int64_t rows = kTilesAtOnce / ((read + channels_at_once_) * images_.columns * kBytes);
-    rows_at_once_ = balanced(rows_, std::max(rows, divided(kEnough, images_.columns)));
+    rows_at_once_ = balanced(rows_, std::max(rows, ceil_div(kEnough, images_.columns)));
   }
 
   int64_t tiles_at_once() const { return rows_at_once_ * images_.columns; }
   int64_t channels_at_once() const { return channels_at_once_; }
 
   // Shares: `down` of rows of tiles, times `across` of channels.
-  int64_t down() const { return divided(all_rows_, rows_); }
-  int64_t across() const { return divided(written_, channels_); }
+  int64_t down() const { return ceil_div(all_rows_, rows_); }
+  int64_t across() const { return ceil_div(written_, channels_); }
   int64_t shares() const { return down() * across(); }
   // Which of `down` and `across` are a share's.
   int64_t down_of(int64_t share) const { return share / across(); }
-  int64_t tiles_of(int64_t share) const { return rows_of(share).count * images_.columns; }
   Range rows_of(int64_t share) const {
     return common({down_of(share) * rows_, rows_}, {0, all_rows_});
   }
@@ -111,11 +109,11 @@ class Plan {
   // their filters: as long as 16 products each.
   void choose_shares(int64_t threads) {
     constexpr int64_t kTransform = 16, kUnit = 16;
-    const int64_t units = divided(written_, kUnit);
+    const int64_t units = ceil_div(written_, kUnit);
     int64_t least = -1;
     for (int64_t across = 1; across <= std::min(threads, units); ++across) {
-      const int64_t rows = divided(all_rows_, threads / across),
-                    channels = divided(units, across) * kUnit,
+      const int64_t rows = ceil_div(all_rows_, threads / across),
+                    channels = ceil_div(units, across) * kUnit,
                     cost = (rows * images_.columns + kTransform) * (channels + kTransform);
       if (least < 0 || cost < least) least = cost, rows_ = rows, channels_ = channels;
     }
@@ -134,7 +132,7 @@ struct Slots {
   int64_t rows, columns;
   // Floats from one to the next, which at powers of two apart would share sets of the caches.
   static int64_t pitch(int64_t rows, int64_t columns) {
-    return divided(rows * columns, 16) * 16 + 16;
+    return ceil_div(rows * columns, 16) * 16 + 16;
   }
   int64_t pitch() const { return pitch(rows, columns); }
   float* row(int64_t i) const { return data + i * columns; }

@@ -105,8 +105,6 @@ __device__ __forceinline__ void put_at(T* to, float value, bool accumulate) {
   *to = from_float<T>(accumulate ? to_float(*to) + value : value);
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Whether pointers (null is fine) and a size allow packs of N elements of T.
 template <class T, int N, class... Pointers>
 bool packs_fit(int64_t size, const Pointers*... pointers) {
