@@ -88,7 +88,8 @@ std::vector<int64_t> clocks_of(int count, int blocks, int threads, size_t shared
   return clocks;
 }
 
-// primitives_wgmma.cu
+// Those of primitives_intrinsics.cu and primitives_wgmma.cu.
+void add_intrinsics(std::vector<PrimitiveKernel>& all);
 void add_wgmma_kernels(std::vector<PrimitiveKernel>& all);
 
 }  // namespace tessera::TESSERA_CUDA

@@ -179,6 +179,7 @@ void add_barriers(std::vector<PrimitiveDefinition>& all) {
   };
   all.push_back(bits("fences", 75, 128, 161, parts_and_sums));
   all.push_back(bits("fence.proxy.async", 90, 128, 161, parts_and_sums));
+  all.push_back(bits("atom.release", 75, 128, 161, parts_and_sums));
   all.push_back(bits("barrier.red", 75, 96, 288, [](Words in, uint32_t* out) {
     uint32_t odd = 0, every = 1, any = 0;
     for (int i = 0; i < 96; ++i) {

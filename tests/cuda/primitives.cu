@@ -1,10 +1,9 @@
-// One tiny kernel per primitive: primitives.h.
+// One tiny kernel per instruction of PTX, but for wgmma (primitives_wgmma.cu): primitives.h.
 #include "tests/cuda/primitives.h"
 
 #include "kernels/cuda/ptx/approx.h"
 #include "kernels/cuda/ptx/convert.h"
 #include "kernels/cuda/ptx/cp_async.h"
-#include "kernels/cuda/ptx/fence.h"
 #include "kernels/cuda/ptx/ldmatrix.h"
 #include "kernels/cuda/ptx/mbarrier.h"
 #include "kernels/cuda/ptx/mma.h"
@@ -226,185 +225,43 @@ struct NamedBarriers {
   }
 };
 
-// Four blocks write a part each, and the last of them to come adds up what all have written. out:
-// the parts, the sums, and the ticket, which is given back.
-template <bool async_proxy>
-struct Fences {
-  static constexpr int in = 128, out = 161, threads = 32, parts = 4;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    const unsigned part = blockIdx.y;
-    out[part * 32 + lane] = in[part * 32 + lane];
-    if constexpr (async_proxy) ptx::fence_proxy_async();
-    __threadfence();
-    __syncwarp();
-    const uint32_t mine = lane == 0 ? atomicAdd(&out[160], 1) : 0;
-    if (__shfl_sync(0xFFFFFFFF, mine, 0) != kFill + 3) return;
-    __threadfence();
-    uint32_t sum = 0;
-    for (int i = 0; i < 4; ++i) sum += out[i * 32 + 31 - lane];
-    out[128 + lane] = sum;
-    if (lane == 0) atomicExch(&out[160], 0);
-  }
-};
-
-// out: for widths 32, 8 and 1, what the four shuffles give with a source or distance from `in`.
-struct Shuffles {
-  static constexpr int in = 64, out = 12 * 32, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    const unsigned all = 0xFFFFFFFF;
-    const uint32_t value = in[lane];
-    const int by = int(in[32] % 64);  // of xor, up and down: the same for all
-    int row = 0;
-    for (int width = 32; width >= 1; width = width == 32 ? 8 : width == 8 ? 1 : 0) {
-      out[row++ * 32 + lane] = __shfl_sync(all, value, int(in[32 + lane] % 32), width);
-      out[row++ * 32 + lane] = __shfl_xor_sync(all, value, by, width);
-      out[row++ * 32 + lane] = __shfl_up_sync(all, value, unsigned(by), width);
-      out[row++ * 32 + lane] = __shfl_down_sync(all, value, unsigned(by), width);
-    }
-  }
-};
-
-// The lanes whose first word is even meet, and the others do; out: ballot, any, all of the second.
-struct Votes {
-  static constexpr int in = 64, out = 96, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    const bool odd = in[lane] % 2;
-    const unsigned mask = __ballot_sync(0xFFFFFFFF, odd);
-    const int vote = int(in[32 + lane] % 4 == 0);
-    if (odd) {
-      out[lane] = __ballot_sync(mask, vote);
-      out[32 + lane] = uint32_t(__any_sync(mask, vote) != 0);
-      out[64 + lane] = uint32_t(__all_sync(mask, vote) != 0);
-    } else {
-      out[lane] = __ballot_sync(~mask, vote);
-      out[32 + lane] = uint32_t(__any_sync(~mask, vote) != 0);
-      out[64 + lane] = uint32_t(__all_sync(~mask, vote) != 0);
-    }
-  }
-};
-
-// The lanes whose first word is even meet, and the others do; out: lanes with the same second word
-// modulo 4, lanes if all have the same modulo 2 and whether they do.
-struct Matches {
-  static constexpr int in = 64, out = 96, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-    const bool odd = in[lane] % 2;
-    const unsigned mask = __ballot_sync(0xFFFFFFFF, odd);
-    const uint32_t word = in[32 + lane] % 64 ? in[32 + lane] % 4 : 2;
-    int same;
-    if (odd) {
-      out[lane] = __match_any_sync(mask, word);
-      out[32 + lane] = __match_all_sync(mask, in[0] % 2 ? word : 7, &same);
-    } else {
-      out[lane] = __match_any_sync(~mask, word);
-      out[32 + lane] = __match_all_sync(~mask, in[0] % 2 ? word : 7, &same);
-    }
-    out[64 + lane] = uint32_t(same != 0);
-  }
-};
-
-// out: sum, minimum, maximum (unsigned, then signed), and, or, xor. Declared from sm_80 on.
-struct Reductions {
-  static constexpr int in = 32, out = 8 * 32, threads = 32;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int lane) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-    const unsigned all = 0xFFFFFFFF, word = in[lane];
-    out[lane] = __reduce_add_sync(all, word);
-    out[32 + lane] = __reduce_min_sync(all, word);
-    out[64 + lane] = __reduce_max_sync(all, word);
-    out[96 + lane] = uint32_t(__reduce_min_sync(all, int(word)));
-    out[128 + lane] = uint32_t(__reduce_max_sync(all, int(word)));
-    out[160 + lane] = __reduce_and_sync(all, word | in[0]);
-    out[192 + lane] = __reduce_or_sync(all, word & in[0]);
-    out[224 + lane] = __reduce_xor_sync(all, word);
-#else
-    __trap();
-#endif
-  }
-};
-
-// What all threads' atomics leave behind, which does not depend on their order.
-struct Atomics {
-  static constexpr int in = 96, out = 12, threads = 96;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
-    Rows& rows = shared_memory<Rows>();
-    uint32_t* const result = rows.words[0];
-    if (thread < 12) result[thread] = in[thread];
-    __syncthreads();
-    const uint32_t word = in[thread];
-    atomicAdd(&result[0], word);
-    atomicSub(&result[1], word);
-    atomicMin(&result[2], word);
-    atomicMax(&result[3], word);
-    atomicMin(reinterpret_cast<int*>(&result[4]), int(word));
-    atomicMax(reinterpret_cast<int*>(&result[5]), int(word));
-    atomicAnd(&result[6], word | in[0]);
-    atomicOr(&result[7], word & in[0]);
-    atomicXor(&result[8], word);
-    atomicInc(&result[9], 76);
-    if (thread == 5) atomicExch(&result[10], word);
-    uint32_t old = result[11];  // += word, by hand
-    for (uint32_t seen; (seen = atomicCAS(&result[11], old, old + word)) != old;) old = seen;
-    __syncthreads();
-    if (thread < 12) out[thread] = result[thread];
-  }
-};
-
-// out: count, and, or of the predicates of all 96 threads, as each thread sees them.
-struct BlockVotes {
-  static constexpr int in = 96, out = 288, threads = 96;
-  __device__ static void apply(const uint32_t* in, uint32_t* out, int thread) {
-    const int count = __syncthreads_count(int(in[thread] % 2));
-    const int every = __syncthreads_and(int(in[thread] % 64));
-    const int any = __syncthreads_or(int(in[thread] % 128 == 0));
-    out[thread] = uint32_t(count);
-    out[96 + thread] = uint32_t(every != 0);
-    out[192 + thread] = uint32_t(any != 0);
-  }
-};
-
 }  // namespace
 
 const std::vector<PrimitiveKernel>& primitive_kernels() {
-  static std::vector<PrimitiveKernel> all = {
-      kernel<Mma<bf16>>("mma.m16n8k16.bf16"),
-      kernel<Mma<ptx::f16>>("mma.m16n8k16.f16"),
-      kernel<Mma<float>>("mma.m16n8k8.tf32"),
-      kernel<EachLane<ToTf32>>("cvt.rna.tf32"),
-      kernel<EachLane<ToBf16>>("cvt.rn.bf16"),
-      kernel<ToBf16x2>("cvt.rn.bf16x2"),
-      kernel<EachLane<Exp2>>("ex2.approx.ftz"),
-      kernel<EachLane<Reciprocal>>("rcp.approx.ftz"),
-      kernel<LoadMatrix<1, false>>("ldmatrix.x1"),
-      kernel<LoadMatrix<2, false>>("ldmatrix.x2"),
-      kernel<LoadMatrix<4, false>>("ldmatrix.x4"),
-      kernel<LoadMatrix<1, true>>("ldmatrix.x1.trans"),
-      kernel<LoadMatrix<2, true>>("ldmatrix.x2.trans"),
-      kernel<LoadMatrix<4, true>>("ldmatrix.x4.trans"),
-      kernel<StoreMatrix<1, false>>("stmatrix.x1"),
-      kernel<StoreMatrix<2, false>>("stmatrix.x2"),
-      kernel<StoreMatrix<4, false>>("stmatrix.x4"),
-      kernel<StoreMatrix<1, true>>("stmatrix.x1.trans"),
-      kernel<StoreMatrix<2, true>>("stmatrix.x2.trans"),
-      kernel<StoreMatrix<4, true>>("stmatrix.x4.trans"),
-      kernel<CopyAsync<4>>("cp.async.4"),
-      kernel<CopyAsync<8>>("cp.async.8"),
-      kernel<CopyAsync<16>>("cp.async.16"),
-      kernel<CopyGroups>("cp.async groups"),
-      kernel<Barrier<false>>("mbarrier"),
-      kernel<Barrier<true>>("mbarrier bytes"),
-      kernel<Fences<false>>("fences"),
-      kernel<Fences<true>>("fence.proxy.async"),
-      kernel<Shuffles>("shfl.sync"),
-      kernel<Votes>("vote.sync"),
-      kernel<Matches>("match.sync"),
-      kernel<Reductions>("redux.sync"),
-      kernel<Atomics>("atom"),
-      kernel<BlockVotes>("barrier.red"),
-      kernel<NamedBarriers>("bar.sync"),
-  };
-  static const bool added = (add_wgmma_kernels(all), true);
-  (void)added;
+  static const auto all = [] {
+    std::vector<PrimitiveKernel> all = {
+        kernel<Mma<bf16>>("mma.m16n8k16.bf16"),
+        kernel<Mma<ptx::f16>>("mma.m16n8k16.f16"),
+        kernel<Mma<float>>("mma.m16n8k8.tf32"),
+        kernel<EachLane<ToTf32>>("cvt.rna.tf32"),
+        kernel<EachLane<ToBf16>>("cvt.rn.bf16"),
+        kernel<ToBf16x2>("cvt.rn.bf16x2"),
+        kernel<EachLane<Exp2>>("ex2.approx.ftz"),
+        kernel<EachLane<Reciprocal>>("rcp.approx.ftz"),
+        kernel<LoadMatrix<1, false>>("ldmatrix.x1"),
+        kernel<LoadMatrix<2, false>>("ldmatrix.x2"),
+        kernel<LoadMatrix<4, false>>("ldmatrix.x4"),
+        kernel<LoadMatrix<1, true>>("ldmatrix.x1.trans"),
+        kernel<LoadMatrix<2, true>>("ldmatrix.x2.trans"),
+        kernel<LoadMatrix<4, true>>("ldmatrix.x4.trans"),
+        kernel<StoreMatrix<1, false>>("stmatrix.x1"),
+        kernel<StoreMatrix<2, false>>("stmatrix.x2"),
+        kernel<StoreMatrix<4, false>>("stmatrix.x4"),
+        kernel<StoreMatrix<1, true>>("stmatrix.x1.trans"),
+        kernel<StoreMatrix<2, true>>("stmatrix.x2.trans"),
+        kernel<StoreMatrix<4, true>>("stmatrix.x4.trans"),
+        kernel<CopyAsync<4>>("cp.async.4"),
+        kernel<CopyAsync<8>>("cp.async.8"),
+        kernel<CopyAsync<16>>("cp.async.16"),
+        kernel<CopyGroups>("cp.async groups"),
+        kernel<Barrier<false>>("mbarrier"),
+        kernel<Barrier<true>>("mbarrier bytes"),
+        kernel<NamedBarriers>("bar.sync"),
+    };
+    add_intrinsics(all);
+    add_wgmma_kernels(all);
+    return all;
+  }();
   return all;
 }
 

@@ -12,7 +12,7 @@
 
 namespace tessera {
 
-// Compiled from primitives.cu, once for GPUs and once for the host model.
+// Compiled from primitives*.cu, once for GPUs and once for the host model.
 struct PrimitiveKernel {
   std::string name;
   int in, out;  // 32-bit words of one block
