@@ -48,8 +48,11 @@ class Tensor {
     check_type(dtype_of<T>);
     return reinterpret_cast<const T*>(raw());
   }
-  std::byte* raw() { return buffer_->data() + offset_; }
-  const std::byte* raw() const { return buffer_->data() + offset_; }
+  std::byte* raw() {
+    ENSURE(defined(), "the tensor is undefined");
+    return buffer_->data() + offset_;
+  }
+  const std::byte* raw() const { return const_cast<Tensor*>(this)->raw(); }
 
   // The same elements under another shape of as many elements.
   Tensor reshape(const Shape& shape) const;
@@ -72,7 +75,6 @@ class Tensor {
 
  private:
   void check_type(DType wanted) const {
-    ENSURE(defined(), "the tensor is undefined");
     ENSURE(dtype_ == wanted, "the tensor is ", name_of(dtype_), ", not ", name_of(wanted));
   }
 

@@ -63,7 +63,8 @@ std::optional<BenchOptions> parse_bench_options(int argc, char** argv) {
         return text.empty() || text.starts_with('-') ? "needs a value" : "";
       },
       "", "filled");
-  app.add_option("--device", device, "auto (default), cpu, cuda or simt");
+  app.add_option("--device", device, "auto (default), cpu, cuda or simt")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "simt"}));
   app.add_option("--cases", options.cases,
                  "benchmarks, or the small shapes of the tests (simt's default)")
       ->check(CLI::IsMember({"benchmarks", "tests"}));

@@ -257,4 +257,6 @@ TEST_CASE("bench refuses what it does not know, or what does not go together", "
     CHECK(run.status == 2);
     CHECK(run.err.find("bench: error: ") != std::string::npos);
   }
+  CHECK(run_program("bench", {"--device", "tpu"}).err.find("auto,cpu,cuda,simt") !=
+        std::string::npos);
 }

@@ -12,7 +12,8 @@ namespace {
 
 // Leaves of zeros, all wanted, and a tape for the ops.
 struct Bench {
-  Stream stream{Device::open(DeviceType::cpu, 2)};
+  DeviceType device = DeviceType::cpu;
+  Stream stream{Device::open(device, 2)};
   Tape tape{stream};
 
   Tensor zeros(const Shape& shape, DType dtype = DType::f32) {
@@ -51,6 +52,12 @@ TEST_CASE("conv2d refuses what does not fit", "[ops][errors]") {
                ops::conv2d(b.tape, {0, 1, 1}, x, b.var({2, 3, 3, 3}), {});
              }),
              Contains("stride 0"));
+  Tensor y = b.zeros({1, 4, 4, 3});
+  const int wide = 1 << 30;  // [1,4,4,3] with [2,3,3,3] gives [1,2^31+2,2,2]
+  CHECK_THAT(error_of([&] {
+               conv2d_fwd(b.stream, {1, wide, 0}, x.value, b.zeros({2, 3, 3, 3}), {}, y);
+             }),
+             Contains("y is [1,4,4,3] f32, expected [1,2147483650,2,2] f32"));
 
   const Tensor dy = b.zeros({1, 4, 4, 2}), w = b.zeros({2, 3, 3, 3});
   CHECK_THAT(error_of([&] {
@@ -85,7 +92,8 @@ TEST_CASE("conv_transpose2d refuses what does not fit", "[ops][errors]") {
   const auto conv = [&](const Var& in, const Var& w, const Var& bias = {}) {
     return error_of([&] { ops::conv_transpose2d(b.tape, in, w, bias); });
   };
-  CHECK(conv(x, b.var({3, 2, 2, 7}), b.var({7})) == "");
+  for (const Var& in : {x, b.var({1, 0, 4, 3})})
+    CHECK(conv(in, b.var({3, 2, 2, 7}), b.var({7})) == "");
   CHECK_THAT(conv(x, b.var({7, 2, 2, 3})), Contains("x is [1,4,5,3], w is [7,2,2,3]"));
   CHECK_THAT(conv(x, b.var({3, 3, 2, 7})), Contains("w is [3,3,2,7], expected [C,2,2,K]"));
   CHECK_THAT(conv(x, b.var({3, 2, 2, 7}), b.var({3})), Contains("b is [3] f32, expected [7] f32"));
@@ -108,6 +116,17 @@ TEST_CASE("linear refuses what does not fit", "[ops][errors]") {
   CHECK_THAT(linear({2, 3}, {4, 5}, {4}), Contains("x is [2,3], w is [4,5]"));
   CHECK_THAT(linear({2, 3, 1}, {4, 3}, {4}), Contains("x is [2,3,1], w is [4,3]"));
   CHECK_THAT(linear({2, 3}, {4, 3}, {3}), Contains("b is [3] f32, expected [4] f32"));
+  const auto weight = [&](const Tensor& x, const Tensor& dy, Grad dw, Grad db) {
+    return error_of([&] { linear_bwd_weight(b.stream, x, dy, dw, db); });
+  };
+  const Tensor x = b.zeros({2, 3}), dy = b.zeros({2, 4}), db = b.zeros({4});
+  CHECK(weight(x, dy, {}, {db}) == "");
+  CHECK(weight(x, b.zeros({4}), {}, {}) == "");
+  CHECK_THAT(weight(x, b.zeros({4}), {}, {db}), Contains("x is [2,3], dy is [4]"));
+  CHECK_THAT(weight(x, b.zeros({5, 4}), {}, {db}), Contains("dy is [5,4] f32, expected [2,4] f32"));
+  CHECK_THAT(weight(x, b.zeros({2, 4}, DType::bf16), {}, {db}),
+             Contains("dy is [2,4] bf16, expected [2,4] f32"));
+  CHECK_THAT(weight(x, dy, {b.zeros({3, 4})}, {}), Contains("dw is [3,4] f32, expected [4,3] f32"));
 }
 
 TEST_CASE("split_columns refuses what does not fit", "[ops][errors]") {
@@ -155,6 +174,23 @@ TEST_CASE("norms refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(fused(b.var({2, 5}), {}), Contains("t is [2,5] f32, expected [2,6] f32"));
   CHECK_THAT(fused({}, b.var({2, 3, 4, 6})),
              Contains("residual is [2,3,4,6] f32, expected [2,3,3,6] f32"));
+}
+
+TEST_CASE("what GPUs' ways of GroupNorm refuse, on the host model", "[ops][errors][cuda]") {
+  Bench b{DeviceType::simt};
+  const auto by_images = [&](int groups, const Shape& x) {
+    return error_of([&] { norm_by_images(b.stream, {groups}, x, DType::bf16); });
+  };
+  CHECK(by_images(8, {2, 4, 4, 64}) == "");
+  for (const int groups : {0, 3, 128})
+    CHECK_THAT(by_images(groups, {2, 4, 4, 64}), Contains(concat("64 channels in ", groups)));
+  CHECK_THAT(by_images(8, {4, 64}), Contains("x is [4,64], expected [N,H,W,C]"));
+  // Packs of one, 32 of them a block.
+  Tensor x = b.zeros({1, 1, 1, 32 * 65535 + 1});
+  CHECK_THAT(error_of([&] {
+               add_broadcast_fwd(b.stream, x, x.reshape({1, x.numel()}), x);
+             }),
+             Contains("tiles of [1,1,1,2097121]"));
 }
 
 TEST_CASE("layout ops refuse what does not fit", "[ops][errors]") {
@@ -267,6 +303,9 @@ TEST_CASE("sums and the loss refuse what does not fit", "[ops][errors]") {
   CHECK_THAT(error_of([&] {
                ops::mse(b.tape, b.var({0, 3}), b.zeros({0, 3}));
              }),
+             Contains("the mean of no elements, [0,3]"));
+  const Tensor none = b.zeros({0, 3}), one = b.zeros({1});
+  CHECK_THAT(error_of([&] { mse_bwd(b.stream, none, none, one, {none}); }),
              Contains("the mean of no elements, [0,3]"));
   CHECK_THAT(error_of([&] { ops::timestep_embedding(b.tape, b.zeros({2}, DType::i32), 3); }),
              Contains("y is [2,3], expected [N,dim], dim even"));

@@ -12,7 +12,8 @@ ConvProblem ConvProblem::of(const ConvSpec& spec, const Shape& x, const Shape& w
   ENSURE(w[1] > 0 && w[2] > 0, "conv2d: w is ", w, ", expected at least one tap");
   ENSURE(spec.stride >= 1 && spec.pad_h >= 0 && spec.pad_w >= 0, "conv2d: stride ", spec.stride,
          ", padding ", spec.pad_h, ' ', spec.pad_w);
-  const int64_t rows = x[1] + 2 * spec.pad_h - w[1], columns = x[2] + 2 * spec.pad_w - w[2];
+  const int64_t rows = x[1] + int64_t{2} * spec.pad_h - w[1],
+                columns = x[2] + int64_t{2} * spec.pad_w - w[2];
   ENSURE(rows >= 0 && columns >= 0, "conv2d: filter ", w, " is larger than the padded image ", x);
   return {
       x[0], x[1], x[2], x[3], w[0], w[1], w[2], rows / spec.stride + 1, columns / spec.stride + 1,

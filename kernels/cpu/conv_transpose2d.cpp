@@ -112,6 +112,7 @@ void conv_transpose2d_fwd(Stream& stream, const Tensor& x, const Tensor& w, cons
   check_shapes("conv_transpose2d_fwd", x, w, y);
   expect("conv_transpose2d_fwd: w", w, w.shape(), x.dtype());
   expect_if("conv_transpose2d_fwd: b", b, {w.dim(3)}, master_of(x.dtype()));
+  if (y.numel() == 0) return;
   DISPATCH(stream, x.dtype(), conv_transpose2d_fwd(stream, x, w, b, y));
 }
 
@@ -119,6 +120,7 @@ void conv_transpose2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w
   if (!dx) return;
   check_shapes("conv_transpose2d_bwd_data", dx.tensor, w, dy);
   expect("conv_transpose2d_bwd_data: w", w, w.shape(), dy.dtype());
+  if (dy.numel() == 0) return;
   DISPATCH(stream, dy.dtype(), conv_transpose2d_bwd_data(stream, dy, w, dx));
 }
 
@@ -130,6 +132,11 @@ void conv_transpose2d_bwd_weight(Stream& stream, const Tensor& x, const Tensor& 
   expect_if("conv_transpose2d_bwd_weight: dw", dw.tensor, {in.C, 2, 2, out.C},
             master_of(x.dtype()));
   expect_if("conv_transpose2d_bwd_weight: db", db.tensor, {out.C}, master_of(x.dtype()));
+  if (dy.numel() == 0) {
+    start_sum(stream, dw);
+    start_sum(stream, db);
+    return;
+  }
   DISPATCH(stream, x.dtype(), conv_transpose2d_bwd_weight(stream, x, dy, dw, db));
 }
 

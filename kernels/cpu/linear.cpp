@@ -77,17 +77,17 @@ ON_CUDA(linear_fwd)
 
 namespace {
 
-void check_linear(const Tensor& x, const Tensor& w, DType w_dtype, const Tensor& y) {
+void check_linear(const Tensor& x, const Tensor& w, const Tensor& y) {
   ENSURE(x.rank() == 2 && w.rank() == 2 && x.dim(1) == w.dim(1), "linear: x is ", x.shape(),
          ", w is ", w.shape());
-  expect("linear: w", w, w.shape(), w_dtype);
+  expect("linear: w", w, w.shape(), x.dtype());
   expect("linear: y", y, {x.dim(0), w.dim(0)}, x.dtype());
 }
 
 }  // namespace
 
 void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y) {
-  check_linear(x, w, x.dtype(), y);
+  check_linear(x, w, y);
   expect_if("linear_fwd: b", b, {w.dim(0)}, master_of(x.dtype()));
   if (y.numel() == 0) return;
   DISPATCH(stream, x.dtype(), linear_fwd(stream, x, w, b, y));
@@ -95,13 +95,17 @@ void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& 
 
 void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx) {
   if (!dx) return;
-  check_linear(dx.tensor, w, dy.dtype(), dy);
+  check_linear(dx.tensor, w, dy);
   if (dy.numel() == 0) return start_sum(stream, dx);
   DISPATCH(stream, dy.dtype(), linear_bwd_data(stream, dy, w, dx));
 }
 
 void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db) {
-  if (dw) check_linear(x, dw.tensor, master_of(x.dtype()), dy);
+  if (!dw && !db) return;
+  ENSURE(x.rank() == 2 && dy.rank() == 2, "linear_bwd_weight: x is ", x.shape(), ", dy is ",
+         dy.shape());
+  expect("linear_bwd_weight: dy", dy, {x.dim(0), dy.dim(1)}, x.dtype());
+  expect_if("linear_bwd_weight: dw", dw.tensor, {dy.dim(1), x.dim(1)}, master_of(x.dtype()));
   expect_if("linear_bwd_weight: db", db.tensor, {dy.dim(1)}, master_of(x.dtype()));
   if (dy.numel() == 0) {
     start_sum(stream, dw);

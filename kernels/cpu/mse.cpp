@@ -65,6 +65,7 @@ void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Ten
 void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
              Grad dprediction) {
   if (!dprediction) return;
+  ENSURE(prediction.numel() > 0, "mse_bwd: the mean of no elements, ", prediction.shape());
   expect("mse_bwd: target", target, prediction.shape(), master_of(prediction.dtype()));
   expect("mse_bwd: dloss", dloss, {1}, master_of(prediction.dtype()));
   expect("mse_bwd: dprediction", dprediction.tensor, prediction.shape(), prediction.dtype());

@@ -179,11 +179,15 @@ ON_CUDA(group_norm_fwd)
 
 namespace {
 
+void check_groups(const GroupNormSpec& spec, const Shape& x) {
+  ENSURE(x.rank() == 4, "group_norm: x is ", x, ", expected [N,H,W,C]");
+  ENSURE(spec.groups > 0 && x[3] % spec.groups == 0, "group_norm: ", x[3], " channels in ",
+         spec.groups, " groups");
+}
+
 void check_norm(const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                 const Tensor& moments) {
-  ENSURE(x.rank() == 4, "group_norm: x is ", x.shape(), ", expected [N,H,W,C]");
-  ENSURE(spec.groups > 0 && x.dim(3) % spec.groups == 0, "group_norm: ", x.dim(3), " channels in ",
-         spec.groups, " groups");
+  check_groups(spec, x.shape());
   ENSURE(x.dim(0) == 0 || x.numel() > 0, "group_norm: the mean of no elements, x is ", x.shape());
   expect("group_norm: gamma", gamma, {x.dim(3)}, master_of(x.dtype()));
   expect("group_norm: moments", moments, {x.dim(0), spec.groups, 2}, master_of(x.dtype()));
@@ -241,6 +245,7 @@ void group_norm_act_bwd(Stream& stream, const NormAct& spec, const Tensor& x, co
 }
 
 bool norm_by_images(Stream& stream, const GroupNormSpec& spec, const Shape& x, DType dtype) {
+  check_groups(spec, x);
   return ImageCut::of(stream.device().info(), x, dtype, spec.groups, ImageCut::kMostTensors)
       .has_value();
 }

@@ -36,6 +36,7 @@ struct Tiling {
 // which takes as long as some two pixels.
 inline Tiling tiling_of(Stream& stream, const Tensor& x, int V, int resident, int longest) {
   const int64_t N = x.dim(0), P = x.dim(1) * x.dim(2), C = x.dim(3);
+  ENSURE(C <= INT32_MAX, "tiles of ", x.shape());
   Tiling t{N, P, int(C), int(C / V)};
   if (t.empty()) return t;
   t.cols = int(ceil_div(t.packs, ceil_div(t.packs, kTileCols)));
@@ -49,6 +50,7 @@ inline Tiling tiling_of(Stream& stream, const Tensor& x, int V, int resident, in
     if (time > least) continue;
     least = time, t.pixels = t.rows * pixels, t.slices = int(slices);
   }
+  ENSURE(N * t.slices <= INT32_MAX && t.grid().y <= 65535, "tiles of ", x.shape());
   t.by_cols = Divisor32(t.cols), t.by_rows = Divisor32(t.rows), t.by_slices = Divisor32(t.slices);
   return t;
 }

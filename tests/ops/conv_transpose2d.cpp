@@ -64,7 +64,8 @@ void add_conv_transpose2d_cases(CaseTable& table) {
     for (const Sizes& s :
          {Sizes{{1, n, 2, 3}, 5}, {{1, 2, n, 2}, 3}, {{1, 2, 1, n}, 2}, {{2, 1, 2, 2}, n}})
       table.tests.push_back(transposed_case("", s.x, s.K));
-  table.tests.push_back(transposed_case("", {2, 3, 5, 7}, 20, false));
+  for (const Shape& x : {Shape{2, 3, 5, 7}, {1, 0, 4, 3}})
+    table.tests.push_back(transposed_case("", x, 20, false));
   // From the width of a level below to that of this one.
   for (const Stage& s : stages())
     if (!s.bottleneck)
