@@ -39,7 +39,7 @@ double median_seconds(Timer& timer, double budget, const std::function<void()>& 
 
 // Seconds of a step of a loop that waits for nothing: kStepsInARow steps between two waits, by
 // their number; the median of three such rounds at least, after one that warms up. Without a
-// budget, of one step. apps/bench_pytorch.py measures in the same way.
+// budget, of one step. tests/bench_pytorch.py measures in the same way.
 inline constexpr int kStepsInARow = 10;
 double seconds_per_step(Timer& timer, double budget, const std::function<void()>& step);
 

@@ -224,7 +224,7 @@ class Check:
         return steps
 
     def steps_of_torch(self):
-        script = ROOT / "apps" / "bench_pytorch.py"
+        script = ROOT / "tests" / "bench_pytorch.py"
         outside = outer_environment()
         python = next(filter(lambda python: sees_gpu(python, outside), pythons(outside)), None)
         if not python:

@@ -12,7 +12,7 @@ import types
 import unittest
 
 TESTS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS.parent / "apps"), str(TESTS)]
+sys.path.insert(0, str(TESTS))
 import bench_pytorch  # noqa: E402
 import gpu_report  # noqa: E402
 
@@ -74,12 +74,11 @@ class GpuCheck(unittest.TestCase):
         self.folder = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
         self.build = self.folder / "build" / "release"
-        for name in ("tests", "apps"):
-            (self.folder / name).mkdir()
+        (self.folder / "tests").mkdir()
         for name in ("gpu_check.py", "gpu_machine.py", "gpu_profile.py", "gpu_report.py",
                      "kernel_names.py"):
             shutil.copy(TESTS / name, self.folder / "tests")
-        (self.folder / "apps" / "bench_pytorch.py").write_text(
+        (self.folder / "tests" / "bench_pytorch.py").write_text(
             "import pathlib, sys\n"
             "pathlib.Path(sys.argv[-1]).write_text('{\"variants\": [{\"case\": \"lesson\","
             " \"compile\": \"no\", \"precision\": \"f32\", \"ms\": 7.25}]}')\n")
@@ -311,10 +310,10 @@ class GpuCheck(unittest.TestCase):
 
         def change_and_check(clone):
             self.assertFalse(repeats())
-            (self.folder / "apps" / "new.cpp").write_text("a" if clone else "b")
+            (self.folder / "tests" / "new.cpp").write_text("a" if clone else "b")
             self.assertTrue(repeats(), "a file that git does not track")
             self.assertFalse(repeats())
-            (self.folder / "apps" / "new.cpp").write_text("c" if clone else "d")
+            (self.folder / "tests" / "new.cpp").write_text("c" if clone else "d")
             self.assertTrue(repeats(), "its contents")
             (self.folder / "build" / "anything").write_text("e" if clone else "f")
             self.assertFalse(repeats(), "a file of a build")

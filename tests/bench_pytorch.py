@@ -13,7 +13,7 @@ of such rounds. peak_mb is the most memory that PyTorch has allocated within one
 PyTorch or machine lacks is skipped, with a line that says so. Status 1 when every variant failed, 3
 when there is no PyTorch. Network: tests/golden/unet_reference.py.
 
-    python3 apps/bench_pytorch.py --case lesson --precision bf16 --json torch.json
+    python3 tests/bench_pytorch.py --case lesson --precision bf16 --json torch.json
 """
 import argparse
 import contextlib

@@ -9,7 +9,7 @@ autocast is made to treat GroupNorm as on a GPU (in f32; bench_pytorch.py's bf16
 batches of 2 and 4: at each operation the bytes are a constant and a share per image, which gives
 those of any batch. The step is bench_pytorch.py's, eager. Status 3 when there is no PyTorch.
 
-    python3 apps/pytorch_memory.py --case lesson lesson-128 --json counted.json
+    python3 tests/pytorch_memory.py --case lesson lesson-128 --json counted.json
 """
 import argparse
 import json
