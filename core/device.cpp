@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -82,8 +83,9 @@ std::shared_ptr<Device> Device::open(DeviceType type, int threads) {
                             " is not in this build, which was made without a CUDA toolkit (use "
                             "--device cpu)"));
   ENSURE(threads >= 0, "threads is ", threads);
-  return std::shared_ptr<Device>(
-      new Device(type, threads > 0 ? threads : omp_get_num_procs(), make_runtime(type)));
+  const int most = omp_get_thread_limit();
+  return std::shared_ptr<Device>(new Device(
+      type, std::min(threads > 0 ? threads : omp_get_num_procs(), most), make_runtime(type)));
 }
 
 Device::Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime)
@@ -92,7 +94,10 @@ Device::Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime)
       runtime_(std::move(runtime)),
       pool_(std::make_shared<Pool>(runtime_)) {}
 
-void Device::use_threads() const { omp_set_num_threads(threads_); }
+void Device::use_threads() const {
+  omp_set_dynamic(0);  // no fewer: oneDNN plans for as many as it is told of
+  omp_set_num_threads(threads_);
+}
 
 Stream::~Stream() {
   device_->runtime().finish(native());

@@ -25,19 +25,19 @@ bool is_built(DeviceType type);
 // True when Device::open(type) finds a device, even one that is of no use now because others have
 // filled its memory: open() then throws OutOfMemory.
 bool is_there(DeviceType type);
-// The same of DeviceType::cuda.
+// is_there(DeviceType::cuda)
 bool has_gpu();
 
 class Device {
  public:
-  // threads: CPU threads that kernels use, 0 = as many as the machine has. Throws InputError when
-  // this build or machine has no such device.
+  // threads: CPU threads that kernels use, 0 = as many as the machine has; no more than OpenMP may
+  // start (OMP_THREAD_LIMIT). Throws InputError when this build or machine has no such device.
   static std::shared_ptr<Device> open(DeviceType type, int threads = 0);
 
   DeviceType type() const { return type_; }
   int threads() const { return threads_; }
-  // Parallel regions that the calling thread opens from here on have threads() threads. OpenMP
-  // keeps this number per thread, so every kernel sets it before it runs.
+  // Parallel regions that the calling thread opens from here on have threads() threads, whatever
+  // OMP_DYNAMIC says. OpenMP keeps this per thread, so every kernel sets it before it runs.
   void use_threads() const;
   const std::shared_ptr<Pool>& pool() const { return pool_; }
   Runtime& runtime() const { return *runtime_; }

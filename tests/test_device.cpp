@@ -4,6 +4,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 
 #include "core/check.h"
@@ -78,18 +79,22 @@ TEST_CASE("the cpu uses as many threads as asked, or as the machine has", "[devi
   CHECK(is_built(DeviceType::cpu));
   const auto one = Device::open(DeviceType::cpu, 1);
   CHECK(one->threads() == 1);
+  const int limit = omp_get_thread_limit();
+  CHECK(Device::open(DeviceType::cpu, 3)->threads() == std::min(3, limit));
   const auto all = Device::open(DeviceType::cpu);
   CHECK(all->type() == DeviceType::cpu);
-  CHECK(all->threads() == omp_get_num_procs());
+  CHECK(all->threads() == std::min(omp_get_num_procs(), limit));
   CHECK_THROWS_AS(Device::open(DeviceType::cpu, -1), Error);
 }
 
 TEST_CASE("a kernel uses the threads of its own device, whichever was opened last", "[device]") {
   Stream one(Device::open(DeviceType::cpu, 1)), two(Device::open(DeviceType::cpu, 2));
   for (Stream* stream : {&one, &two, &one}) {
+    omp_set_dynamic(1);
     Tensor x = Tensor::zeros(*stream, {4});
     activation_fwd(*stream, Activation::Gelu, x, x);
     CHECK(omp_get_max_threads() == stream->device().threads());
+    CHECK(omp_get_dynamic() == 0);
   }
 }
 

@@ -58,7 +58,8 @@ TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any 
                              conv2d_case({3, 45, 51, 40}, 32, {1, 0, 0}),
                              upcat_case({5, 21, 19, 33}, 32, 32)},
                of_filters[] = {conv2d_case({1, 9, 7, 160}, 160, {1, 1, 1}),
-                               upcat_case({1, 3, 5, 160}, 32, 160)};
+                               upcat_case({1, 3, 5, 160}, 32, 160)},
+               of_both = conv2d_case({1, 33, 33, 160}, 160, {1, 1, 1});
   // One thread takes several parts of tiles, or of filters for the same tiles, and two share them.
   for (const OpCase& c : of_tiles) {
     const int64_t tiles = c.conv->N * tiles_along(c.conv->P) * tiles_along(c.conv->Q);
@@ -69,8 +70,12 @@ TEST_CASE("a convolution of many tiles or filters equals the f64 oracle, by any 
     REQUIRE(plan_of(1, c).channels_at_once() < c.conv->K);
     REQUIRE(plan_of(2, c).across() == 2);
   }
+  // Filters are transformed anew for each part of the tiles.
+  REQUIRE(plan_of(1, of_both).tiles_at_once() < 81);
+  REQUIRE(plan_of(1, of_both).channels_at_once() < 160);
   std::vector<OpCase> cases(std::begin(of_tiles), std::end(of_tiles));
   cases.insert(cases.end(), std::begin(of_filters), std::end(of_filters));
+  cases.push_back(of_both);
   for (const OpCase& c : cases)
     for (const GradMode mode : {GradMode::Overwrite, GradMode::Accumulate}) {
       INFO(c.op << ' ' << c.name << (mode == GradMode::Overwrite ? "" : " accumulating"));
@@ -86,13 +91,13 @@ TEST_CASE("shares of a convolution by tiles are each tile and channel once", "[o
     INFO(threads << " threads, " << N << " images of " << side << ", " << written << " channels");
     const Plan plan(threads, N, side, side, 64, written);
     CHECK(plan.shares() <= threads);
-    std::vector<int> times(size_t(N * tiles_along(side) * written));
+    std::vector<int> times(size_t(N * tiles_along(side) * tiles_along(side) * written));
     for (int64_t share = 0; share < plan.shares(); ++share) {
-      const auto rows = plan.rows_of(share), channels = plan.channels_of(share);
-      CHECK((rows.count > 0 && channels.count > 0));
-      for (int64_t row = rows.first; row < rows.end(); ++row)
+      const auto tiles = plan.tiles_of(share), channels = plan.channels_of(share);
+      CHECK((tiles.count > 0 && channels.count > 0));
+      for (int64_t tile = tiles.first; tile < tiles.end(); ++tile)
         for (int64_t c = channels.first; c < channels.end(); ++c)
-          ++times.at(size_t(row * written + c));
+          ++times.at(size_t(tile * written + c));
     }
     CHECK(times == std::vector<int>(times.size(), 1));
   };
@@ -104,13 +109,15 @@ TEST_CASE("shares of a convolution by tiles are each tile and channel once", "[o
       }
 }
 
-TEST_CASE("images that leave tiles half empty are not convolved by tiles", "[ops]") {
+TEST_CASE("few tiles, or half empty ones, are not what convolutions go by", "[ops]") {
   Stream stream(Device::open(DeviceType::cpu));
-  const auto by_tiles = [&](int64_t side) {
-    const Shape x{1, side, side, 32}, w{32, 3, 3, 32};
+  const auto by_tiles = [&](int64_t side, int64_t N) {
+    const Shape x{N, side, side, 32}, w{32, 3, 3, 32};
     return cpu::goes_by_winograd(stream, ConvProblem::of({1, 1, 1}, x, w),
                                  Tensor::empty(stream, {0}));
   };
-  for (const int64_t side : {3, 4, 6, 7, 8, 11}) CHECK(by_tiles(side));
-  for (const int64_t side : {1, 2, 5}) CHECK_FALSE(by_tiles(side));
+  for (const int64_t side : {3, 4, 6, 7, 8, 11}) CHECK(by_tiles(side, 4));
+  for (const int64_t side : {1, 2, 5}) CHECK_FALSE(by_tiles(side, 4));
+  for (const int64_t side : {6, 8, 11}) CHECK(by_tiles(side, 1));
+  for (const int64_t side : {3, 4}) CHECK_FALSE(by_tiles(side, 3));
 }

@@ -147,10 +147,12 @@ std::vector<Buffer> tiles_of(Stream& stream, const Plan& plan, const WinogradPar
 
 bool goes_by_winograd(Stream& stream, const ConvProblem& p, const Tensor& x) {
   constexpr int64_t kLeast = 32;  // channels: with fewer the transforms take longer than they save
+  constexpr int64_t kFew = 4;     // tiles: with fewer the filters' do
   const int64_t tiles = tiles_along(p.P) * tiles_along(p.Q);
   // At most half of the definition's products in the forward pass.
   const bool saves = 2 * kSlots * tiles <= p.R * p.S * p.P * p.Q;
   return p.R == 3 && p.S == 3 && p.spec.stride == 1 && p.C >= kLeast && p.K >= kLeast && saves &&
+         p.N * tiles >= kFew &&
          (x.dtype() == DType::f32 || stream.state<OneDnn>().products != Bf16Products::Tiles);
 }
 

@@ -28,19 +28,19 @@ void in_parts(const Range& all, int64_t each, Step step) {
     step(Range{i, std::min(each, all.end() - i)});
 }
 
-// Rows of tiles of 4x4 outputs, counted through the images, which have rows x columns each.
+// Tiles of 4x4 outputs, counted through the images, which have rows x columns each.
 struct Tiles {
   int64_t rows, columns;
   Range range;
   bool first;  // of a share
-  int64_t size() const { return range.count * columns; }
+  int64_t size() const { return range.count; }
 
-  // Calls f(n, h, w, i) for tile i whose outputs begin at (h, w) of image n.
+  // Calls f(n, h, w, i) for the tiles, i = 0, 1, ..., whose outputs begin at (h, w) of image n.
   template <class F>
   void for_each(F f) const {
     for (int64_t i = 0; i < size(); ++i) {
-      const int64_t row = range.first + i / columns;
-      f(row / rows, row % rows * kTile, i % columns * kTile, i);
+      const int64_t tile = range.first + i, row = tile / columns;
+      f(row / rows, row % rows * kTile, tile % columns * kTile, i);
     }
   }
 };
@@ -51,7 +51,7 @@ class Plan {
  public:
   Plan(int64_t threads, int64_t N, int64_t H, int64_t W, int64_t read, int64_t written)
       : images_{tiles_along(H), tiles_along(W), {}, true},
-        all_rows_(N * images_.rows),
+        all_(N * images_.rows * images_.columns),
         written_(written) {
     choose_shares(threads);
     constexpr int64_t kLeast = 32;   // channels: with fewer products are slow
@@ -59,21 +59,21 @@ class Plan {
     constexpr int64_t kBytes = kSlots * int64_t(sizeof(float));
     const int64_t channels = kFiltersAtOnce / (read * kBytes) / kLeast * kLeast;
     channels_at_once_ = std::min(channels_, std::max(kLeast, channels));
-    const int64_t rows = kTilesAtOnce / ((read + channels_at_once_) * images_.columns * kBytes);
-    rows_at_once_ = balanced(rows_, std::max(rows, ceil_div(kEnough, images_.columns)));
+    const int64_t tiles = kTilesAtOnce / ((read + channels_at_once_) * kBytes);
+    tiles_at_once_ = balanced(tiles_, std::max(tiles, kEnough));
   }
 
-  int64_t tiles_at_once() const { return rows_at_once_ * images_.columns; }
+  int64_t tiles_at_once() const { return tiles_at_once_; }
   int64_t channels_at_once() const { return channels_at_once_; }
 
-  // Shares: `down` of rows of tiles, times `across` of channels.
-  int64_t down() const { return ceil_div(all_rows_, rows_); }
+  // Shares: `down` of tiles, times `across` of channels.
+  int64_t down() const { return ceil_div(all_, tiles_); }
   int64_t across() const { return ceil_div(written_, channels_); }
   int64_t shares() const { return down() * across(); }
   // Which of `down` and `across` are a share's.
   int64_t down_of(int64_t share) const { return share / across(); }
-  Range rows_of(int64_t share) const {
-    return common({down_of(share) * rows_, rows_}, {0, all_rows_});
+  Range tiles_of(int64_t share) const {
+    return common({down_of(share) * tiles_, tiles_}, {0, all_});
   }
   Range channels_of(int64_t share) const {
     return common({share % across() * channels_, channels_}, {0, written_});
@@ -86,9 +86,9 @@ class Plan {
     bool done = true;
 #pragma omp parallel for schedule(static) reduction(&& : done)
     for (int64_t share = 0; share < shares(); ++share) {
-      const Range all = rows_of(share);
-      in_parts(all, rows_at_once_, [&](const Range& rows) {
-        const Tiles tiles{images_.rows, images_.columns, rows, rows.first == all.first};
+      const Range all = tiles_of(share);
+      in_parts(all, tiles_at_once_, [&](const Range& part) {
+        const Tiles tiles{images_.rows, images_.columns, part, part.first == all.first};
         done = work(share, tiles) && done;
       });
     }
@@ -112,18 +112,18 @@ class Plan {
     const int64_t units = ceil_div(written_, kUnit);
     int64_t least = -1;
     for (int64_t across = 1; across <= std::min(threads, units); ++across) {
-      const int64_t rows = ceil_div(all_rows_, threads / across),
+      const int64_t tiles = ceil_div(all_, threads / across),
                     channels = ceil_div(units, across) * kUnit,
-                    cost = (rows * images_.columns + kTransform) * (channels + kTransform);
-      if (least < 0 || cost < least) least = cost, rows_ = rows, channels_ = channels;
+                    cost = (tiles + kTransform) * (channels + kTransform);
+      if (least < 0 || cost < least) least = cost, tiles_ = tiles, channels_ = channels;
     }
     channels_ = std::min(channels_, written_);
   }
 
   Tiles images_;
-  int64_t all_rows_, written_;
-  int64_t rows_ = 0, channels_ = 0;  // of a share
-  int64_t rows_at_once_ = 0, channels_at_once_ = 0;
+  int64_t all_, written_;
+  int64_t tiles_ = 0, channels_ = 0;  // of a share
+  int64_t tiles_at_once_ = 0, channels_at_once_ = 0;
 };
 
 // Matrices [rows, columns], one a slot.
