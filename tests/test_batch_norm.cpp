@@ -114,6 +114,16 @@ TEST_CASE("batch_norm keeps running statistics, and evaluates by them", "[batch_
   });
 }
 
+TEST_CASE("a running variance is never negative", "[batch_norm][cuda]") {
+  on_all_devices([](Stream& stream) {
+    // rstd is 1/sqrt(variance + eps), or a little more by rounding.
+    const Tensor moments = tensor_of(stream, {{1, 2, 2}, {0, 1.001, 0, 0.5}}, DType::f32);
+    Tensor mean = Tensor::zeros(stream, {2}), var = Tensor::zeros(stream, {2});
+    batch_norm_update(stream, {1.0f, 1.0f}, 2, moments, mean, var);
+    CHECK(values_of(stream, var).data == std::vector<double>{0, 6});  // unbiased: 2 (4 - 1)
+  });
+}
+
 TEST_CASE("a recorded step updates the running statistics each time", "[batch_norm][cuda]") {
   on_all_devices([](Stream& stream) {
     const Shape shape{2, 3, 5, 4};

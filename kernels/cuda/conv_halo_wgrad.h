@@ -164,7 +164,7 @@ class WarpWgrad {
 template <class Tile>
 class GroupWgrad {
  public:
-  static constexpr bool kAsync = true;
+  static constexpr bool kAsync = true;  // as multiply_steps asks
   static constexpr int kGroups = 2;
   __device__ __forceinline__ GroupWgrad() {
     group_ = __shfl_sync(0xFFFFFFFF, int(threadIdx.x) / 128, 0);
@@ -202,7 +202,7 @@ class GroupWgrad {
   static_assert(Tile::BM == 64 && Tile::kThreads == 256 && Tile::TH % 2 == 0);
 
   // A row's dy take the place of those of two rows before, when the products of these have ended
-  // and while those of the row between go on.
+  // and while those of the row between go on. The second row has waited for all of the step before.
   template <int first, int count>
   __device__ __forceinline__ void multiply_taps(const WgradStage<Tile>& stage) {
     using Input = typename WgradStage<Tile>::Input;
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(Tile::kThreads + gemm::kCopiersHere, 1)
     } else {
       ptx::more_registers<Tile::kRegisters>();
       GroupWgrad<Tile> sums;
-      gemm::multiply_copied<kStages, Tile::kThreads, GroupWgrad<Tile>>(
+      gemm::multiply_copied<kStages, Tile::kThreads>(
           at.first, at.end, [&](int step) { sums.multiply(ring[step % kStages]); });
       put_block(sums, a, at);
     }

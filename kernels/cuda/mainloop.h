@@ -126,15 +126,15 @@ __device__ __forceinline__ void copy_steps(int first, int end, const Start& star
   }
 }
 
-template <int stages, int threads, class Sums, class Multiply>
+// multiply(step) has a fence before its products and, before it returns, waits for those of the
+// step before: that one's stage is copied to next.
+template <int stages, int threads, class Multiply>
 __device__ __forceinline__ void multiply_copied(int first, int end, const Multiply& multiply) {
   using Barriers = RingBarriers<stages, threads>;
   int step = first;
   do {
     ptx::named_barrier_sync(Barriers::full(step), Barriers::kThreads);
-    ptx::wgmma_fence();
     multiply(step);
-    ptx::wgmma_wait<Sums::kGroups>();  // those of the step before have ended
     if (step > first && step - 1 + stages < end)
       ptx::named_barrier_arrive(Barriers::empty(step - 1), Barriers::kThreads);
   } while (++step < end);
