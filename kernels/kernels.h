@@ -6,6 +6,10 @@
 // element of them is written. A result of a backward function is a `Grad`: where to write, and
 // whether to overwrite or to add; an undefined one is not computed. Sums have a fixed order: same
 // inputs and thread count, same bits. Inputs and outputs must not overlap unless a comment says so.
+//
+// Types, where nothing else is said: images, filters and what has an image's gradient (x, y, w, t,
+// dx, dy) are of one, f32 or bf16. Biases, gamma, beta, moments, losses, targets and the gradients
+// of parameters (dw, db, dgamma, dbeta) are of its master_of(): f32.
 #pragma once
 
 #include "core/tensor.h"
@@ -68,7 +72,7 @@ struct TurnedFilter {
 };
 void turn_filters(Stream& stream, std::span<const TurnedFilter> filters);
 
-// b [K] may be undefined; db is computed only with dw. moments: see MomentsOut; may be null.
+// b [K] may be undefined. Who wants db must want dw. moments: see MomentsOut; may be null.
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
@@ -76,7 +80,7 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db);
 
-// ---- Linear: y [N,K] = x [N,C] w[K,C]^T + b [K]; b may be undefined.
+// ---- Linear: y [N,K] = x [N,C] w[K,C]^T + b [K]; b may be undefined, and dw or db.
 void linear_fwd(Stream& stream, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y);
 void linear_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w, Grad dx);
 void linear_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw, Grad db);
@@ -183,8 +187,8 @@ void concat_upsample_fwd(Stream& stream, const Tensor& low, const Tensor& skip, 
 void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip);
 
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
-// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. dlow and
-// dskip are computed together, and db only with dw.
+// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. Who
+// wants dlow must want dskip and the other way round, and who wants db must want dw.
 // The sub-pixel form of a 3x3 filter in bf16 uses its forms; phases that it makes itself are of a
 // filter that is rounded already.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
@@ -218,7 +222,7 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt);
 // ---- Timestep embedding: t [N] i32 -> y [N,dim] = [sin(t f), cos(t f)], f_i = 10000^(-i/(dim/2)).
 void timestep_embedding_fwd(Stream& stream, const Tensor& t, Tensor& y);
 
-// ---- Mean squared error over all elements: loss [1].
+// ---- Mean squared error over all elements, of which there must be one: loss [1].
 void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss);
 // dloss [1] is the upstream gradient.
 void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, const Tensor& dloss,
