@@ -51,7 +51,8 @@ Tensor Denoiser::operator()(const Tensor& noisy, const Tensor& t, const std::str
   return output;
 } catch (const OutOfMemory& error) {
   throw OutOfMemory(concat(origin, ": ", error.what(), ", for ", noisy.dim(2), "x", noisy.dim(1),
-                           " pixels: try a smaller --image-size, or --device cpu"));
+                           " pixels: try a smaller --image-size",
+                           device_->type() == DeviceType::cpu ? "" : ", or --device cpu"));
 }
 
 }  // namespace tessera

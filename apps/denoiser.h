@@ -3,7 +3,6 @@
 
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "apps/denoise_options.h"
@@ -27,8 +26,8 @@ class Denoiser {
   // one, what stream and pool keep for it is given back: a folder may hold a thousand sizes.
   void prepare(const Shape& shape);
   // noisy [N,H,W,channels] f32, t [N] i32 in 0..999 -> the images without noise, of the same shape,
-  // in the type of activations. Throws
-  // InputError when the result is not finite; `origin` stands for the images.
+  // in the type of activations. Throws InputError when the result is not finite; `origin` stands
+  // for the images.
   Tensor operator()(const Tensor& noisy, const Tensor& t, const std::string& origin) const;
 
  private:

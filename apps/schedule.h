@@ -2,8 +2,7 @@
 // epoch may be short.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
+#include "core/shape.h"
 
 namespace tessera {
 
@@ -12,7 +11,7 @@ struct Schedule {
   int64_t batch;   // at least 1
   int64_t total;   // steps of the run
 
-  int64_t steps_per_epoch() const { return (images + batch - 1) / batch; }
+  int64_t steps_per_epoch() const { return ceil_div(images, batch); }
   int64_t epochs() const { return epoch_of(total) + 1; }
   int64_t epoch_of(int64_t step) const { return (step - 1) / steps_per_epoch(); }
   // Of the epoch's images in shuffled order, the first that the step takes, and how many.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 
 #include "apps/device_choice.h"
 
@@ -107,7 +106,7 @@ std::map<std::string, std::string> TrainOptions::settings() const {
 }
 
 int64_t total_steps(const TrainOptions& options, int64_t images) {
-  const int64_t per_epoch = (images + options.batch - 1) / options.batch;
+  const int64_t per_epoch = ceil_div(images, options.batch);
   return options.steps ? *options.steps : options.epochs.value() * per_epoch;
 }
 

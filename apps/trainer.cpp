@@ -1,6 +1,5 @@
 #include "apps/trainer.h"
 
-#include <cmath>
 #include <cstring>
 #include <numeric>
 

@@ -33,8 +33,8 @@ Shape with_rows(const Shape& shape, int64_t rows) {
 
 }  // namespace
 
-// Those are kernels of tensor cores, of 3x3 filters with channels in packs. (With stride 2, in one
-// variant, nobody reads them: a filter does not know its stride.)
+// Turned filters are read by kernels of tensor cores: of 3x3 filters whose channels come in packs.
+// (With stride 2, in one variant, nobody reads them: a filter does not know its stride.)
 void add_turned_forms(Stream& stream, const Tensor& w, int64_t upsampled, FilterForms& forms,
                       std::vector<TurnedFilter>& turned) {
   if (w.dtype() != DType::bf16 || w.rank() != 4 || w.dim(1) != 3 || w.dim(2) != 3 || w.dim(0) % 8 ||
@@ -85,7 +85,7 @@ ParameterStack& Parameters::add_stack(std::string name, const Shape& empty) {
 // The next elements of the arenas.
 int64_t Parameters::place(int64_t count) {
   const int64_t offset = size_;
-  size_ += (count + kAlign - 1) / kAlign * kAlign;
+  size_ += ceil_div(count, kAlign) * kAlign;
   return offset;
 }
 

@@ -14,7 +14,7 @@ Var norm(Tape& tape, const GroupNormSpec& spec, const std::optional<BatchNormSta
                : group_norm(tape, spec, x, gamma, beta);
 }
 
-Var composed(Tape& tape, const Var& x, const Var& t, const ResidualBlockArgs& a) {
+Var plain(Tape& tape, const Var& x, const Var& t, const ResidualBlockArgs& a) {
   Var h = conv2d(tape, kSame3x3, x, a.conv1_w, a.conv1_b);
   h = norm(tape, a.spec.norm, a.batch1, h, a.norm1_gamma, a.norm1_beta);
   join(tape.stream());  // t may be computed beside
@@ -184,7 +184,7 @@ Var residual_block(Tape& tape, Fusion fusion, const Var& x, const Var& skip, con
   if (skip.slot) joined.conv1_w.forms = {};  // these are for its two parts
   if (fusion == Fusion::Off || args.batch1 || args.batch2) {
     const Var in = skip.slot ? concat_channels(tape, upsample_nearest(tape, x), skip) : x;
-    return composed(tape, in, t, joined);
+    return plain(tape, in, t, joined);
   }
   // Without a shortcut convolution the block adds its input, which then has to exist.
   if (skip.slot && !args.shortcut_w.slot)

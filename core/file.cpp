@@ -8,8 +8,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <new>
-#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <utility>

@@ -1,6 +1,5 @@
 #include "kernels/conv_tiles.h"
 
-#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <filesystem>

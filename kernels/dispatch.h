@@ -89,10 +89,6 @@ inline void expect_if(const char* what, const Tensor& tensor, const Shape& shape
   if (tensor.defined()) expect(what, tensor, shape, dtype);
 }
 
-inline const float* data_or_null(const Tensor& tensor) {
-  return tensor.defined() ? tensor.data<float>() : nullptr;
-}
-
 // Throws unless there is room for the moments of y, and starts them as not made.
 inline void expect_moments(MomentsOut& out, const Tensor& y) {
   const int G = out.spec.groups;

@@ -24,7 +24,7 @@ struct ImageCut {
   size_t shared_bytes;      // of a block
 
   // Blocks that share a pixel of C channels.
-  int64_t units(int64_t C) const { return ceil(C / 8, cols); }
+  int64_t units(int64_t C) const { return ceil_div(C / 8, cols); }
   // Floats behind the sums' scratch: two of each channel and group, in packs.
   static int floats(int64_t C, int64_t groups) { return int((2 * (C + groups) + 3) / 4 * 4); }
 
@@ -36,14 +36,15 @@ struct ImageCut {
     if (info.capability < 90 || dtype != DType::bf16 || x.numel() == 0 || x[3] % 8 != 0) return {};
     const int64_t N = x[0], P = x[1] * x[2], C = x[3], unit = std::lcm(C / groups, int64_t{8});
     for (const auto& [least, most_parts] : {std::pair(32, 1), std::pair(16, kMostParts)}) {
-      const int64_t channels = std::min(C, ceil(least, unit) * unit), units = ceil(C, channels);
+      const int64_t channels = std::min(C, ceil_div(least, unit) * unit),
+                    units = ceil_div(C, channels);
       for (int64_t parts = 1; parts <= most_parts; parts *= 2) {
         const int64_t blocks = N * units * parts;
         if (blocks * 2 <= info.multiprocessors && parts < std::min<int64_t>(kMostParts, P))
           continue;
         // Two blocks on a multiprocessor, if there are as many; one hides more by more threads.
         const bool alone = blocks <= info.multiprocessors &&
-                           ceil(P, parts) * (channels / 8) >= int64_t{2} * kMostThreads;
+                           ceil_div(P, parts) * (channels / 8) >= int64_t{2} * kMostThreads;
         for (const int threads : {kMostThreads / (alone ? 1 : 2), kMostThreads})
           if (const auto cut = fitting(info, P, C, groups, channels / 8, parts, threads, tensors))
             return cut;
@@ -53,19 +54,18 @@ struct ImageCut {
   }
 
  private:
-  static int64_t ceil(int64_t n, int64_t of) { return (n + of - 1) / of; }
-
   static std::optional<ImageCut> fitting(const DeviceInfo& info, int64_t P, int64_t C,
                                          int64_t groups, int64_t packs, int64_t parts, int threads,
                                          int tensors) {
     if (packs > threads) return {};
-    const int64_t rows = threads / packs, slots = ceil(ceil(P, parts), rows), pixels = slots * rows;
+    const int64_t rows = threads / packs, slots = ceil_div(ceil_div(P, parts), rows),
+                  pixels = slots * rows;
     const int64_t bytes = 4 * (8 * threads + floats(C, groups)) + 16 * tensors * slots * threads;
     // Two blocks share what a multiprocessor has, 1 KB of it each unseen; else one has more
     // threads.
     const int64_t room = int64_t(info.shared_per_block);
     if (bytes > (threads < kMostThreads ? (room - 1024) / 2 : room)) return {};
-    return ImageCut{threads,     int(packs), int(rows),    int(ceil(P, pixels)),
+    return ImageCut{threads,     int(packs), int(rows),    int(ceil_div(P, pixels)),
                     int(pixels), int(slots), size_t(bytes)};
   }
 };

@@ -6,7 +6,6 @@ import re
 import gpu_profile
 
 # Counters of `bench` that are shares of a peak, and those that are ratios to a library.
-SHARES = ("of matmul", "of copy")
 RATIOS = ("ours/cuDNN", "ours/cuBLAS")
 
 

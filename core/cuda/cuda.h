@@ -8,8 +8,6 @@
 #ifdef TESSERA_GPU
 #include <cuda_runtime.h>
 
-#include <utility>
-
 #include "core/environment.h"
 
 #define TESSERA_CUDA gpu

@@ -1,6 +1,5 @@
 // Where threads of a block meet: barriers, rendezvous of lanes, the cluster's barrier.
 #include <algorithm>
-#include <atomic>
 
 #include "core/simt/runner.h"
 

@@ -7,6 +7,7 @@
 
 namespace tessera {
 namespace oracle {
+namespace {
 
 double cdf(double x) { return 0.5 * std::erfc(-x * std::numbers::sqrt2 / 2); }
 double inner(double x) { return std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x); }
@@ -24,6 +25,8 @@ double derivative_of(Activation act, double x) {
   const double slope = std::sqrt(2 / std::numbers::pi) * (1 + 3 * 0.044715 * x * x);
   return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope;
 }
+
+}  // namespace
 
 void activation_fwd(Stream&, Activation act, const Tensor& x, Tensor& y) {
   for (int64_t i = 0; i < x.numel(); ++i) y.data<double>()[i] = value_of(act, x.data<double>()[i]);

@@ -15,14 +15,14 @@ constexpr int64_t kBlockPixels = 256, kHeld = 64;  // kHeld: sums are held in fl
 template <class F>
 void for_each_block(const NormShape& s, F f) {
 #pragma omp parallel for schedule(static)
-  for (int64_t block = 0; block < (s.P + kBlockPixels - 1) / kBlockPixels; ++block)
+  for (int64_t block = 0; block < ceil_div(s.P, kBlockPixels); ++block)
     f(block, block * kBlockPixels * s.C, std::min((block + 1) * kBlockPixels, s.P) * s.C);
 }
 
 // Two sums a channel, [2,C] f64, of what add(pixel's first element, sums, sums) adds in float.
 template <class Add>
 Tensor pixel_sums(Stream& stream, const NormShape& s, Add add) {
-  const int64_t blocks = (s.P + kBlockPixels - 1) / kBlockPixels, C = s.C;
+  const int64_t blocks = ceil_div(s.P, kBlockPixels), C = s.C;
   Tensor held = Tensor::empty(stream, {blocks, 2, C});
   Tensor totals = Tensor::zeros(stream, {blocks, 2, C}, DType::f64);
   for_each_block(s, [&](int64_t block, int64_t begin, int64_t end) {

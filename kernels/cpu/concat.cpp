@@ -38,6 +38,8 @@ void concat_upsample_fwd(Stream&, const Tensor& low, const Tensor& skip, Tensor&
                        : skip.data<double>()[side.at(n, h, w, c - in.C)];
 }
 
+namespace {
+
 void add_patches(const Tensor& dy, Grad dlow) {
   const Nhwc in("dlow", dlow.tensor), out("dy", dy);
   for (int64_t n = 0; n < in.N; ++n)
@@ -50,6 +52,8 @@ void add_patches(const Tensor& dy, Grad dlow) {
           put(dlow.tensor.data<double>()[in.at(n, h, w, c)], sum, dlow.mode);
         }
 }
+
+}  // namespace
 
 void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip) {
   if (dlow) add_patches(dy, dlow);

@@ -21,6 +21,7 @@ ConvProblem ConvProblem::of(const ConvSpec& spec, const Shape& x, const Shape& w
 }
 
 namespace oracle {
+namespace {
 
 // Calls f(x index, w index, y index) for every product of the convolution.
 template <class F>
@@ -40,6 +41,8 @@ void for_each_product(const ConvProblem& c, F f) {
               for (int64_t i = 0; i < c.C; ++i) f(x0 + i, w0 + i, y);
             }
 }
+
+}  // namespace
 
 void conv2d_fwd(Stream&, const ConvSpec& spec, const Tensor& x, const Tensor& w, const Tensor& b,
                 Tensor& y, MomentsOut*) {

@@ -5,6 +5,7 @@
 
 namespace tessera {
 namespace oracle {
+namespace {
 
 // Calls f(x index, w index, y index) for every product.
 template <class F>
@@ -16,6 +17,8 @@ void for_each_product(const Nhwc& x, const Nhwc& y, F f) {
           for (int64_t c = 0; c < x.C; ++c)
             f(x.at(n, h / 2, w / 2, c), ((c * 2 + h % 2) * 2 + w % 2) * y.C + k, y.at(n, h, w, k));
 }
+
+}  // namespace
 
 void conv_transpose2d_fwd(Stream&, const Tensor& x, const Tensor& w, const Tensor& b, Tensor& y) {
   const double *in = x.data<double>(), *filter = w.data<double>();

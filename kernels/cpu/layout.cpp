@@ -8,6 +8,7 @@
 
 namespace tessera {
 namespace oracle {
+namespace {
 
 // Calls copy(index in the [N,H,W,C] tensor, index in the [N,H/2,W/2,4C] tensor) for every element.
 template <class Copy>
@@ -18,6 +19,8 @@ void for_each_pair(const Nhwc& space, const Nhwc& channels, Copy copy) {
         for (int64_t c = 0; c < space.C; ++c)
           copy(space.at(n, h, w, c), channels.at(n, h / 2, w / 2, c * 4 + (h % 2) * 2 + w % 2));
 }
+
+}  // namespace
 
 void space_to_channel(Stream&, const Tensor& x, Grad y) {
   const double* from = x.data<double>();

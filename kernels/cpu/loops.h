@@ -106,7 +106,7 @@ inline double lane_sum(int64_t first, int64_t end, Value value) {
 // not depend on the number of threads.
 template <class Value>
 double block_sum(Stream& stream, int64_t n, Value value) {
-  const int64_t blocks = (n + kBlock - 1) / kBlock;
+  const int64_t blocks = ceil_div(n, kBlock);
   Tensor partials = Tensor::empty(stream, {blocks}, DType::f64);
   double* partial = partials.data<double>();
 #pragma omp parallel for schedule(static)

@@ -28,7 +28,7 @@ bool all_finite(const T* x, int64_t n) {
 template <class T>
 int64_t first_non_finite(const Tensor& x) {
   const T* values = x.data<T>();
-  const int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
+  const int64_t n = x.numel(), blocks = ceil_div(n, kBlock);
   int64_t first = blocks;
 #pragma omp parallel for schedule(static) reduction(min : first)
   for (int64_t block = 0; block < blocks; ++block)

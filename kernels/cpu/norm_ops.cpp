@@ -9,6 +9,7 @@
 
 namespace tessera {
 namespace oracle {
+namespace {
 
 // xhat = (x - mean) * rstd of one element.
 double normalized(const Tensor& x, const Tensor& moments, int64_t n, int64_t p, int64_t c) {
@@ -28,6 +29,8 @@ void group_moments(const double* x, int64_t P, int64_t C, int64_t D, float eps, 
   m[0] = mean;
   m[1] = 1 / std::sqrt(variance / double(P * D) + eps);
 }
+
+}  // namespace
 
 void group_norm_fwd(Stream&, const GroupNormSpec& spec, const Tensor& x, const Tensor& gamma,
                     const Tensor& beta, Tensor& y, Tensor& moments, bool known) {

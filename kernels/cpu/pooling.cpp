@@ -6,6 +6,7 @@
 
 namespace tessera {
 namespace oracle {
+namespace {
 
 // The pixel of a patch that has the largest value.
 int largest(const double* x, const int64_t (&at)[4]) {
@@ -28,6 +29,8 @@ void for_each_patch(const Nhwc& x, F f) {
           f(i++, at);
         }
 }
+
+}  // namespace
 
 void pool_fwd(Stream&, Pooling pooling, const Tensor& x, Tensor& y) {
   const double* in = x.data<double>();

@@ -112,10 +112,10 @@ class TileParts {
         W_(W / apart),
         TH_(TH),
         TW_(TW),
-        across_((W_ + TW - 1) / TW),
+        across_(int(ceil_div(W_, TW))),
         by_across_(across_),
         by_phases_(apart * apart),
-        count_((H_ + TH - 1) / TH * across_ * apart * apart) {}
+        count_(int(ceil_div(H_, TH)) * across_ * apart * apart) {}
 
   int64_t image() const { return int64_t(H_) * W_ * apart_ * apart_; }  // pixels
   int across() const { return across_; }

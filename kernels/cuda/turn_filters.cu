@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(kThreads) turn_filters_kernel(TurnArgs<T> a) {
   ptx::begin_kernel();
   constexpr int kPacks = kSide / V, kRows = kThreads / kPacks, kRounds = kSide / kRows;
   auto& shared = shared_memory<TurnShared<T>>();
-  int block = int(blockIdx.x), i = 0, begin = 0;
-  for (; block >= a.filters[i].end; ++i) begin = a.filters[i].end;
-  const auto& f = a.filters[i];
+  int block = int(blockIdx.x), filter = 0, begin = 0;
+  for (; block >= a.filters[filter].end; ++filter) begin = a.filters[filter].end;
+  const auto& f = a.filters[filter];
   block -= begin;
   const int down = (f.K + kSide - 1) / kSide, tap = block % f.taps;
   const int k = block / f.taps % down * kSide, c = block / f.taps / down * kSide;

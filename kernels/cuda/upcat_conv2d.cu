@@ -206,11 +206,12 @@ void run_phase_wgrad(Stream& stream, int N, const Image<bf16>& low, const Tensor
 
 // The data's gradient of a 1x1 filter: low's pixels see the sums of 2x2 pixels of dy.
 void bwd_data_1x1(Stream& stream, const Tensor& dy, const Tensor& w, Grad dlow, Grad dskip) {
-  const Shape &low = dlow.tensor.shape(), &skip = dskip.tensor.shape(), K{w.dim(0), 1, 1, 0};
-  Tensor sums = Tensor::empty(stream, {low[0], low[1], low[2], K[0]}, dy.dtype());
+  const Shape &low = dlow.tensor.shape(), &skip = dskip.tensor.shape();
+  const int64_t K = w.dim(0);
+  Tensor sums = Tensor::empty(stream, {low[0], low[1], low[2], K}, dy.dtype());
   upsample_nearest_bwd(stream, dy, {sums});
   const auto run = [&](const Shape& x, const Tensor& up, int first, Grad dx) {
-    conv::run_bwd_data(stream, Sizes(ConvProblem::of({}, x, {K[0], 1, 1, x[3]})), up, w, first, dx);
+    conv::run_bwd_data(stream, Sizes(ConvProblem::of({}, x, {K, 1, 1, x[3]})), up, w, first, dx);
   };
   run(low, sums, 0, dlow);
   run(skip, dy, int(low[3]), dskip);
