@@ -2,6 +2,8 @@
 // epoch may be short.
 #pragma once
 
+#include <algorithm>
+
 #include "core/shape.h"
 
 namespace tessera {

@@ -95,7 +95,9 @@ Device::Device(DeviceType type, int threads, std::shared_ptr<Runtime> runtime)
       pool_(std::make_shared<Pool>(runtime_)) {}
 
 void Device::use_threads() const {
-  omp_set_dynamic(0);  // no fewer: oneDNN plans for as many as it is told of
+  // No fewer, of which oneDNN would not know when it plans.
+  omp_set_dynamic(0);
+  if (omp_get_max_active_levels() < 1) omp_set_max_active_levels(1);
   omp_set_num_threads(threads_);
 }
 

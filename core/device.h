@@ -37,7 +37,8 @@ class Device {
   DeviceType type() const { return type_; }
   int threads() const { return threads_; }
   // Parallel regions that the calling thread opens from here on have threads() threads, whatever
-  // OMP_DYNAMIC says. OpenMP keeps this per thread, so every kernel sets it before it runs.
+  // OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS say. OpenMP keeps this per thread, so every kernel sets
+  // it before it runs.
   void use_threads() const;
   const std::shared_ptr<Pool>& pool() const { return pool_; }
   Runtime& runtime() const { return *runtime_; }

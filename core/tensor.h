@@ -75,6 +75,7 @@ class Tensor {
 
  private:
   void check_type(DType wanted) const {
+    ENSURE(defined(), "the tensor is undefined");
     ENSURE(dtype_ == wanted, "the tensor is ", name_of(dtype_), ", not ", name_of(wanted));
   }
 

@@ -7,9 +7,10 @@
 // whether to overwrite or to add; an undefined one is not computed. Sums have a fixed order: same
 // inputs and thread count, same bits. Inputs and outputs must not overlap unless a comment says so.
 //
-// Types, where nothing else is said: images, filters and what has an image's gradient (x, y, w, t,
-// dx, dy) are of one, f32 or bf16. Biases, gamma, beta, moments, losses, targets and the gradients
-// of parameters (dw, db, dgamma, dbeta) are of its master_of(): f32.
+// Types, where nothing else is said: images, filters, t and the gradients of images and t (x, y, w,
+// t, dx, dy, dt) are of one, f32, bf16 or the oracle's f64. Biases, gamma, beta, moments, running
+// statistics, losses, targets and the gradients of parameters (dw, db, dgamma, dbeta) are of its
+// master_of(): f32, or f64.
 #pragma once
 
 #include "core/tensor.h"
@@ -222,7 +223,7 @@ void add_broadcast_bwd_t(Stream& stream, const Tensor& dy, Grad dt);
 // ---- Timestep embedding: t [N] i32 -> y [N,dim] = [sin(t f), cos(t f)], f_i = 10000^(-i/(dim/2)).
 void timestep_embedding_fwd(Stream& stream, const Tensor& t, Tensor& y);
 
-// ---- Mean squared error over all elements, of which there must be one: loss [1].
+// ---- Mean squared error over all elements, one at least: loss [1].
 void mse_fwd(Stream& stream, const Tensor& prediction, const Tensor& target, Tensor& loss);
 // dloss [1] is the upstream gradient.
 void mse_bwd(Stream& stream, const Tensor& prediction, const Tensor& target, const Tensor& dloss,

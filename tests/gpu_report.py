@@ -5,7 +5,7 @@ import re
 
 import gpu_profile
 
-# Counters of `bench` that are shares of a peak, and those that are ratios to a library.
+# Counters of `bench` that are ratios to a library.
 RATIOS = ("ours/cuDNN", "ours/cuBLAS")
 
 

@@ -1,6 +1,7 @@
 // Noise, timesteps and batches: keyed by sample and epoch, so the same in every batch, and the same
 // bits on every device.
 #include <algorithm>
+#include <bit>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <numeric>

@@ -2,6 +2,7 @@
 #include "apps/checkpoint.h"
 
 #include <catch2/catch.hpp>
+#include <limits>
 #include <random>
 
 #include "core/safetensors.h"

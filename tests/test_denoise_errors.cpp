@@ -1,6 +1,7 @@
 // denoise: everything that can be wrong with flags and files, and what it says then.
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <limits>
 
 #include "tests/denoise_case.h"
 #include "tests/run_program.h"

@@ -91,10 +91,12 @@ TEST_CASE("a kernel uses the threads of its own device, whichever was opened las
   Stream one(Device::open(DeviceType::cpu, 1)), two(Device::open(DeviceType::cpu, 2));
   for (Stream* stream : {&one, &two, &one}) {
     omp_set_dynamic(1);
+    omp_set_max_active_levels(0);
     Tensor x = Tensor::zeros(*stream, {4});
     activation_fwd(*stream, Activation::Gelu, x, x);
     CHECK(omp_get_max_threads() == stream->device().threads());
     CHECK(omp_get_dynamic() == 0);
+    CHECK(omp_get_max_active_levels() == 1);
   }
 }
 

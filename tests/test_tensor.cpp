@@ -83,6 +83,7 @@ TEST_CASE("an element type is checked", "[tensor]") {
   CHECK_THAT(error_of([&] { tensor.data<double>(); }), Contains("the tensor is f32, not f64"));
   CHECK_THAT(error_of([&] { tensor.to_vector<int32_t>(stream); }), Contains("is f32, not i32"));
   CHECK_THAT(error_of([] { Tensor().data<float>(); }), Contains("the tensor is undefined"));
+  CHECK_THAT(error_of([] { Tensor().data<bf16>(); }), Contains("the tensor is undefined"));
   CHECK_THAT(error_of([] { Tensor().raw(); }), Contains("the tensor is undefined"));
   CHECK(!Tensor());
   CHECK(tensor);

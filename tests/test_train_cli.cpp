@@ -1,5 +1,6 @@
 // The program train from outside: statuses, files, signals, resumption.
 #include <sys/stat.h>
+#include <limits>
 
 #include <catch2/catch.hpp>
 

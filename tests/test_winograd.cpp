@@ -109,7 +109,7 @@ TEST_CASE("shares of a convolution by tiles are each tile and channel once", "[o
       }
 }
 
-TEST_CASE("few tiles, or half empty ones, are not what convolutions go by", "[ops]") {
+TEST_CASE("convolutions do not go by few tiles, nor by half empty ones", "[ops]") {
   Stream stream(Device::open(DeviceType::cpu));
   const auto by_tiles = [&](int64_t side, int64_t N) {
     const Shape x{N, side, side, 32}, w{32, 3, 3, 32};

@@ -164,7 +164,7 @@ class WarpWgrad {
 template <class Tile>
 class GroupWgrad {
  public:
-  static constexpr bool kAsync = true;  // as multiply_steps asks
+  static constexpr bool kAsync = true;  // asked by multiply_steps, for the check of primitives
   static constexpr int kGroups = 2;
   __device__ __forceinline__ GroupWgrad() {
     group_ = __shfl_sync(0xFFFFFFFF, int(threadIdx.x) / 128, 0);

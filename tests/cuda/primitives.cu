@@ -1,4 +1,5 @@
-// One tiny kernel per instruction of PTX, but for wgmma (primitives_wgmma.cu): primitives.h.
+// One tiny kernel per instruction of PTX, but for those of primitives_intrinsics.cu and
+// primitives_wgmma.cu: primitives.h.
 #include "tests/cuda/primitives.h"
 
 #include "kernels/cuda/ptx/approx.h"

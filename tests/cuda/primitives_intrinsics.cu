@@ -1,4 +1,4 @@
-// One tiny kernel per operation of CUDA's between threads, and per fence: primitives.h.
+// One tiny kernel per CUDA operation between threads, per fence, and for arrivals: primitives.h.
 #include "kernels/cuda/ptx/arrive.h"
 #include "kernels/cuda/ptx/fence.h"
 #include "tests/cuda/primitive_run.h"
@@ -38,9 +38,10 @@ struct Arrivals : LastOfFour {
     put_part(in, out, lane);
     __syncwarp();
     // The counter begins with more than the last number, so the first arrival makes it 0.
-    const uint32_t before = lane == 0 ? ptx::arrive(&out[160], 2) : 0;
-    if (__shfl_sync(0xFFFFFFFF, before, 0) != 2) return;
-    ptx::fence_arrived();
+    const bool last = lane == 0 && ptx::arrive(&out[160], 2) == 2;
+    if (last) ptx::fence_arrived();
+    __syncwarp();
+    if (!__shfl_sync(0xFFFFFFFF, int(last), 0)) return;
     put_sum(out, lane);
   }
 };

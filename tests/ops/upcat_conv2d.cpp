@@ -57,8 +57,8 @@ void add_upcat_conv2d_cases(CaseTable& table) {
           {{1, 1, 7, 24}, 65, 3},
           {{3, 5, 1, 20}, 1, 7},
           {{2, 4, 4, 64}, 32, 32},
-          {{1, 3, 1, 5}, 33, 34},
-          {{1, 3, 2, 5}, 33, 34},
+          {{2, 3, 1, 5}, 33, 34},
+          {{2, 3, 2, 5}, 33, 34},
           {{2, 5, 6, 128}, 72, 40},  // the sub-pixel form, but not at 7.5: it needs
           {{1, 9, 5, 24}, 8, 8},     // packs of channels and 5 x 5 pixels of low
           {{1, 5, 9, 8}, 16, 24},
