@@ -5,8 +5,8 @@ CUDA kernels are deleted one at a time, and the kernels' tests must notice.
     tests/mutate.py --scratch DIR [--only conv2d_fwd.cu ...] [--seconds S] [--jobs N] [--list]
 
 The kernels are copied to DIR, mutants.py marks every place, and tessera_simt_tests is linked with
-them three times: plain, and by clang with AddressSanitizer and UBSan, with ThreadSanitizer (presets
-release, asan and tsan; what these have not built yet is built). A first run finds which tests reach which place. Then each
+them three times: plain, by clang with AddressSanitizer and UBSan, and by g++ with ThreadSanitizer
+(presets release, asan and races; what these have not built yet is built). A first run finds which tests reach which place. Then each
 mutant is run by the tests that reach it, quickest first, until one fails or S seconds of them have
 passed (60); what survives the plain build goes on to the sanitizers, S seconds each. A test that runs
 20 times as long as it should has caught its mutant, too. Comparisons that choose between two inputs ("selection") are reported apart and are not part of
@@ -42,9 +42,9 @@ PROGRAM = "tessera_simt_tests"
 WANTED = 0.9
 
 
-PRESETS = {"plain": "release", "asan": "asan", "tsan": "tsan"}
+PRESETS = {"plain": "release", "asan": "asan", "tsan": "races"}
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+    "OMP_THREAD_LIMIT": "1", "OMP_WAIT_POLICY": "passive",
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0:ignore_noninstrumented_modules=1",
