@@ -6,11 +6,12 @@ CUDA kernels are deleted one at a time, and the kernels' tests must notice.
 
 The kernels are copied to DIR, mutants.py marks every place, and tessera_simt_tests is linked with
 them three times: plain, by clang with AddressSanitizer and UBSan, and by g++ with ThreadSanitizer
-(presets release, asan and races; what these have not built yet is built). A first run finds which tests reach which place. Then each
-mutant is run by the tests that reach it, quickest first, until one fails or S seconds of them have
-passed (60); what survives the plain build goes on to the sanitizers, S seconds each. A test that runs
-20 times as long as it should has caught its mutant, too. Comparisons that choose between two inputs ("selection") are reported apart and are not part of
-the score.
+(presets release, asan and races; what these have not built yet is built). A first run finds which
+tests reach which place. Then each mutant is run by the tests that reach it, quickest first, until
+one fails or S seconds of them have passed (60); what survives the plain build goes on to the
+sanitizers, S seconds each. A test that runs 20 times as long as it should has caught its mutant,
+too. Comparisons that choose between two inputs ("selection") are reported apart and are not part
+of the score.
 
 DIR/results.jsonl collects the results: a second run goes on where the first one stopped, unless the
 sources have changed. DIR/mutation.md is the report; reasons of survivors are in

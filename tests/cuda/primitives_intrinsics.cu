@@ -165,18 +165,14 @@ struct BlockVotes {
 }  // namespace
 
 void add_intrinsics(std::vector<PrimitiveKernel>& all) {
-  for (const PrimitiveKernel& it : {
-           kernel<Fences<false>>("fences"),
-           kernel<Fences<true>>("fence.proxy.async"),
-           kernel<Arrivals>("atom.release"),
-           kernel<Shuffles>("shfl.sync"),
-           kernel<Votes>("vote.sync"),
-           kernel<Matches>("match.sync"),
-           kernel<Reductions>("redux.sync"),
-           kernel<Atomics>("atom"),
-           kernel<BlockVotes>("barrier.red"),
-       })
-    all.push_back(it);
+  const PrimitiveKernel added[] = {
+      kernel<Fences<false>>("fences"),   kernel<Fences<true>>("fence.proxy.async"),
+      kernel<Arrivals>("atom.release"),  kernel<Shuffles>("shfl.sync"),
+      kernel<Votes>("vote.sync"),        kernel<Matches>("match.sync"),
+      kernel<Reductions>("redux.sync"),  kernel<Atomics>("atom"),
+      kernel<BlockVotes>("barrier.red"),
+  };
+  all.insert(all.end(), std::begin(added), std::end(added));
 }
 
 }  // namespace tessera::TESSERA_CUDA
