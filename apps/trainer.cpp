@@ -37,7 +37,10 @@ Trainer::Trainer(Stream& stream, const TrainOptions& options, Tensor images)
              precision_on(stream.device(), options.precision)),
       adam_(stream, prepared_for_training(stream, model_.parameters()), adam_spec(options)),
       loss_(Tensor::empty(stream, {1})),
-      losses_(Tensor::empty(stream, {kWindow})) {}
+      losses_(Tensor::empty(stream, {kWindow})) {
+  if (const Tensor& statistics = model_.parameters().statistics)
+    statistics_ = Tensor::empty(stream, statistics.shape(), statistics.dtype());
+}
 
 double Trainer::step(const Batch& batch) {
   enqueue(batch);
@@ -47,19 +50,25 @@ double Trainer::step(const Batch& batch) {
 void Trainer::enqueue(const Batch& batch) {
   const size_t slot = unwaited_.size();
   ENSURE(slot < size_t(kWindow), "more than ", kWindow, " steps without a wait()");
+  Parameters& parameters = model_.parameters();
+  copy(parameters.statistics, statistics_);
   with_batch_hint(batch.samples.size(), [&] {
     try {
       issue(batch);
     } catch (const OutOfMemory&) {
+      copy(statistics_, parameters.statistics);
       if (steps_.size() < 2) throw;
       drop_recordings();  // a step of another size keeps its memory
       issue(batch);
     }
   });
-  ++adam_.step, ++model_.parameters().batches;
+  ++adam_.step, ++parameters.batches;
   unwaited_.push_back(batch);
-  stream_.device().runtime().copy(stream_.native(), losses_.slice(int64_t(slot), {1}).raw(),
-                                  loss_.raw(), loss_.bytes());
+  copy(loss_, losses_.slice(int64_t(slot), {1}));
+}
+
+void Trainer::copy(const Tensor& from, Tensor to) {
+  if (from) stream_.device().runtime().copy(stream_.native(), to.raw(), from.raw(), from.bytes());
 }
 
 void Trainer::issue(const Batch& batch) {
@@ -67,7 +76,7 @@ void Trainer::issue(const Batch& batch) {
   step.recording.run([&] {
     const Tensor loss = forward_backward(step, /*watch=*/false);
     adam_.issue(loss, step.step, step.factors);
-    stream_.device().runtime().copy(stream_.native(), loss_.raw(), loss.raw(), loss.bytes());
+    copy(loss, loss_);
   });
 }
 

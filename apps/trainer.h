@@ -62,6 +62,8 @@ class Trainer {
   // Leaves the gradients in the arena and returns the loss [1]. watch: see Tape::watch().
   Tensor forward_backward(const Step& step, bool watch);
   void issue(const Batch& batch);
+  // On the device; of an undefined tensor nothing.
+  void copy(const Tensor& from, Tensor to);
   // Copies values to the device without waiting for it.
   template <class T>
   void upload(Tensor& tensor, std::span<const T> values);
@@ -76,6 +78,7 @@ class Trainer {
   std::map<int64_t, std::unique_ptr<Step>> steps_;  // by batch size
   Tensor loss_;                                     // [1] of the last step
   Tensor losses_;                      // [kWindow] of the steps that nobody waited for yet
+  Tensor statistics_;                  // of BatchNorms, before a step that may run out of memory
   std::vector<Batch> unwaited_;        // their batches, in case one has to be looked at
   std::vector<PinnedBuffer> staging_;  // what was uploaded for them: read until wait()
   size_t staged_ = 0;                  // of these, in use
