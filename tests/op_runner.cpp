@@ -84,24 +84,25 @@ Values prior_gradient(const OpCase& c, Numbers numbers, size_t input) {
 }
 
 Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, Numbers numbers,
-           GradMode mode, DType rounded) {
+           GradMode mode, DType rounded, size_t shifted) {
   const size_t wanted = c.inputs.size() - size_t(c.constants);
   // In the type that a run in `rounded` has, then in that of this run.
-  const auto put = [&](const Values& values, DType as, DType dtype) {
-    return tensor_of(stream, as == DType::bf16 ? as_bf16(values) : values, dtype);
+  const auto put = [&](size_t number, const Values& values, DType as, DType dtype) {
+    return tensor_of(stream, as == DType::bf16 ? as_bf16(values) : values, dtype,
+                     number == shifted ? 1 : 0);
   };
   std::vector<Var> inputs;
   for (const Values& values : draw_inputs(c, numbers)) {
     const size_t i = inputs.size();
-    Var input =
-        Var::leaf(put(values, value_dtype(c, i, rounded), value_dtype(c, i, storage)), i < wanted);
+    Var input = Var::leaf(put(i, values, value_dtype(c, i, rounded), value_dtype(c, i, storage)),
+                          i < wanted);
     input.slot->dtype = gradient_dtype(c, i, storage);
     inputs.push_back(std::move(input));
   }
   if (mode == GradMode::Accumulate)
     for (size_t i = 0; i < wanted; ++i) {
-      inputs[i].slot->grad = put(prior_gradient(c, numbers, i), gradient_dtype(c, i, rounded),
-                                 gradient_dtype(c, i, storage));
+      inputs[i].slot->grad = put(inputs.size() + 1 + i, prior_gradient(c, numbers, i),
+                                 gradient_dtype(c, i, rounded), gradient_dtype(c, i, storage));
       inputs[i].slot->written = true;
     }
 
@@ -110,8 +111,8 @@ Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, N
   Result result{values_of(stream, y.value), {}};
   // A loss has master_of(storage): f32 stays f32.
   const bool is_loss = y.shape() == Shape{1} && y.value.dtype() != DType::bf16;
-  tape.backward_from(
-      y, put(upstream(c, numbers, y.shape()), is_loss ? storage : rounded, y.value.dtype()));
+  tape.backward_from(y, put(inputs.size(), upstream(c, numbers, y.shape()),
+                            is_loss ? storage : rounded, y.value.dtype()));
   for (size_t i = 0; i < wanted; ++i)
     result.gradients.push_back(values_of(stream, inputs[i].grad()));
   return result;

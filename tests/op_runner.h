@@ -44,8 +44,10 @@ struct Result {
 // Forward and backward from upstream(), with activations stored as `storage`. With
 // GradMode::Accumulate every input's gradient holds prior_gradient() already, to which the op must
 // add. The numbers are rounded to what `rounded` would hold: the oracle of a bf16 run sees bf16's.
+// Of the tensors that it makes, the inputs, y's gradient and, for Accumulate, the inputs'
+// gradients, number `shifted` lies an element into its memory: between two packs.
 Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, Numbers numbers,
-           GradMode mode, DType rounded);
+           GradMode mode, DType rounded, size_t shifted = SIZE_MAX);
 inline Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage,
                   Numbers numbers, GradMode mode) {
   return run(stream, c, apply, storage, numbers, mode, storage);

@@ -36,7 +36,7 @@ void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Ten
   const conv::Sizes s(ConvProblem::of(spec, x.shape(), w.shape()));
   if (x.dtype() == DType::bf16 && conv::has_halo_kernels(stream, s) && !conv::is_tiny(s.H, s.W) &&
       packs_fit<bf16, 8>(s.C, x.data<bf16>(), w.data<bf16>()) &&
-      packs_fit<bf16, 8>(s.K, y.data<bf16>()))
+      packs_fit<bf16, 8>(s.K, y.data<bf16>()) && packs_fit<float, 2>(0, data_or_null<float>(b)))
     return halo_fwd(stream, x, w, b, y, moments);
   if (conv::is_from_one(s) || conv::is_to_one(s)) return conv::thin_fwd(stream, s, x, w, b, y);
   with_storage(x.dtype(), [&](auto zero) {

@@ -232,7 +232,8 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
                       const FilterForms& forms, const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Sizes s = sizes_of(skip.shape(), w.shape());
   const int N = int(skip.dim(0)), A = int(low.dim(3));
-  if (phases_fit(stream, s, low, skip, y) && packs_fit<bf16, 8>(0, w.data<bf16>())) {
+  if (phases_fit(stream, s, low, skip, y) && packs_fit<bf16, 8>(0, w.data<bf16>()) &&
+      packs_fit<float, 2>(0, data_or_null<float>(b))) {
     const Tensor filters = phases_of(stream, w, forms, A);
     const conv::PhaseSource source{image_of<bf16>(low), image_of<bf16>(skip), filters.data<bf16>(),
                                    w.data<bf16>(), s.K};
