@@ -72,23 +72,27 @@ inline bool open_shared_memory(const void* kernel) {
 
 // Whether the stream's next launch has one other to overlap with. Where streams have been joined in
 // a recording it follows several, and whether a stream counts as joined whose last launch may be
-// overlapped is not documented (904, "unjoined work", otherwise).
+// overlapped is not documented (904, "unjoined work", otherwise). Nor is what becomes there of a
+// launch behind a copy, where a graph allows no such edge.
 inline bool follows_one(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  size_t count = 2;
+  cudaGraphNodeType before = cudaGraphNodeTypeEmpty;
 #if CUDART_VERSION >= 12030
   const cudaGraphNode_t* nodes = nullptr;
   const cudaGraphEdgeData* edges = nullptr;  // else edges that are not plain are an error
+  size_t count = 0;
 #if CUDART_VERSION >= 13000
   constexpr auto info = cudaStreamGetCaptureInfo;
 #else
   constexpr auto info = cudaStreamGetCaptureInfo_v3;
 #endif
   CUDA_CHECK(info(stream, &status, nullptr, nullptr, &nodes, &edges, &count));
+  if (status == cudaStreamCaptureStatusActive && count == 1)
+    CUDA_CHECK(cudaGraphNodeGetType(nodes[0], &before));
 #else
   CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
 #endif
-  return status == cudaStreamCaptureStatusNone || count < 2;
+  return status == cudaStreamCaptureStatusNone || before == cudaGraphNodeTypeKernel;
 }
 
 template <auto Kernel>
