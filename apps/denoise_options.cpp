@@ -1,8 +1,7 @@
 #include "apps/denoise_options.h"
 
-#include <charconv>
-
 #include "apps/usage.h"
+#include "core/number.h"
 #include "layers/unet_config.h"
 
 namespace tessera {
@@ -10,10 +9,7 @@ namespace {
 
 // CLI::Range would let numbers pass that do not fit into 64 bits.
 std::string check_seed(const std::string& text) {
-  int64_t value = -1;
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  const bool valid = error == std::errc{} && stop == end && value >= 0;
+  const bool valid = number_in<int64_t>(text).value_or(-1) >= 0;
   return valid ? "" : concat("Value ", text, " not in range 0 to ", INT64_MAX);
 }
 

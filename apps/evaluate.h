@@ -18,7 +18,7 @@ struct EvalPoint {
 // Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak-to-peak value is 2.
 double psnr_of(double mse);
 
-// Sum of (a - b)^2 over all elements, in double and in storage order.
+// Sum of (a - b)^2 over all elements, in double and in storage order. One shape, f32 or bf16 each.
 double squared_error(Stream& stream, const Tensor& a, const Tensor& b);
 
 // Noisy images and what the network makes of them, [n,S,S,C] each.

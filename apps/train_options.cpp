@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "apps/device_choice.h"
+#include "core/number.h"
 
 namespace tessera {
 namespace {
@@ -16,11 +17,9 @@ std::string to_text(double value) {
 
 template <class T>
 T parse_number(const TrainOption& option, const std::string& text, const std::string& source) {
-  T value{};
-  const char* end = text.data() + text.size();
-  const auto result = std::from_chars(text.data(), end, value);
-  const bool in_range = double(value) >= option.low && double(value) <= option.high;  // NaN: false
-  if (result.ec == std::errc{} && result.ptr == end && in_range) return value;
+  const auto value = number_in<T>(text);
+  const auto in_range = [&](double x) { return x >= option.low && x <= option.high; };  // NaN: no
+  if (value && in_range(double(*value))) return *value;
   constexpr bool kReal = std::is_same_v<T, double>;
   const auto bound = [](double x) { return kReal ? to_text(x) : std::to_string(int64_t(x)); };
   throw UsageError(concat(source, " is '", text, "', expected ",

@@ -5,8 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/check.h"
-
 namespace tessera {
 
 enum class DType : uint8_t { f32, bf16, f64, u8, i32, i64 };

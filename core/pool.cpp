@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <string>
 
 #include "core/check.h"
 #include "core/simt/sanitizer.h"

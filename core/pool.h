@@ -49,9 +49,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   ~Pool();
 
   // At least `bytes`, uninitialised, for work in `order`. A freed block goes to later work of the
-  // same order only, which comes after whatever still uses it: who uses a block in another order,
-  // too, keeps it until that has been waited for. What is cached is given back before a request
-  // fails; then throws OutOfMemory with requested, used and free bytes.
+  // same order, which comes after whatever still uses it: who uses a block in another order, too,
+  // keeps it until that has been waited for. Or its order has ended. What is cached is given back
+  // before a request fails; then throws OutOfMemory with requested, used and free bytes.
   std::shared_ptr<Buffer> allocate(size_t bytes, Order order = 0);
   // A block of its own: just `bytes`, taken from the system, and given back to it, which waits.
   std::shared_ptr<Buffer> allocate_once(size_t bytes);

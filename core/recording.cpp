@@ -1,7 +1,6 @@
 #include "core/recording.h"
 
 #include "core/branch.h"
-#include "core/check.h"
 
 namespace tessera {
 

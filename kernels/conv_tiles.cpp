@@ -1,11 +1,12 @@
 #include "kernels/conv_tiles.h"
 
-#include <charconv>
 #include <cstdlib>
 #include <filesystem>
+#include <vector>
 
 #include "core/check.h"
 #include "core/file.h"
+#include "core/number.h"
 #include "core/shape.h"
 
 namespace tessera {
@@ -23,13 +24,11 @@ std::vector<std::string> words_of(const std::string& line) {
 
 // A number of a line, and which.
 int64_t number_of(const std::string& word, const char* name, int64_t least, int64_t unit = 1) {
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  if (error != std::errc{} || end != word.data() + word.size() || value < least ||
-      value > INT32_MAX || value % unit != 0)
+  const auto value = number_in<int64_t>(word);
+  if (!value || *value < least || *value > INT32_MAX || *value % unit != 0)
     throw InputError(concat(name, " is '", word, "', expected a number from ", least,
                             unit > 1 ? concat(" that ", unit, " divides") : ""));
-  return value;
+  return *value;
 }
 
 ConvTile tile_of(const std::string& word) {

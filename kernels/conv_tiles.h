@@ -8,7 +8,6 @@
 #include <compare>
 #include <map>
 #include <string>
-#include <vector>
 
 #include "core/device.h"
 

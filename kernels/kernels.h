@@ -28,7 +28,7 @@ struct GroupNormSpec {
 // kernel has them on its way: `made` says whether they were computed.
 struct MomentsOut {
   GroupNormSpec spec;
-  Tensor moments;
+  Tensor moments;  // [N,groups,2], allocated by the caller
   bool made = false;
 };
 
@@ -73,11 +73,12 @@ struct TurnedFilter {
 };
 void turn_filters(Stream& stream, std::span<const TurnedFilter> filters);
 
-// b [K] may be undefined. Who wants db must want dw. moments: see MomentsOut; may be null.
+// b [K] may be undefined. moments: see MomentsOut; may be null.
 void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& w,
                 const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx, const FilterForms& forms = {});
+// Who wants db must want dw.
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db);
 
@@ -208,7 +209,7 @@ struct PhasedFilter {
 };
 void upcat_phases(Stream& stream, std::span<const PhasedFilter> filters);
 
-// x = value, any shape.
+// x = value, of any shape, f32 or bf16 (or the oracle's f64).
 void fill(Stream& stream, Tensor& x, double value);
 
 // ---- Sums. y = a + b, any shape. y may be a or b in place.
@@ -293,7 +294,8 @@ void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, con
                 const Tensor& samples, const Tensor& epoch, Tensor& t, Tensor& clean,
                 Tensor& noisy);
 
-// First element that is NaN or infinite: its index, or -1. Waits for the stream.
+// First element of x, f32 or bf16 (or the oracle's f64), that is NaN or infinite: its index, or -1.
+// Waits for the stream.
 int64_t find_non_finite(Stream& stream, const Tensor& x);
 
 }  // namespace tessera

@@ -1,7 +1,8 @@
 #include "layers/unet_config.h"
 
 #include <algorithm>
-#include <charconv>
+
+#include "core/number.h"
 
 namespace tessera {
 namespace {
@@ -52,10 +53,7 @@ const UNetOption& unet_option(const std::string& name) {
 
 bool UNetOption::takes(const std::string& text) const {
   if (!values.empty()) return std::ranges::find(values, text) != values.end();
-  int64_t value = 0;
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  return error == std::errc{} && stop == end;
+  return number_in<int64_t>(text).has_value();
 }
 
 std::string joined(const std::vector<std::string>& words) {

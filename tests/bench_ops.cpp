@@ -1,6 +1,5 @@
 // Times one op of the case table in one direction: the way back alone, too, for inputs of one role.
 #include <algorithm>
-#include <optional>
 
 #include "autograd/parameters.h"
 #include "tests/bench.h"

@@ -2,7 +2,6 @@
 // (--predict).
 #include <catch2/catch.hpp>
 #include <cmath>
-#include <cstring>
 #include <map>
 #include <sstream>
 

@@ -2,7 +2,6 @@
 // what code that a library generates at run time does.
 #include <catch2/catch.hpp>
 #include <cstring>
-#include <vector>
 
 #include "tests/op_runner.h"
 

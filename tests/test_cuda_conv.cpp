@@ -3,7 +3,6 @@
 // whatever their order, so results must equal the oracle's, rounded once to the storage's type;
 // those of random numbers must have the same bits in any order of blocks and threads.
 #include <catch2/catch.hpp>
-#include <cmath>
 #include <span>
 
 #include "core/simt/trace.h"

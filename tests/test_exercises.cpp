@@ -1,7 +1,6 @@
 // The five exercises of the lesson's U-Net notebook, as tests.
 #include <catch2/catch.hpp>
 #include <cmath>
-#include <numeric>
 
 #include "core/rng.h"
 #include "layers/unet.h"

@@ -3,7 +3,6 @@
 #include "apps/run_dir.h"
 
 #include <catch2/catch.hpp>
-#include <cmath>
 
 #include "apps/metrics.h"
 #include "apps/progress.h"

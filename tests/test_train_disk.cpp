@@ -4,6 +4,7 @@
 #include <sys/mount.h>
 
 #include <catch2/catch.hpp>
+#include <cstring>
 #include <future>
 
 #include "core/simt/sanitizer.h"

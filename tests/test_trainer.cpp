@@ -3,7 +3,6 @@
 #include "apps/trainer.h"
 
 #include <catch2/catch.hpp>
-#include <cmath>
 #include <limits>
 
 #include "apps/checkpoint.h"

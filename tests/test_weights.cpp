@@ -1,6 +1,5 @@
 // Weights in files: the round trip, PyTorch's layouts, and what is refused with which message.
 #include <catch2/catch.hpp>
-#include <cstring>
 
 #include "layers/weights.h"
 #include "tests/op_runner.h"

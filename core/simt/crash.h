@@ -4,8 +4,6 @@
 
 #include <signal.h>
 
-#include <cstddef>
-
 namespace tessera::simt {
 
 // Reports crashes of the scope, before whoever did it until now.

@@ -5,8 +5,6 @@
 // a line for each kind of launch.
 #pragma once
 
-#include <cstddef>
-
 namespace tessera::simt {
 
 struct Launch;

@@ -1,8 +1,9 @@
-// The part of the CUDA runtime that the engine uses, on the host. Names, arguments and results are
-// CUDA's (CUDA Runtime API reference). There is no default stream. A fault in a kernel is not a
-// number but a Fault, thrown by what waits next: cudaStreamSynchronize, cudaDeviceSynchronize,
-// cudaEventSynchronize, the queries and copies that wait. Whatever else was queued is dropped then,
-// and the device goes on. Errors that nobody waits for end the program with a message at its exit.
+// The part of the CUDA runtime that the engine and its tests use, on the host. Names, arguments and
+// results are CUDA's (CUDA Runtime API reference). There is no default stream. A fault in a kernel
+// is not a number but a Fault, thrown by what waits next: cudaStreamSynchronize,
+// cudaDeviceSynchronize, cudaEventSynchronize, the queries and copies that wait. Whatever else was
+// queued is dropped then, and the device goes on. Errors that nobody waits for end the program with
+// a message at its exit.
 #pragma once
 
 #include "core/simt/block.h"

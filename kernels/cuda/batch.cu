@@ -21,10 +21,11 @@ struct Normalize {
   __device__ void operator()(int64_t i) const { clean[i] = normalized(images[i]); }
 };
 
-// Images of `size` elements in blocks of four; the last block may hold fewer.
-struct Blocks {
+// Images of `size` elements in blocks of four, which Philox draws at a time; the last may hold
+// fewer.
+struct PhiloxBlocks {
   int64_t size, count;
-  Blocks(const Tensor& images) : size(1), count(0) {
+  PhiloxBlocks(const Tensor& images) : size(1), count(0) {
     for (int i = 1; i < images.rank(); ++i) size *= images.dim(i);
     count = std::max<int64_t>(ceil_div(size, 4), 1);
   }
@@ -63,7 +64,7 @@ struct AddNoise {
   const int32_t* t;
   const float* clean;
   float* noisy;
-  Blocks blocks;
+  PhiloxBlocks blocks;
   __device__ void operator()(int64_t i) const {
     const int64_t n = i / blocks.count, block = i - n * blocks.count;
     const int64_t at = n * blocks.size + 4 * block;
@@ -87,7 +88,7 @@ struct MakeBatch {
   int32_t* t;
   float* clean;
   T* noisy;
-  Blocks blocks;
+  PhiloxBlocks blocks;
   __device__ void operator()(int64_t i) const {
     const int64_t n = i / blocks.count, block = i - n * blocks.count;
     const int64_t to = n * blocks.size + 4 * block;
@@ -149,7 +150,7 @@ void normalize_images(Stream& stream, const Tensor& images, Tensor& clean) {
 
 void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor& samples,
                const Tensor& t, const Tensor& clean, Tensor& noisy) {
-  const Blocks blocks(clean);
+  const PhiloxBlocks blocks(clean);
   const auto add = [&](auto packed) {
     for_each(stream, samples.numel() * blocks.count,
              AddNoise<packed.value>{spec, use, samples.data<int64_t>(), t.data<int32_t>(),
@@ -163,7 +164,7 @@ void add_noise(Stream& stream, const NoiseSpec& spec, NoiseUse use, const Tensor
 void make_batch(Stream& stream, const NoiseSpec& spec, const Tensor& images, const Tensor& rows,
                 const Tensor& samples, const Tensor& epoch, Tensor& t, Tensor& clean,
                 Tensor& noisy) {
-  const Blocks blocks(images);
+  const PhiloxBlocks blocks(images);
   with_storage(noisy.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const auto make = [&](auto packed) {

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <span>
-#include <string>
 
 #include "core/check.h"
 
