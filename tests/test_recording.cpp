@@ -3,6 +3,7 @@
 #include "core/recording.h"
 
 #include <catch2/catch.hpp>
+#include <thread>
 
 #include "kernels/adam.h"
 #include "tests/cuda_devices.h"
@@ -40,6 +41,34 @@ TEST_CASE("recorded work reads what is there when it is issued", "[recording][cu
       CHECK(y.to_vector<float>(stream) == all(4 * value));
     }
     CHECK(calls == (stream.device().runtime().can_record() ? 2 : 4));
+  });
+}
+
+TEST_CASE("other threads compute while one records", "[recording][cuda]") {
+  on_cuda_devices([](Stream& stream) {
+    Tensor x = Tensor::empty(stream, {kSize}), y = Tensor::empty(stream, {kSize});
+    set(stream, x, 1);
+    std::shared_ptr<Buffer> block = stream.device().pool()->allocate_once(1 << 20);
+    Stream second(stream.device_ptr());
+    std::vector<float> theirs;
+    Recording recording(stream);
+    for (const bool recorded : {false, true})
+      recording.run([&] {
+        quadruple(stream, x, y);
+        if (recorded)
+          std::thread([&] {
+            block.reset();  // to the system
+            Tensor a = Tensor::empty(second, {3 * kSize}), b = Tensor::empty(second, {3 * kSize});
+            fill(second, a, 2);
+            quadruple(second, a, b);
+            theirs = b.to_vector<float>(second);
+          }).join();
+      });
+    CHECK(theirs == std::vector<float>(3 * kSize, 8));
+    CHECK(y.to_vector<float>(stream) == all(4));
+    set(stream, x, 3);
+    recording.run([] { FAIL("it is recorded"); });
+    CHECK(y.to_vector<float>(stream) == all(12));
   });
 }
 

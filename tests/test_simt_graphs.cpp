@@ -1,5 +1,6 @@
 // The host model's stream capture and graphs.
 #include <set>
+#include <thread>
 
 #include "tests/simt_device.h"
 
@@ -153,6 +154,29 @@ TEST_CASE("what waits or allocates spoils a capture", "[simt]") {
     return cudaMemcpyAsync(memory, host, 8, cudaMemcpyHostToDevice, s);
   });
   CHECK(cudaFree(memory) == cudaSuccess);
+}
+
+TEST_CASE("what other threads do spoils a capture that is everybody's", "[simt]") {
+  for (const auto mode : {cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal}) {
+    const bool global = mode == cudaStreamCaptureModeGlobal;
+    TestStream stream;
+    REQUIRE(cudaStreamBeginCapture(stream, mode) == cudaSuccess);
+    cudaGraph_t graph = nullptr;
+    std::vector<cudaError_t> got(3);
+    std::thread([&] {
+      void* memory = nullptr;
+      got[0] = cudaMalloc(&memory, 8);
+      got[1] = cudaFree(memory);
+      if (!global) got[2] = cudaStreamEndCapture(stream, &graph);
+    }).join();
+    CHECK(got[0] == (global ? cudaErrorStreamCaptureUnsupported : cudaSuccess));
+    CHECK(got[1] == cudaSuccess);
+    CHECK(got[2] == (global ? cudaSuccess : cudaErrorStreamCaptureWrongThread));
+    CHECK(cudaStreamEndCapture(stream, &graph) ==
+          (global ? cudaErrorStreamCaptureInvalidated : cudaSuccess));
+    if (graph) CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    cudaGetLastError();
+  }
 }
 
 TEST_CASE("a graph cannot wait for what happens outside of it", "[simt]") {

@@ -151,7 +151,8 @@ class CudaRuntime : public Runtime {
 
   bool can_record() const override { return true; }
   void begin_recording(void* stream) override {
-    CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeGlobal));
+    // Other threads may allocate and wait meanwhile, with streams of their own.
+    CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
   }
   std::shared_ptr<void> end_recording(void* stream, bool drop) override {
     cudaGraph_t graph = nullptr;

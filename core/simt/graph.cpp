@@ -29,13 +29,12 @@ cudaError_t destroy(std::vector<T*>& all, T* one) {
 
 }  // namespace
 
-bool Machine::anyone_captures() const {
-  return std::any_of(streams.begin(), streams.end(), [](StreamState* s) { return s->capture; });
-}
-
-void Machine::spoil_captures() {
+bool Machine::refuses_in_capture() {
+  bool refused = false;
   for (StreamState* stream : streams)
-    if (stream->capture) stream->capture->spoilt = true;
+    if (stream->capture && stream->capture->concerns_caller())
+      refused = stream->capture->spoilt = true;
+  return refused;
 }
 
 void replay(const std::vector<Node>& nodes, const Options& options) {
@@ -78,10 +77,12 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
   if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
-  if (mode != cudaStreamCaptureModeGlobal) return result(cudaErrorNotSupported);
+  if (mode == cudaStreamCaptureModeRelaxed) return result(cudaErrorNotSupported);
   if (stream->capture) return result(cudaErrorInvalidValue);
   stream->capture = std::make_shared<Capture>();
   stream->capture->origin = stream;
+  if (mode == cudaStreamCaptureModeThreadLocal)
+    stream->capture->thread = std::this_thread::get_id();
   stream->last.clear();
   return cudaSuccess;
 }
@@ -94,6 +95,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   const auto capture = stream->capture;
   if (!capture) return result(cudaErrorInvalidValue);
+  if (!capture->concerns_caller()) return result(cudaErrorStreamCaptureWrongThread);
   if (capture->origin != stream) {
     capture->spoilt = true;
     return result(cudaErrorStreamCaptureUnmatched);

@@ -49,13 +49,6 @@ bool release(Machine& machine, void* memory, bool device) {
   return true;
 }
 
-// What may not be called while a stream captures.
-bool refuse_in_capture(Machine& machine) {
-  if (!machine.anyone_captures()) return false;
-  machine.spoil_captures();
-  return true;
-}
-
 bool fits(cudaMemcpyKind kind, Place to, Place from) {
   if (to == Place::Invalid || from == Place::Invalid) return false;
   const bool to_device = to == Place::Device, from_device = from == Place::Device;
@@ -100,7 +93,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
   *pointer = nullptr;
-  if (refuse_in_capture(machine)) return result(cudaErrorStreamCaptureUnsupported);
+  if (machine.refuses_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
   if (bytes >= options().reserve_from) {
     *pointer = reserve(machine, bytes);
     return *pointer ? cudaSuccess : result(cudaErrorMemoryAllocation);
@@ -122,7 +115,7 @@ cudaError_t cudaFree(void* pointer) {
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
   if (!pointer) return cudaSuccess;
-  if (refuse_in_capture(machine)) return result(cudaErrorStreamCaptureUnsupported);
+  if (machine.refuses_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
   machine.quietly([&] { machine.finish_all(); });
   return release(machine, pointer, true) ? cudaSuccess : result(cudaErrorInvalidValue);
 }
@@ -132,7 +125,7 @@ cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
   *pointer = nullptr;
-  if (refuse_in_capture(machine)) return result(cudaErrorStreamCaptureUnsupported);
+  if (machine.refuses_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
   if (++machine.use.pinned_allocations == options().failing_pinned_allocation)
     return result(cudaErrorMemoryAllocation);
   if (bytes == 0) return cudaSuccess;
@@ -145,7 +138,7 @@ cudaError_t cudaFreeHost(void* pointer) {
   Machine& machine = Machine::get();
   std::lock_guard lock(machine.mutex);
   if (!pointer) return cudaSuccess;
-  if (refuse_in_capture(machine)) return result(cudaErrorStreamCaptureUnsupported);
+  if (machine.refuses_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
   machine.quietly([&] { machine.finish_all(); });
   return release(machine, pointer, false) ? cudaSuccess : result(cudaErrorInvalidValue);
 }

@@ -28,6 +28,7 @@ enum cudaError_t {
   cudaErrorStreamCaptureUnjoined = 904,
   cudaErrorStreamCaptureIsolation = 905,
   cudaErrorCapturedEvent = 907,
+  cudaErrorStreamCaptureWrongThread = 908,
 };
 const char* cudaGetErrorString(cudaError_t error);
 // The last error of the calling host thread; the first forgets it.
@@ -94,9 +95,10 @@ cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t 
 using cudaHostFn_t = void (*)(void*);
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data);
 
-// Stream capture in one mode, Global: while any stream captures, what could wait or allocate
-// (cudaMalloc, cudaFree, synchronisation, queries of what captures) fails and spoils the capture.
-// Copies from and to memory that is not pinned do not go into graphs here.
+// Stream capture: while a stream captures, what could wait or allocate (cudaMalloc, cudaFree,
+// synchronisation, queries of what captures) fails and spoils the capture, in any thread (Global)
+// or in the one that began it, which has to end it (ThreadLocal). Relaxed is not modelled. Copies
+// from and to memory that is not pinned do not go into graphs here.
 enum cudaStreamCaptureMode {
   cudaStreamCaptureModeGlobal,
   cudaStreamCaptureModeThreadLocal,

@@ -258,10 +258,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaDeviceSynchronize() {
   REFUSE_UNLESS(!in_host_function, cudaErrorNotPermitted);
   Call call;
-  if (call.machine.anyone_captures()) {
-    call.machine.spoil_captures();
-    return result(cudaErrorStreamCaptureUnsupported);
-  }
+  REFUSE_UNLESS(!call.machine.refuses_in_capture(), cudaErrorStreamCaptureUnsupported);
   call.machine.throw_lost();
   call.machine.finish_all();
   return cudaSuccess;

@@ -8,6 +8,8 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
+#include <thread>
 #include <vector>
 
 #include "core/simt/runtime.h"
@@ -40,6 +42,8 @@ struct Node {
 // A capture under way, shared by the streams that take part.
 struct Capture {
   StreamState* origin = nullptr;
+  std::optional<std::thread::id> thread;  // whose calls may spoil it, if not everybody's
+  bool concerns_caller() const { return !thread || thread == std::this_thread::get_id(); }
   bool spoilt = false;
   std::vector<Node> nodes;
 };
@@ -103,8 +107,8 @@ class Machine {
     }
   }
   void throw_lost();
-  bool anyone_captures() const;
-  void spoil_captures();
+  // Whether there is a capture during which the calling thread may not wait or allocate; spoils it.
+  bool refuses_in_capture();
 
   // Where [p, p + bytes) is; Invalid when it leaves the allocation in which it begins or ends.
   Place place_of(const void* p, size_t bytes) const;
