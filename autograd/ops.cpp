@@ -176,8 +176,10 @@ Var concat_channels(Tape& tape, const Var& a, const Var& b) {
   concat_channels_fwd(tape.stream(), a.value, b.value, y.value);
   tape.record("concat_channels", {&a, &b}, y,
               [a = a.slot, b = b.slot](Stream& s, const Tensor& dy) {
-                const Grad da = a->out(s);  // before b's: a and b may be one value
-                concat_channels_bwd(s, dy, da, b->out(s));
+                const Grad da = a->out(s);
+                if (a != b) return concat_channels_bwd(s, dy, da, b->out(s));
+                concat_channels_bwd(s, dy, da, {});
+                concat_channels_bwd(s, dy, {}, b->out(s));  // added to the first half's
               });
   return y;
 }

@@ -71,6 +71,7 @@ void Tape::record(std::string_view op, const Inputs& inputs, const std::vector<V
   bool wanted = false;
   for (const Var& part : y) {
     part.slot->name = prefix_ + std::string(op);
+    part.slot->recorded = true;
     if (watching_) check(part.value, *part.slot);
     wanted = wanted || part.wanted();
   }
@@ -94,7 +95,7 @@ void Tape::beside(const std::function<void()>& work) {
 
 void Tape::backward(const Var& loss) {
   ENSURE(loss.value.numel() == 1, "backward from ", loss.shape(), ", expected one element");
-  Tensor seed = Tensor::empty(*stream_, {1}, loss.value.dtype());
+  Tensor seed = Tensor::empty(*stream_, loss.shape(), loss.value.dtype());
   fill(*stream_, seed, 1);
   backward_from(loss, std::move(seed));
 }
@@ -103,26 +104,33 @@ void Tape::backward_from(const Var& y, Tensor dy) {
   ENSURE(dy.shape() == y.shape(), "gradient ", dy.shape(), " of a value ", y.shape());
   ENSURE(y.wanted(), "backward from '", y.slot->name,
          "', which depends on nothing that is trained");
+  const auto made = [&](const Node& node) { return std::ranges::count(node.outputs, y.slot) > 0; };
+  ENSURE(!y.slot->recorded || std::ranges::any_of(nodes_, made), "backward from '", y.slot->name,
+         "', which is not on this tape: it is another's, or its way back is done");
+  const struct Emptied {
+    std::vector<Node>& nodes;
+    ~Emptied() { nodes.clear(); }
+  } emptied{nodes_};
   if (!y.slot->adopt(dy)) add_bwd(*stream_, dy, y.slot->out(*stream_));
   dy = {};
-  while (!nodes_.empty()) {
-    Node node = std::move(nodes_.back());
-    nodes_.pop_back();
-    const auto used = [](const auto& output) { return output->written; };
-    if (std::ranges::none_of(node.outputs, used)) continue;
-    std::vector<Tensor> gradients;
-    for (const auto& output : node.outputs) {
-      if (output->beside) join(*stream_);
-      gradients.push_back(output->written ? output->grad : Tensor{});
-      if (output.use_count() == 1) output->grad = {};
-    }
-    node.backward(*stream_, std::move(gradients));
-    if (!watching_) continue;
-    join(*stream_);
-    for (const auto& input : node.inputs)
-      if (input->wanted && input->written) check(input->grad, *input, "gradient of ");
-  }
+  for (; !nodes_.empty(); nodes_.pop_back()) back(nodes_.back());
   join(*stream_);
+}
+
+void Tape::back(Node& node) {
+  const auto used = [](const auto& output) { return output->written; };
+  if (std::ranges::none_of(node.outputs, used)) return;
+  std::vector<Tensor> gradients;
+  for (const auto& output : node.outputs) {
+    if (output->beside) join(*stream_);
+    gradients.push_back(output->written ? output->grad : Tensor{});
+    if (output.use_count() == 1) output->grad = {};
+  }
+  node.backward(*stream_, std::move(gradients));
+  if (!watching_) return;
+  join(*stream_);
+  for (const auto& input : node.inputs)
+    if (input->wanted && input->written) check(input->grad, *input, "gradient of ");
 }
 
 // `what`: before the name.

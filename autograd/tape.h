@@ -19,10 +19,11 @@ struct GradSlot {
   std::string name;  // "down1.res_block.conv1.weight", or of the op that made it
   Shape shape;
   DType dtype = DType::f32;
-  bool wanted = false;   // false: nothing that is trained depends on it
-  bool written = false;  // this step
-  bool beside = false;   // by work beside the stream: join() before it is read or added to
-  Tensor grad;           // a parameter's is part of the gradient arena and always there
+  bool wanted = false;    // false: nothing that is trained depends on it
+  bool recorded = false;  // an op made it: its way back is on a tape, or was
+  bool written = false;   // this step
+  bool beside = false;    // by work beside the stream: join() before it is read or added to
+  Tensor grad;            // a parameter's is part of the gradient arena and always there
   // Of values that lie next to each other: those of each, with gradients in `grad`.
   std::vector<std::shared_ptr<GradSlot>> parts = {};
 
@@ -41,7 +42,8 @@ struct Var {
   std::shared_ptr<GradSlot> slot;
   FilterForms forms = {};  // of a filter, those that are kept
 
-  // A leaf: data (wanted = false), or an input whose gradient somebody reads.
+  // A leaf: data (wanted = false), or an input whose gradient somebody reads. It has the value's
+  // type; that of a filter or a vector in bf16 has to be f32: slot->dtype.
   static Var leaf(Tensor value, bool wanted = false, std::string name = "");
 
   const Shape& shape() const { return value.shape(); }
@@ -86,7 +88,8 @@ class Tape {
   // is in line with all else.
   void beside(const std::function<void()>& work);
 
-  // d loss / d everything wanted. loss has one element. Empties the tape.
+  // d loss / d everything wanted. loss has one element. Empties the tape, also when it throws: what
+  // else was computed on it has no way back any more.
   void backward(const Var& loss);
   // The same from any value, with the given gradient of it, whose memory it takes if nobody else
   // has it.
@@ -117,6 +120,7 @@ class Tape {
     std::vector<std::shared_ptr<GradSlot>> outputs;
     BackwardOfParts backward;
   };
+  void back(Node& node);
   void check(const Tensor& tensor, const GradSlot& slot, const char* what = "");
 
   Stream* stream_;

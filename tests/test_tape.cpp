@@ -9,6 +9,7 @@
 #include "core/simt/trace.h"
 #include "tests/cuda_devices.h"
 #include "tests/op_runner.h"
+#include "tests/temp_dir.h"
 
 using namespace tessera;
 using Floats = std::vector<float>;
@@ -90,6 +91,50 @@ TEST_CASE("backward begins with a gradient of one", "[tape]") {
   CHECK(loss.value.to_vector<float>(stream) == Floats{17});
   tape.backward(loss);
   CHECK(grad_of(stream, x) == Floats{3, 5});
+}
+
+TEST_CASE("backward begins with a value that is on the tape", "[tape]") {
+  Stream stream(poisoned_cpu());
+  const auto square = [&](Tape& tape, const Var& x) {
+    return ops::mse(tape, x, Tensor::zeros(stream, x.shape()));
+  };
+  const auto refused = [&](Tape& tape, const Var& y) {
+    return message_of<Error>([&] { tape.backward(y); }).find("which is not on this tape") !=
+           std::string::npos;
+  };
+  const Var x = leaf(stream, {1}, {3}), other = leaf(stream, {1}, {5});
+  Tape tape(stream), second(stream);
+  const Var loss = square(tape, x), same_tape = square(tape, other), elsewhere = square(second, x);
+  CHECK(refused(tape, elsewhere));
+  CHECK(!x.slot->written);
+  tape.backward(loss);
+  CHECK(refused(tape, loss));       // again
+  CHECK(refused(tape, same_tape));  // its way back went with the first one's
+  CHECK(grad_of(stream, x) == Floats{6});
+  tape.backward(other);  // a value that no op made
+  CHECK(grad_of(stream, other) == Floats{1});
+  const Var one = leaf(stream, {1, 1, 1, 1}, {3});
+  tape.backward(square(tape, one));
+  CHECK(grad_of(stream, one) == Floats{6});
+}
+
+TEST_CASE("after an error on the way back the tape is empty", "[tape]") {
+  Stream stream(poisoned_cpu());
+  Tape tape(stream);
+  const auto passed_on = [&](const Var& x, bool broken) {
+    Var y = tape.output(x.shape(), x.value.dtype(), {&x});
+    add_bwd(stream, x.value, {y.value});
+    tape.record("passed_on", {&x}, y, [x = x.slot, broken](Stream& s, const Tensor& dy) {
+      if (broken) throw Error("broken");
+      add_bwd(s, dy, x->out(s));
+    });
+    return y;
+  };
+  const Var x = leaf(stream, {1}, {3}), z = leaf(stream, {1}, {5});
+  CHECK_THROWS_AS(tape.backward(passed_on(passed_on(x, false), true)), Error);
+  tape.backward(passed_on(z, false));
+  CHECK(grad_of(stream, z) == Floats{1});
+  CHECK(!x.slot->written);
 }
 
 TEST_CASE("gradients of two passes add up until they are cleared", "[tape]") {

@@ -18,6 +18,17 @@ OpCase concat_case(const std::string& name, const Shape& a, const Shape& b) {
   return c;
 }
 
+// Both halves are one value, whose gradient is the sum of theirs.
+OpCase twice_case(const Shape& x) {
+  OpCase c = concat_case("", x, x);
+  c.name = tessera::concat(x, " twice");
+  c.inputs = {x};
+  c.apply = [](Tape& tape, const std::vector<Var>& in) {
+    return ops::concat_channels(tape, in[0], in[0]);
+  };
+  return c;
+}
+
 OpCase fused_case(const std::string& name, const Shape& low, const Shape& skip) {
   OpCase c;
   c.op = "concat_upsample";
@@ -46,6 +57,8 @@ void add_concat_cases(CaseTable& table) {
                         {{1, 31, 33, 20}, {1, 31, 33, 65}},
                         {{0, 4, 4, 3}, {0, 4, 4, 5}}})
     table.tests.push_back(concat_case("", p.a, p.b));
+  for (const Shape& x : {Shape{2, 4, 4, 8}, {1, 5, 3, 7}, {1, 16, 16, 16}})
+    table.tests.push_back(twice_case(x));
   for (const Pair& p : {Pair{{2, 4, 3, 8}, {2, 8, 6, 16}},
                         {{1, 1, 1, 1}, {1, 2, 2, 1}},
                         {{2, 5, 3, 3}, {2, 10, 6, 7}},
