@@ -78,7 +78,6 @@ void conv2d_fwd(Stream& stream, const ConvSpec& spec, const Tensor& x, const Ten
                 const Tensor& b, Tensor& y, MomentsOut* moments = nullptr);
 void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, const Tensor& w,
                      Grad dx, const FilterForms& forms = {});
-// Who wants db must want dw.
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db);
 
@@ -189,8 +188,7 @@ void concat_upsample_fwd(Stream& stream, const Tensor& low, const Tensor& skip, 
 void concat_upsample_bwd(Stream& stream, const Tensor& dy, Grad dlow, Grad dskip);
 
 // ---- Convolution over concat(upsample(low), skip), which is never made: low [N,H/2,W/2,A], skip
-// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K]. Who
-// wants dlow must want dskip and the other way round, and who wants db must want dw.
+// [N,H,W,B], w [K,R,R,A+B] with R 1 or 3, stride 1, same padding, b [K] -> y [N,H,W,K].
 // The sub-pixel form of a 3x3 filter in bf16 uses its forms; phases that it makes itself are of a
 // filter that is rounded already.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,

@@ -118,6 +118,20 @@ Result run(Stream& stream, const OpCase& c, const Apply& apply, DType storage, N
   return result;
 }
 
+Values only_gradient(Stream& stream, const OpCase& c, DType storage, size_t input) {
+  std::vector<Var> inputs;
+  for (const Values& values : draw_inputs(c, Numbers::Normal)) {
+    const size_t i = inputs.size();
+    inputs.push_back(Var::leaf(tensor_of(stream, values, value_dtype(c, i, storage)), i == input));
+    inputs.back().slot->dtype = gradient_dtype(c, i, storage);
+  }
+  Tape tape(stream);
+  const Var y = c.apply(tape, inputs);
+  tape.backward_from(y,
+                     tensor_of(stream, upstream(c, Numbers::Normal, y.shape()), y.value.dtype()));
+  return values_of(stream, inputs[input].grad());
+}
+
 Result as_stored(Result result, const OpCase& c, DType storage) {
   if (storage != DType::bf16) return result;
   result.y = as_bf16(result.y);

@@ -53,6 +53,9 @@ inline Result run(Stream& stream, const OpCase& c, const Apply& apply, DType sto
   return run(stream, c, apply, storage, numbers, mode, storage);
 }
 
+// The gradient of one input, where nothing else is trained. Of Numbers::Normal.
+Values only_gradient(Stream& stream, const OpCase& c, DType storage, size_t input);
+
 // What a run in bf16 gives if every operation is exact: rounded where it is stored.
 Result as_stored(Result result, const OpCase& c, DType storage);
 

@@ -187,6 +187,24 @@ TEST_CASE("CUDA kernels take tensors that lie between two packs", "[cuda]") {
       }
 }
 
+TEST_CASE("CUDA kernels compute one gradient where no other is wanted", "[cuda]") {
+  for (const Mode& mode : {kF32, kBf16})
+    for (const char* op : {"conv2d", "linear", "group_norm_act", "upcat_conv2d", "residual_block"})
+      DYNAMIC_SECTION(mode.name << ' ' << op) {
+        for_each_case(op, mode, [&](Stream& stream, Stream&, const OpCase& c, uint64_t i) {
+          if (c.forward.flops > 1e6) return;
+          draw_order(mode, i, 0);
+          const Result all =
+              run(stream, c, c.apply, mode.storage, Numbers::Normal, GradMode::Overwrite);
+          for (size_t only = 0; only < all.gradients.size(); ++only) {
+            INFO("only input " << only);
+            CHECK(difference(only_gradient(stream, c, mode.storage, only), all.gradients[only],
+                             std::max(mode.tolerance, c.tolerance)) == "");
+          }
+        });
+      }
+}
+
 // Sums over thousands of products and the largest tiles, which the cases above do not have. In f32
 // the products go by other kernels.
 TEST_CASE("convolutions of whole networks in bf16 equal those in f32", "[cuda][slow]") {

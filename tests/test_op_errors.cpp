@@ -168,6 +168,12 @@ TEST_CASE("norms refuse what does not fit", "[ops][errors]") {
   for (const Shape& none : {Shape{2, 0, 3, 6}, Shape{2, 3, 0, 6}})
     CHECK_THAT(error_of([&] { ops::group_norm(b.tape, {2}, b.var(none), six, six); }),
                Contains(concat("the mean of no elements, x is ", none)));
+  CHECK_THAT(error_of([&] {
+               const Var one = Var::leaf(b.zeros({6}), true),
+                         y = ops::group_norm(b.tape, {2}, x, one, one);
+               b.tape.backward_from(y, b.zeros(x.shape()));
+             }),
+             Contains("dgamma and dbeta are one tensor"));
   const auto fused = [&](const Var& t, const Var& residual) {
     return error_of([&] { ops::group_norm_act(b.tape, {{2}}, x, six, six, t, residual); });
   };

@@ -10,6 +10,7 @@
 //   y[2i+p, 2j+q] = conv(skip, w[.., A:]) + conv2x2(low, w_pq)[i, j]
 #include <array>
 
+#include "kernels/composed.h"
 #include "kernels/cpu/convolve.h"
 #include "kernels/cpu/loops.h"
 #include "kernels/cpu/winograd.h"
@@ -45,38 +46,9 @@ Upcat check(const Shape& low, const Shape& skip, const Shape& w) {
   return {low[0], low[1], low[2], low[3], skip[3], w[0], w[1]};
 }
 
-// The taps first .. last of a 3x3 filter's row (or column) that tap u of parity p sums.
-struct Taps {
-  int first, last;
-};
-Taps taps_of(int p, int u) { return {u == 0 ? 0 : 1 + p, u == 1 ? 2 : p}; }
-
 }  // namespace
 
 namespace oracle {
-namespace {
-
-void sum_phases(const Tensor& w, Tensor phases) {
-  const int64_t C = w.dim(3), A = phases.dim(3);
-  for (int64_t i = 0; i < w.dim(0) * 16; ++i) {
-    const Taps rows = taps_of(int(i / 8 % 2), int(i / 2 % 2)),
-               columns = taps_of(int(i / 4 % 2), int(i % 2));
-    for (int64_t a = 0; a < A; ++a) {
-      double sum = 0;
-      for (int r = rows.first; r <= rows.last; ++r)
-        for (int s = columns.first; s <= columns.last; ++s)
-          sum += w.data<double>()[(i / 16 * 9 + 3 * r + s) * C + a];
-      phases.data<double>()[i * A + a] = sum;
-    }
-  }
-}
-
-}  // namespace
-
-void upcat_phases(Stream&, std::span<const PhasedFilter> filters) {
-  for (const PhasedFilter& f : filters) sum_phases(f.w, f.phases);
-}
-
 // By definition: through the concatenation.
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const FilterForms&, const Tensor& b, Tensor& y, MomentsOut*) {
@@ -107,49 +79,12 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 namespace cpu {
 namespace {
 
-// One tap of a parity's filter, over n channels: the sum of 1, 2 or 4 taps of the 3x3 filter.
-template <class From, class To>
-void sum_taps(const From* filter, const Taps& rows, const Taps& columns, int64_t C, int64_t n,
-              To* to) {
-  const From* taps[4] = {};
-  int count = 0;
-  for (int r = rows.first; r <= rows.last; ++r)
-    for (int s = columns.first; s <= columns.last; ++s) taps[count++] = filter + (3 * r + s) * C;
-  const auto put = [&](auto value) { put_row(to, n, GradMode::Overwrite, value); };
-  const From *a = taps[0], *b = taps[1], *c = taps[2], *d = taps[3];
-  if (count == 1) return put([=](int64_t i) { return to_float(a[i]); });
-  if (count == 2) return put([=](int64_t i) { return to_float(a[i]) + to_float(b[i]); });
-  put([=](int64_t i) { return to_float(a[i]) + to_float(b[i]) + to_float(c[i]) + to_float(d[i]); });
-}
-
-template <class From, class To>
-void sum_phases(const Tensor& w, Tensor phases) {
-  const int64_t C = w.dim(3), A = phases.dim(3);
-  const From* from = w.data<From>();
-  To* to = phases.data<To>();
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < w.dim(0) * 16; ++i)
-    sum_taps(from + i / 16 * 9 * C, taps_of(int(i / 8 % 2), int(i / 2 % 2)),
-             taps_of(int(i / 4 % 2), int(i % 2)), C, A, to + i * A);
-}
-
-}  // namespace
-
-void upcat_phases(Stream&, std::span<const PhasedFilter> filters) {
-  for (const PhasedFilter& f : filters)
-    with_storage(f.w.dtype(), [&]<class From>() {
-      with_storage(f.phases.dtype(), [&]<class To>() { sum_phases<From, To>(f.w, f.phases); });
-    });
-}
-
-namespace {
-
 // The filters of a 3x3 filter's parities as products read them: `given`, or made here.
 Tensor phases_of(Stream& stream, const Upcat& u, const Tensor& w, const Tensor& given) {
   if (u.R == 1) return {};
   if (given && w.dtype() == DType::bf16) return operand(stream, given);
   Tensor phases = Tensor::empty(stream, u.phases(), w.dtype());
-  cpu::upcat_phases(stream, std::array{PhasedFilter{w, phases}});
+  tessera::upcat_phases(stream, std::array{PhasedFilter{w, phases}});
   return operand(stream, phases);
 }
 
@@ -321,7 +256,6 @@ void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& sk
 
 }  // namespace cpu
 
-ON_CUDA(upcat_phases)
 ON_CUDA(upcat_conv2d_bwd_weight)
 ON_CUDA(upcat_conv2d_bwd_data)
 ON_CUDA(upcat_conv2d_fwd)
@@ -343,23 +277,6 @@ void expect_turned(const Upcat& u, const FilterForms& forms) {
 
 }  // namespace
 
-void upcat_phases(Stream& stream, std::span<const PhasedFilter> filters) {
-  if (filters.empty()) return;
-  const DType from = filters[0].w.dtype();
-  for (const auto& [w, phases] : filters) {
-    ENSURE(w.shape().rank() == 4 && w.dim(1) == 3 && w.dim(2) == 3, "upcat_phases: w is ",
-           w.shape(), ", expected 3x3");
-    ENSURE(phases.shape().rank() == 4 && phases.dim(3) <= w.dim(3), "upcat_phases: phases is ",
-           phases.shape(), ", w is ", w.shape());
-    const bool as_w = stream.device().type() == DeviceType::cpu &&
-                      (from == DType::f64 || phases.dtype() == DType::f32);
-    expect("upcat_phases: w", w, w.shape(), from);
-    expect("upcat_phases: phases", phases, {w.dim(0), 4, 4, phases.dim(3)},
-           as_w ? from : DType::bf16);
-  }
-  DISPATCH(stream, from, upcat_phases(stream, filters));
-}
-
 void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, const Tensor& w,
                       const FilterForms& forms, const Tensor& b, Tensor& y, MomentsOut* moments) {
   const Upcat u = check(low.shape(), skip.shape(), w.shape());
@@ -376,7 +293,13 @@ void upcat_conv2d_fwd(Stream& stream, const Tensor& low, const Tensor& skip, con
 void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
                            const FilterForms& forms, Grad dlow, Grad dskip) {
   if (!dlow && !dskip) return;
-  ENSURE(dlow && dskip, "upcat_conv2d_bwd_data: only one of dlow and dskip is wanted");
+  // Both are computed, also where one is not wanted.
+  const Shape& given = (dlow ? dlow : dskip).tensor.shape();
+  const auto unwanted = [&](int64_t H, int64_t W) {
+    return Grad{Tensor::empty(stream, {given[0], H, W, w.dim(3) - given[3]}, w.dtype())};
+  };
+  if (!dlow) dlow = unwanted(given[1] / 2, given[2] / 2);
+  if (!dskip) dskip = unwanted(2 * given[1], 2 * given[2]);
   const Upcat u = check(dlow.tensor.shape(), dskip.tensor.shape(), w.shape());
   expect("upcat_conv2d_bwd_data: dy", dy, u.skip_part().y(), w.dtype());
   expect_phases("upcat_conv2d_bwd_data: phases", u, forms.phases);
@@ -389,8 +312,7 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
-  if (!dw && !db) return;
-  ENSURE(dw, "upcat_conv2d_bwd_weight: db is wanted without dw");
+  if (!dw) return composed::sum_pixels(stream, dy, db);
   const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
   expect("upcat_conv2d_bwd_weight: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_bwd_weight: dy", dy, u.skip_part().y(), low.dtype());

@@ -5,6 +5,7 @@
 // products are transformed back.
 #include "kernels/cpu/winograd.h"
 
+#include "kernels/composed.h"
 #include "kernels/cpu/winograd_plan.h"
 
 namespace tessera::cpu {
@@ -249,9 +250,7 @@ void winograd_bwd_weight(Stream& stream, const ConvProblem& p, const WinogradPar
   for (int64_t i = 0; i + 1 < plan.down(); ++i)
     put_floats(sums.slice(i * dw.tensor.numel(), dw.tensor.shape()), dw.tensor,
                GradMode::Accumulate);
-  if (db)  // the sum of dy over all pixels, as of one image
-    tessera::add_broadcast_bwd_t(stream, dy.reshape({1, p.N * p.P, p.Q, p.K}),
-                                 {db.tensor.reshape({1, p.K}), db.mode});
+  composed::sum_pixels(stream, dy, db);
 }
 
 }  // namespace tessera::cpu
