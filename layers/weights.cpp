@@ -47,8 +47,9 @@ const SafeTensor& expect_shape(const SafeTensors& file, const std::string& name,
   return tensor;
 }
 
+// As doubles; what is not finite as `dtype` is refused.
 std::vector<double> read_values(const SafeTensors& file, const std::string& name,
-                                const Shape& shape) {
+                                const Shape& shape, DType dtype) {
   const SafeTensor& tensor = expect_shape(file, name, shape);
   std::vector<double> values(static_cast<size_t>(shape.numel()));
   for (size_t i = 0; i < values.size(); ++i) {
@@ -61,7 +62,7 @@ std::vector<double> read_values(const SafeTensors& file, const std::string& name
     else
       throw InputError(concat(file.origin(), ": tensor '", name, "' is ", tensor.dtype,
                               ", expected F32, F64 or BF16"));
-    if (!std::isfinite(values[i]))
+    if (!std::isfinite(dtype == DType::f64 ? values[i] : double(float(values[i]))))
       throw InputError(concat(file.origin(), ": tensor '", name, "' is ", values[i], " at element ",
                               i, ", expected finite numbers"));
   }
@@ -203,6 +204,16 @@ UNetConfig config_of(const SafeTensors& file, const UNetConfig& defaults) {
   return config;
 }
 
+namespace {
+
+std::vector<float> floats_of(Stream& stream, const Tensor& tensor) {
+  if (tensor.dtype() != DType::f64) return tensor.to_vector<float>(stream);
+  const std::vector<double> values = tensor.to_vector<double>(stream);
+  return {values.begin(), values.end()};
+}
+
+}  // namespace
+
 void save_weights(Stream& stream, const Parameters& parameters, const UNetConfig& config,
                   const std::filesystem::path& path) {
   std::vector<std::vector<float>> values;
@@ -216,10 +227,10 @@ void save_weights(Stream& stream, const Parameters& parameters, const UNetConfig
   };
   for (const Parameter& p : parameters.list())
     add(p.name, p.file_shape(),
-        to_file_order(p.layout, p.var.shape(), p.master.to_vector<float>(stream)));
+        to_file_order(p.layout, p.var.shape(), floats_of(stream, p.master)));
   for (const RunningStatistics& norm : parameters.running()) {
-    add(norm.name + kMean, norm.mean.shape(), norm.mean.to_vector<float>(stream));
-    add(norm.name + kVar, norm.var.shape(), norm.var.to_vector<float>(stream));
+    add(norm.name + kMean, norm.mean.shape(), floats_of(stream, norm.mean));
+    add(norm.name + kVar, norm.var.shape(), floats_of(stream, norm.var));
     entries.push_back(
         {norm.name + kBatches, DType::i64, {}, std::as_bytes(std::span(&parameters.batches, 1))});
   }
@@ -232,7 +243,7 @@ void load_weights(Stream& stream, Parameters& parameters, const SafeTensors& fil
   std::set<std::string> known;
   const auto read = [&](const std::string& name, const Shape& shape, const Tensor& to) {
     known.insert(name);
-    all.emplace_back(to, read_values(file, name, shape));
+    all.emplace_back(to, read_values(file, name, shape, to.dtype()));
     return std::span(all.back().second);
   };
   for (const Parameter& p : parameters.list()) {

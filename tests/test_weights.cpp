@@ -1,6 +1,7 @@
 // Weights in files: the round trip, PyTorch's layouts, and what is refused with which message.
 #include <catch2/catch.hpp>
 
+#include "core/file.h"
 #include "layers/weights.h"
 #include "tests/op_runner.h"
 #include "tests/temp_dir.h"
@@ -192,6 +193,31 @@ TEST_CASE("weights that do not fit are refused", "[weights][errors]") {
   file.tensors["init_conv.bias"].dtype = DType::i32;
   CHECK(f.load_error(file) ==
         f.expected("tensor 'init_conv.bias' is I32, expected F32, F64 or BF16"));
+}
+
+TEST_CASE("a network in f64 writes its parameters as f32", "[weights]") {
+  Fixture f;
+  UNet net(f.stream, small(), 2, ops::Fusion::Off, Precision::f64());
+  load_weights(f.stream, net.parameters(), SafeTensors::read(f.path));
+  save_weights(f.stream, net.parameters(), net.config(), f.dir / "f64.safetensors");
+  CHECK(read_file(f.dir / "f64.safetensors") == read_file(f.path));
+}
+
+TEST_CASE("a number that a float does not hold is refused", "[weights][errors]") {
+  Fixture f;
+  const std::string name = "bottleneck.conv1.bias";
+  Edited file = f.edited();
+  auto& entry = file.tensors[name];
+  std::vector<double> values(size_t(entry.shape.at(0)), 1);
+  const auto error = [&] {
+    const auto bytes = std::as_bytes(std::span(values));
+    entry.dtype = DType::f64, entry.data.assign(bytes.begin(), bytes.end());
+    return f.load_error(file);
+  };
+  CHECK(error() == "");
+  values[3] = 1e300;
+  CHECK(error() ==
+        f.expected("tensor '" + name + "' is 1e+300 at element 3, expected finite numbers"));
 }
 
 TEST_CASE("a network is known from its weights", "[weights]") {
