@@ -1,17 +1,10 @@
 #include "apps/denoise_options.h"
 
 #include "apps/usage.h"
-#include "core/number.h"
 #include "layers/unet_config.h"
 
 namespace tessera {
 namespace {
-
-// CLI::Range would let numbers pass that do not fit into 64 bits.
-std::string check_seed(const std::string& text) {
-  const bool valid = number_in<int64_t>(text).value_or(-1) >= 0;
-  return valid ? "" : concat("Value ", text, " not in range 0 to ", INT64_MAX);
-}
 
 void add_file_options(CLI::App& app, DenoiseOptions& options) {
   const char* group = "Files";
@@ -39,13 +32,13 @@ void add_image_options(CLI::App& app, DenoiseOptions& options) {
   const char* group = "Images";
   app.add_option("--timestep", options.timestep,
                  "how noisy the images are: 0 (clean) to 999; required for images")
-      ->check(CLI::Range(0, 999))
+      ->transform(whole_number(0, 999))
       ->type_name("T")
       ->group(group);
   app.add_option("--image-size", options.image_size,
                  "stretch to SxS first; default: the size stays, and its sides must be multiples "
                  "of 2^levels")
-      ->check(CLI::Range(1, 4096))
+      ->transform(whole_number(1, 4096))
       ->type_name("S")
       ->group(group);
   CLI::Option* add_noise =
@@ -60,7 +53,7 @@ void add_image_options(CLI::App& app, DenoiseOptions& options) {
       ->type_name("L")
       ->group(group);
   app.add_option("--seed", options.seed, "of the noise (default 0)")
-      ->check(check_seed)
+      ->transform(whole_number(0, INT64_MAX))
       ->needs(add_noise)
       ->type_name("N")
       ->group(group);
@@ -91,7 +84,7 @@ void add_network_options(CLI::App& app, DenoiseOptions& options) {
     } else if (option.values.empty()) {
       const auto set_number = [set](int64_t value) { set(std::to_string(value)); };
       added = app.add_option_function<int64_t>(name, set_number, help.at(option.name))
-                  ->check(CLI::Range(1, 4096))
+                  ->transform(whole_number(1, 4096))
                   ->type_name("N");
     } else {
       added = app.add_option_function<std::string>(name, set, help.at(option.name))
@@ -117,7 +110,7 @@ void add_machine_options(CLI::App& app, DenoiseOptions& options) {
       ->group(group);
   app.add_option("--threads", options.threads,
                  "CPU threads; 0 (default): as many as the machine has")
-      ->check(CLI::Range(0, 1024))
+      ->transform(whole_number(0, 1024))
       ->type_name("N")
       ->group(group);
 }

@@ -9,7 +9,8 @@ UNetConfig config_for(const SafeTensors& weights, const GivenNetwork& given) {
   const UNetConfig config = config_of(weights, wanted);
   const bool own = has_own_metadata(weights);
   for (const auto& [name, text] : given)
-    if (const std::string has = unet_option(name).get(config); has != text)
+    if (const std::string has = unet_option(name).get(config);
+        has != text && unet_option(name).matters(config))
       throw UsageError(concat("--", name, " is ", text, ", but the ",
                               own ? "metadata of " : "tensors of ", weights.origin(),
                               own ? " says " : " say ", has));

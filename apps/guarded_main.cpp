@@ -1,6 +1,7 @@
 #include "apps/guarded_main.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,15 @@ void open_standard_descriptors() {
           concat("standard descriptor ", fd, " is closed, and /dev/null cannot be opened"));
 }
 
+// Whether what was printed is lost, and not because nobody reads it any more.
+bool output_is_lost() {
+  std::cout.flush();
+  if (std::cout) return false;
+  pollfd output{STDOUT_FILENO, POLLOUT, 0};
+  poll(&output, 1, 0);
+  return (output.revents & (POLLERR | POLLHUP)) == 0;
+}
+
 int fail(const char* name, std::string message, int status) {
   std::ranges::replace(message, '\n', ' ');  // an error is one line
   std::cerr << name << ": error: " << message << '\n';
@@ -33,8 +43,10 @@ int fail(const char* name, std::string message, int status) {
 int guarded_main(const char* name, const std::function<int()>& body) {
   try {
     open_standard_descriptors();
-    std::signal(SIGPIPE, SIG_IGN);
-    return body();
+    for (const int number : {SIGPIPE, SIGXFSZ}) std::signal(number, SIG_IGN);  // write() says so
+    const int status = body();
+    if (status == 0 && output_is_lost()) throw InputError("what was printed could not be written");
+    return status;
   } catch (const UsageError& error) {
     return fail(name, error.what(), 2);
   } catch (const std::bad_alloc&) {

@@ -7,8 +7,8 @@
 namespace tessera {
 
 // Runs `body` and returns its status. An exception becomes the line "<name>: error: ..." on stderr
-// and status 2 (UsageError) or 1. SIGPIPE is ignored: who stops reading the output does not stop
-// the work.
+// and status 2 (UsageError) or 1; so does output that could not be written. But who stops reading
+// it does not stop the work.
 int guarded_main(const char* name, const std::function<int()>& body);
 
 }  // namespace tessera

@@ -2,12 +2,13 @@
 // between its steps. The second signal ends the process at once.
 #pragma once
 
+#include <array>
 #include <csignal>
 
 namespace tessera {
 
-// Handles the signals while it lives; SIGHUP only where it is not ignored (nohup). One at a time in
-// a process.
+// Handles the signals while it lives, but those that are ignored (SIGHUP by nohup, SIGINT in the
+// background of a script). One at a time in a process.
 class StopSignal {
  public:
   StopSignal();
@@ -19,7 +20,8 @@ class StopSignal {
   int received() const;
 
  private:
-  struct sigaction old_interrupt_, old_terminate_, old_hangup_;
+  static constexpr std::array<int, 3> kSignals{SIGINT, SIGTERM, SIGHUP};
+  std::array<struct sigaction, 3> old_;
 };
 
 }  // namespace tessera

@@ -34,6 +34,14 @@ json parse_object(const std::string& text, const std::string& origin) {
   return root;
 }
 
+// A value for a message. What is nested may be too deep to be printed.
+std::string shown(const json& value) {
+  if (value.is_structured()) return concat("an ", value.type_name());
+  const std::string text = value.dump();
+  constexpr size_t kMost = 80;
+  return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
+}
+
 // The value as the text that the command line would have.
 std::string value_text(const TrainOption& option, const json& value, const std::string& source) {
   const bool fits = option.is_text()   ? value.is_string()
@@ -41,7 +49,7 @@ std::string value_text(const TrainOption& option, const json& value, const std::
                     : option.is_real() ? value.is_number()
                                        : value.is_number_integer();
   if (!fits)
-    throw UsageError(concat(source, " is ", value.dump(), ", expected ",
+    throw UsageError(concat(source, " is ", shown(value), ", expected ",
                             option.is_text()   ? "a string"
                             : option.is_flag() ? "true or false"
                             : option.is_real() ? "a number"
@@ -59,7 +67,7 @@ GivenOptions parse_config(const std::string& text, const std::string& origin) {
     const std::string source = concat(origin, ": key '", key, "'");
     const auto option = std::ranges::find(table, key, &TrainOption::name);
     if (option == table.end())
-      throw UsageError(concat(source, " with value ", value.dump(),
+      throw UsageError(concat(source, " with value ", shown(value),
                               " is unknown: expected names of options as in --help"));
     given[key] = {value_text(*option, value, source), source};
   }
@@ -79,6 +87,12 @@ std::string config_text(const TrainOptions& options) {
     const auto value = option.get(options);
     if (!value) continue;
     root[option.name] = option.is_text() ? ordered_json(*value) : ordered_json::parse(*value);
+    try {
+      root[option.name].dump();
+    } catch (const json::exception&) {
+      throw InputError(concat("--", option.name,
+                              " is not UTF-8, as config.json is that has to name it: ", *value));
+    }
   }
   return root.dump(2) + "\n";
 }

@@ -61,7 +61,8 @@ int TrainLoop::run() {
     if (unseen_ > 0) look();
   }
   if (stop_.received()) return stopped();
-  save_model();
+  // A checkpoint that stayed behind the model would bring an older one back.
+  std::filesystem::exists(dir_.checkpoint()) ? save_all() : save_model();
   return 0;
 }
 

@@ -89,8 +89,8 @@ void add_training_options(Table& table) {
   table.number("noise-level", &O::noise_level, 1e-6, 100,
                "Noise at timestep t has standard deviation t/1000 * X (default 0.5)");
   table.number("seed", &O::seed, 0, kMaxSeed,
-               "Of weights, order, timesteps and noise: the same seed gives the same bits "
-               "(default 0)");
+               "Of weights, order, timesteps and noise: the same seed gives the same bits, by "
+               "the same device and on a CPU by as many threads (default 0)");
 
   table.group = "Machine";
   table.choice("device", &O::device, {"auto", "cpu", "cuda", "simt"},
@@ -104,7 +104,9 @@ void add_training_options(Table& table) {
                "on (default): each block of the network is one operation with passes of its own. "
                "off: it is made of plain operations, slower, and equal up to rounding");
   table.number("threads", &O::threads, 0, 1024,
-               "CPU threads; 0 (default): as many as the machine has", kMayChange);
+               "CPU threads; 0 (default): as many as the machine has. The order of sums depends on "
+               "them",
+               kMayChange);
 }
 
 void add_run_options(Table& table) {

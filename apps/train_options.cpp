@@ -27,14 +27,22 @@ T parse_number(const TrainOption& option, const std::string& text, const std::st
                           bound(option.high)));
 }
 
-// Files and folders are kept as absolute paths, so that a run can be resumed from anywhere.
+// Files and folders are kept as absolute paths, so that a run can be resumed from anywhere. What
+// ".." means behind a link is the system's to say.
+std::string absolute_path(const std::string& text) {
+  std::filesystem::path path;
+  for (const auto& part : std::filesystem::absolute(text))
+    if (!part.empty() && part != ".") path /= part;
+  return path.string();
+}
+
 std::string parse_text(const TrainOption& option, const std::string& text,
                        const std::string& source) {
   if (text.empty()) throw UsageError(concat(source, " is empty, expected ", option.value_name));
   if (!option.choices.empty() && std::ranges::find(option.choices, text) == option.choices.end())
     throw UsageError(concat(source, " is '", text, "', expected ", joined(option.choices)));
   const bool is_file = option.name == "weights" || (option.name == "data" && text != "auto");
-  return is_file ? std::filesystem::absolute(text).lexically_normal().string() : text;
+  return is_file ? absolute_path(text) : text;
 }
 
 bool parse_flag(const std::string& text, const std::string& source) {
@@ -170,6 +178,17 @@ TrainOptions make_options(const GivenOptions& given) {
   return options;
 }
 
+namespace {
+
+// Whether `out` is the folder of the run, by another name.
+bool is_same_folder(const std::string& option, const std::string& out,
+                    const std::filesystem::path& run) {
+  std::error_code none;  // of what does not exist: false
+  return option == "out" && std::filesystem::equivalent(out, run, none);
+}
+
+}  // namespace
+
 TrainOptions resumed_options(const GivenOptions& saved, const GivenOptions& given,
                              const std::filesystem::path& run) {
   TrainOptions before = make_options(saved);
@@ -177,15 +196,17 @@ TrainOptions resumed_options(const GivenOptions& saved, const GivenOptions& give
   TrainOptions after = before;
   if (given.contains("epochs")) after.steps.reset();
   apply(after, given);
+  if (after.precision == "auto") after.precision = before.precision;
   for (const auto& [name, value] : given) {
     const TrainOption& option = train_option(name);
     if (name == "resume" || option.resume == TrainOption::Resume::MayChange) continue;
     const auto had = option.get(before), wanted = option.get(after);
-    if (had != wanted)
+    if (had != wanted && !is_same_folder(name, *wanted, run))
       throw UsageError(concat(value.source, " is ", *wanted, ", but the run in ", run.string(),
                               " has ", had.value_or("none"),
                               ": only --steps, --epochs, --threads and --*-every may change"));
   }
+  after.out = before.out;
   return after;
 }
 

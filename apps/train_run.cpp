@@ -23,7 +23,8 @@ void load_start_weights(Stream& stream, const TrainOptions& options, UNet& model
   const SafeTensors file = SafeTensors::read(options.weights);
   const UNetConfig wanted = options.network(), found = config_of(file, wanted);
   for (const UNetOption& option : unet_options())
-    if (const std::string asked = option.get(wanted), has = option.get(found); asked != has)
+    if (const std::string asked = option.get(wanted), has = option.get(found);
+        asked != has && option.matters(wanted))
       throw InputError(concat(file.origin(), " holds a network with --", option.name, " ", has,
                               ", but --", option.name, " is ", asked));
   load_weights(stream, model.parameters(), file);
@@ -99,11 +100,12 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
 void expect_space(const RunDir& dir, const TrainOptions& options, const Parameters& parameters) {
   const uint64_t arena = uint64_t(parameters.values.numel()) * sizeof(float);
   const uint64_t model = uint64_t(parameters.count()) * sizeof(float);
-  const uint64_t checkpoint = options.checkpoint_every == 0 ? 0 : 3 * arena;
+  const bool checkpoints = options.checkpoint_every != 0 || fs::exists(dir.checkpoint());
+  const uint64_t checkpoint = checkpoints ? 3 * arena : 0;
   const uint64_t most = model + checkpoint + std::max(model, checkpoint);
   uint64_t there = 0;
   if (fs::exists(dir.model())) there += fs::file_size(dir.model());
-  if (checkpoint != 0 && fs::exists(dir.checkpoint())) there += fs::file_size(dir.checkpoint());
+  if (fs::exists(dir.checkpoint())) there += fs::file_size(dir.checkpoint());
   dir.expect_space(most - std::min(most, there));
 }
 
@@ -148,10 +150,15 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
                   images_on_device(stream, data, options.image_size, options.channels));
   const CheckpointState state =
       load_start(stream, options, dir ? &*dir : nullptr, data.train_size(), trainer);
+  const int64_t total = total_steps(options, data.train_size());
+  if (state.step > total)
+    throw UsageError(concat("--resume ", options.resume, " is at step ", state.step,
+                            " already, beyond the ", total, " that are asked for"));
+  const std::string config = config_text(options);
   if (!dir) {
     dir.emplace(RunDir::create(options.out));
     expect_space(*dir, options, trainer.model().parameters());
-    dir->write_config(config_text(options));
+    dir->write_config(config);
   }
 
   TrainLoop loop(options, *dir, stream, data, trainer, state, out, live);
@@ -161,7 +168,7 @@ int run_train(const CommandLine& line, std::ostream& out, bool live) {
     return 0;
   }
   expect_space(*dir, options, trainer.model().parameters());
-  dir->write_config(config_text(options));  // a resumed run may have other steps, threads, ...
+  dir->write_config(config);  // a resumed run may have other steps, threads, ...
   print_banner(options, given, *dir, *device, data, loop.schedule(), trainer, out);
   return loop.run();
 }

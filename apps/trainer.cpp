@@ -52,14 +52,22 @@ void Trainer::enqueue(const Batch& batch) {
   ENSURE(slot < size_t(kWindow), "more than ", kWindow, " steps without a wait()");
   Parameters& parameters = model_.parameters();
   copy(parameters.statistics, statistics_);
-  with_batch_hint(batch.samples.size(), [&] {
+  const auto attempt = [&] {
     try {
       issue(batch);
     } catch (const OutOfMemory&) {
       copy(statistics_, parameters.statistics);
-      if (steps_.size() < 2) throw;
+      throw;
+    }
+  };
+  const int64_t size = int64_t(batch.samples.size());
+  with_batch_hint(batch.samples.size(), [&] {
+    try {
+      attempt();
+    } catch (const OutOfMemory&) {
+      if (steps_.size() == steps_.count(size)) throw;
       drop_recordings();  // a step of another size keeps its memory
-      issue(batch);
+      attempt();
     }
   });
   ++adam_.step, ++parameters.batches;

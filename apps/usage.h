@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "core/check.h"
+#include "core/number.h"
 
 namespace tessera {
 
@@ -21,6 +22,18 @@ inline UsageError usage_error(const CLI::App& app, const CLI::ParseError& error)
     return times > 1 ? concat(name, " is given ", times, " times") : name + " needs a value";
   }();
   return UsageError(text + " (see --help)");
+}
+
+// For Option::transform(): a whole number in decimal, where the library takes 010 for 8.
+inline CLI::Validator whole_number(int64_t low, int64_t high) {
+  const auto read = [=](std::string& text) {
+    const auto value = number_in<int64_t>(text);
+    if (!value || *value < low || *value > high)
+      return concat("Value ", text, " not in range ", low, " to ", high);
+    text = std::to_string(*value);
+    return std::string();
+  };
+  return {read, ""};
 }
 
 // Returns the answer of --help and --version: print it, and be done. Throws UsageError.

@@ -51,6 +51,10 @@ struct UNetOption {
   bool always;
 
   bool is_said(const UNetConfig& config) const { return always || get(config) != get({}); }
+  // Whether networks that differ in it alone are different ones.
+  bool matters(const UNetConfig& config) const {
+    return name != "groups" || config.norm == NormKind::Group;
+  }
   bool is_flag() const { return values == std::vector<std::string>{"false", "true"}; }
   bool takes(const std::string& text) const;
 };

@@ -1,12 +1,12 @@
 #include "tests/bench_options.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <regex>
 
 #include "apps/device_choice.h"
+#include "apps/usage.h"
 #include "core/check.h"
 #include "kernels/conv_tiles.h"
 #include "tests/gpu_cards.h"
@@ -69,7 +69,7 @@ std::optional<BenchOptions> parse_bench_options(int argc, char** argv) {
                  "benchmarks, or the small shapes of the tests (simt's default)")
       ->check(CLI::IsMember({"benchmarks", "tests"}));
   app.add_option("--threads", options.threads, "of the CPU; 0 (default): all")
-      ->check(CLI::Range(0, 1024));
+      ->transform(whole_number(0, 1024));
   app.add_option("--seconds", options.seconds, "of measured work of each (default 0.2)");
   app.add_option("--save", options.save, "write the times and the peaks into this file")
       ->check(filled);

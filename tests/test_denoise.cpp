@@ -241,6 +241,7 @@ TEST_CASE("denoise: --add-noise prints how near noisy and denoised are", "[denoi
     return std::pair{line, read_text(dir / "out.png")};
   };
   const auto [line, bytes] = run("3");
+  CHECK(run("0010") == run("10"));  // not octal
   const std::string start = (dir / "out.png").string() + ": noisy ";
   REQUIRE(line.starts_with(start));
   double noisy = 0, denoised = 0;

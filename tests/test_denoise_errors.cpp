@@ -130,6 +130,7 @@ TEST_CASE("denoise: what is wrong is one line on stderr, and the status says who
       {good + "--timestep 1 more", 2, "'more' is not expected here (see --help)"},
       {good + "--timestep 1000", 2, "--timestep: Value 1000 not in range 0 to 999 (see --help)"},
       {good + "--timestep -1", 2, "--timestep: Value -1 not in range 0 to 999 (see --help)"},
+      {good + "--timestep 0x10", 2, "--timestep: Value 0x10 not in range 0 to 999 (see --help)"},
       {good + "--timestep ten", 2, "--timestep: Value ten not in range 0 to 999 (see --help)"},
       {good, 2, "--timestep is required: how noisy in.png is, 0 to 999"},
       {good + "--timestep 1 --seed 3", 2, "--seed requires --add-noise (see --help)"},

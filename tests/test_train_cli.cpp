@@ -3,6 +3,7 @@
 #include <limits>
 
 #include <catch2/catch.hpp>
+#include <csignal>
 
 #include "apps/image.h"
 #include "apps/run_dir.h"
@@ -114,6 +115,41 @@ TEST_CASE("a finished run is left alone", "[train][cli]") {
   CHECK(c.file("r", "metrics.jsonl") == before);
   CHECK_THAT(error_of(c.fresh("r"), 1), Catch::Contains("config.json"));
   CHECK(c.file("r", "metrics.jsonl") == before);
+}
+
+TEST_CASE("a finished run without checkpoints of its own leaves none behind its model",
+          "[train][cli]") {
+  TrainRuns c;
+  train(c.fresh("r", {"--steps", "3"}));
+  train(c.resume("r", {"--steps", "6", "--checkpoint-every", "0"}));
+  CHECK(c.checkpoint_step("r") == 6);
+  CHECK_THAT(train(c.resume("r")).out, Catch::Contains("is at step 6 of 6 already"));
+  train(c.fresh("none", {"--steps", "6", "--checkpoint-every", "0"}));
+  CHECK_FALSE(fs::exists(c.dir / "none" / "checkpoint.safetensors"));
+  CHECK(c.file("r", "model.safetensors") == c.file("none", "model.safetensors"));
+}
+
+TEST_CASE("a network without groups starts from weights of any", "[train][cli]") {
+  TrainRuns c;
+  train(c.fresh("a", {"--steps", "1", "--norm", "layer"}));
+  const std::string weights = (c.dir / "a" / "model.safetensors").string();
+  train(c.fresh("b", {"--steps", "1", "--norm", "layer", "--groups", "2", "--weights", weights}));
+  const Words image{"--weights", weights,      "--groups", "2",        "--input",
+                    "no.png",    "--timestep", "1",        "--output", "out.png"};
+  CHECK_THAT(run_program("denoise", image).err, Catch::Contains("no.png"));
+}
+
+TEST_CASE("a signal that is ignored when train starts stays so", "[train][cli]") {
+  TrainRuns c;
+  const auto old = std::signal(SIGINT, SIG_IGN);
+  Child child(c.fresh("r", {"--steps", "1000000000", "--log-every", "1", "--eval-every", "0"}));
+  std::signal(SIGINT, old);
+  REQUIRE(wait_for(c.dir / "r" / "metrics.jsonl", child));
+  child.send(SIGINT);
+  std::this_thread::sleep_for(200ms);
+  CHECK(child.running());
+  child.send(SIGTERM);
+  CHECK(child.wait() == 128 + SIGTERM);
 }
 
 TEST_CASE("a run that was killed before its first checkpoint starts again", "[train][cli]") {

@@ -145,6 +145,8 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
       {"--resume run --out new", 2,
        "--out is new, but the run in run has run: only --steps, --epochs, --threads and --*-every "
        "may change"},
+      {"--resume run --steps 1", 2,
+       "--resume run is at step 2 already, beyond the 1 that are asked for"},
       {"--resume run --config type.json", 2,
        "type.json: key 'batch' is \"3\", expected an integer"},
   };
@@ -162,6 +164,42 @@ TEST_CASE("train: what is wrong is one line on stderr, and the status says whose
     CHECK_FALSE(fs::exists(c.dir / "new"));
   }
   CHECK(c.checkpoint_step("run") == 2);
+}
+
+TEST_CASE("train: files that config.json cannot name", "[train][cli][errors]") {
+  const TrainRuns c;
+  const std::string folder = (c.dir / "not\xff").string();
+  fs::create_directory(folder);
+  fs::copy_file(c.data, folder + "/images");
+  CHECK(error_of(c.fresh("r", {"--data", folder + "/images"}), 1) ==
+        "--data is not UTF-8, as config.json is that has to name it: " + folder + "/images\n");
+  CHECK_FALSE(fs::exists(c.dir / "r"));
+  train(c.fresh("not\xfe", {"--steps", "2"}));
+  train(c.resume("not\xfe", {"--steps", "3"}));
+}
+
+TEST_CASE("programs: output that cannot be written, and files that may not grow", "[train][cli]") {
+  const TrainRuns c;
+  const auto run = [&](const std::string& name, const Words& words, const std::string& before,
+                       const std::string& behind) {
+    std::string line = before + ' ' + shell_word(concat(bin_dir(), "/", name));
+    for (const std::string& word : words) line += ' ' + shell_word(word);
+    const int status = std::system((line + ' ' + behind).c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  };
+  const std::string err = (c.dir / "err").string(), quiet = " 2>" + shell_word(err);
+  for (const char* name : {"train", "denoise"}) {
+    CHECK(run(name, {"--help"}, "", ">/dev/full" + quiet) == 1);
+    CHECK(read_text(err) == concat(name, ": error: what was printed could not be written\n"));
+    // Nobody has to read it, though.
+    run(name, {"--help"}, "(", "; echo $? >" + shell_word(err) + ") | true");
+    CHECK(read_text(err) == "0\n");
+  }
+  const Words few = c.fresh("r", {"--steps", "3"});
+  CHECK(run("train", few, "ulimit -f 8;", ">/dev/null" + quiet) == 1);
+  CHECK_THAT(read_text(err), Catch::Contains("File too large"));
+  for (const auto& file : fs::directory_iterator(c.dir / "r"))
+    CHECK(file.path().extension() != ".tmp");
 }
 
 TEST_CASE("train: a name with a line break in it stays one line", "[train][cli][errors]") {

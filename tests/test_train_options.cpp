@@ -298,7 +298,7 @@ TEST_CASE("errors of a config file name file, key and value", "[train]") {
        "c.json: key 'batch' is 9.999999999999999e+22, expected an integer"},
       {R"({"batch": 0})", "c.json: key 'batch' is '0', expected an integer from 1 to 65536"},
       {R"({"lr": true})", "c.json: key 'lr' is true, expected a number"},
-      {R"({"data": ["a"]})", "c.json: key 'data' is [\"a\"], expected a string"},
+      {R"({"data": ["a"]})", "c.json: key 'data' is an array, expected a string"},
       {R"({"no-skips": 1})", "c.json: key 'no-skips' is 1, expected true or false"},
       {R"({"no-skips": "true"})", "c.json: key 'no-skips' is \"true\", expected true or false"},
       {R"({"norm": true})", "c.json: key 'norm' is true, expected a string"},
@@ -348,6 +348,28 @@ TEST_CASE("a config file that cannot be read is an input error", "[train]") {
              Catch::StartsWith((dir / "deep.json").string() + ": parse error at line 1, column "));
 }
 
+TEST_CASE("what a config file nests is named, not printed", "[train]") {
+  const std::string deep = std::string(400000, '[') + std::string(400000, ']'), text(100, 'x'),
+                    start = "c.json: key 'batch' is ";
+  const auto error = [](const std::string& value) {
+    return message_of<UsageError>([&] { parse_config("{\"batch\": " + value + "}", "c.json"); });
+  };
+  CHECK(error(deep) == start + "an array, expected an integer");
+  CHECK(error(R"({"a": 1})") == start + "an object, expected an integer");
+  CHECK(error('"' + text + '"') == start + '"' + text.substr(0, 79) + "..., expected an integer");
+  CHECK(message_of<UsageError>([&] { parse_config("{\"x\": " + deep + "}", "c.json"); }) ==
+        "c.json: key 'x' with value an array is unknown: expected names of options as in --help");
+}
+
+TEST_CASE("files are kept as absolute paths that mean what they meant", "[train]") {
+  const auto data = [](const std::string& text) { return options_of({"--data", text}).data; };
+  const std::string here = std::filesystem::current_path().string();
+  CHECK(data("images") == here + "/images");
+  CHECK(data("./a//b/./") == here + "/a/b");
+  CHECK(data("/a/link/../b") == "/a/link/../b");  // a link may lead elsewhere
+  CHECK(data("auto") == "auto");
+}
+
 TEST_CASE("a resumed run keeps its options, but for its length and its rhythm", "[train]") {
   const GivenOptions saved =
       parse_config(R"({"batch": 5, "steps": 9, "threads": 2, "lr": 0.001})", "c.json");
@@ -366,6 +388,12 @@ TEST_CASE("a resumed run keeps its options, but for its length and its rhythm", 
   CHECK(total_steps(resumed({"--epochs", "2"}), 100) == 40);
   CHECK(resumed({"--batch", "5", "--lr", "1e-3", "--device", "auto", "--out", "runs/a"}).batch ==
         5);
+  const GivenOptions in_bf16 = parse_config(R"({"precision": "bf16"})", "c.json");
+  CHECK(resumed_options(in_bf16, parse({"--precision", "auto"}).given, "runs/a").precision ==
+        "bf16");
+  const TempDir dir;
+  const std::string folder = dir.path().string();
+  CHECK(resumed_options(saved, parse({"--out", folder + "/"}).given, folder).out == folder);
 }
 
 TEST_CASE("every option that may not change on resume is refused with both values", "[train]") {
