@@ -216,11 +216,26 @@ TEST_CASE("a step of another size gets the memory of a recorded one when there i
     return std::pair(losses, state_of(stream, trainer));
   };
   const auto plenty = run(size_t{1} << 30);
-  for (const size_t spare : {1 << 14, 1 << 18, 1 << 20}) {
+  for (const size_t spare : {1 << 6, 1 << 14, 1 << 18, 1 << 20}) {
     INFO(norm << ", " << spare << " bytes");
     const bool same = run(spare) == plenty;
     CHECK(same);
   }
+}
+
+TEST_CASE("a step that there is no memory for changes nothing", "[trainer][cuda]") {
+  const simt::ScopedOptions restore(simt::options());
+  Stream stream(poisoned(DeviceType::simt));
+  Trainer trainer(stream, tiny_options("1", {{"precision", "f32"}, {"norm", "batch"}}));
+  for (uint32_t epoch : {0, 1}) trainer.step(tiny_batch(8, epoch));
+  const std::string before = state_of(stream, trainer);
+  for (const size_t spare : {1 << 14, 1 << 20, 1 << 21, 1 << 22}) {
+    simt::options().total_memory = simt::memory_use().bytes + spare;
+    CHECK_THROWS_AS(trainer.step(tiny_batch(256, 2)), OutOfMemory);
+    const bool same = state_of(stream, trainer) == before;
+    CHECK(same);
+  }
+  CHECK(trainer.steps_done() == 2);
 }
 
 TEST_CASE("a NaN on a CUDA device stops before its update, however late it is seen",
