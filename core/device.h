@@ -70,6 +70,8 @@ class Stream {
   const std::shared_ptr<Device>& device_ptr() const { return device_; }
   // The cudaStream_t; nullptr on the CPU.
   void* native() const { return native_.get(); }
+  // Expires when the stream's work is done and the stream ends; of a CPU's stream it has.
+  std::weak_ptr<void> native_ptr() const { return native_; }
   // Memory for a tensor: from the device's pool, in the order of this stream.
   std::shared_ptr<Buffer> allocate(size_t bytes) {
     return source_ ? source_->allocate(bytes) : device_->pool()->allocate(bytes, order_);

@@ -13,15 +13,15 @@ class PinnedBuffer {
   // Uninitialised. Throws OutOfMemory when there is not enough memory.
   PinnedBuffer(std::shared_ptr<Device> device, size_t bytes);
 
-  std::span<std::byte> bytes() const { return {memory_.get(), bytes_}; }
+  std::span<std::byte> bytes() const;
 
   // Copies the first tensor.bytes() bytes into `tensor`, which is on the buffer's device. The
   // buffer must stay as it is until stream.synchronize(); its destructor waits.
   void copy_to(Stream& stream, Tensor& tensor) const;
 
  private:
-  std::shared_ptr<std::byte> memory_;  // keeps the device
-  size_t bytes_;
+  struct Memory;
+  std::shared_ptr<Memory> memory_;
 };
 
 }  // namespace tessera

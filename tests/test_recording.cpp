@@ -2,9 +2,12 @@
 // memory that nobody else gets meanwhile.
 #include "core/recording.h"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <span>
 #include <thread>
 
+#include "core/pinned_buffer.h"
 #include "kernels/adam.h"
 #include "tests/cuda_devices.h"
 #include "tests/recorded_work.h"
@@ -59,7 +62,10 @@ TEST_CASE("other threads compute while one records", "[recording][cuda]") {
           std::thread([&] {
             block.reset();  // to the system
             Tensor a = Tensor::empty(second, {3 * kSize}), b = Tensor::empty(second, {3 * kSize});
-            fill(second, a, 2);
+            const PinnedBuffer staged(second.device_ptr(), 12 * kSize);
+            std::ranges::fill(std::span(reinterpret_cast<float*>(staged.bytes().data()), 3 * kSize),
+                              2.0f);
+            staged.copy_to(second, a);
             quadruple(second, a, b);
             theirs = b.to_vector<float>(second);
           }).join();

@@ -95,10 +95,7 @@ class CudaRuntime : public Runtime {
     CUDA_CHECK(error);
     return memory;
   }
-  void release_pinned(void* memory) noexcept override {
-    cudaDeviceSynchronize();  // cudaFreeHost does not promise to wait
-    cudaFreeHost(memory);
-  }
+  void release_pinned(void* memory) noexcept override { cudaFreeHost(memory); }
 
   std::shared_ptr<void> make_stream() override {
     cudaStream_t stream;
@@ -151,7 +148,7 @@ class CudaRuntime : public Runtime {
 
   bool can_record() const override { return true; }
   void begin_recording(void* stream) override {
-    // Other threads may allocate and wait meanwhile, with streams of their own.
+    // Other threads may allocate meanwhile, and wait for streams of their own.
     CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
   }
   std::shared_ptr<void> end_recording(void* stream, bool drop) override {

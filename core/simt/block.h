@@ -135,10 +135,19 @@ void cluster_sync(Where where = Where::current());
 using Combine = void (*)(void* const* lanes);
 void warp_rendezvous(unsigned mask, void* operands, Combine combine, const char* name, Where where);
 
+// The warps of a warpgroup execute the same instructions of it: the `number`th of the current one's
+// is `what`, by one thread of each, and none comes after kEnd, with which all end. Throws Fault
+// otherwise.
+inline constexpr uint64_t kEnd = 0;
+void in_step(size_t number, uint64_t what, const char* name, Where where);
+
 // For ThreadSanitizer, around memory orders that it does not know: what the current thread did
 // before order_release(p) comes before what a thread does after its later order_acquire(p).
 void order_release(const void* place);
 void order_acquire(const void* place);
+// The same for fences, all of a launch alike.
+void order_release_fence();
+void order_acquire_fence();
 
 // The block's dynamic shared memory. Throws unless the launch asked for `bytes` at least.
 void* shared_bytes(size_t bytes, size_t alignment, Where where);

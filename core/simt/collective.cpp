@@ -84,6 +84,26 @@ int Block::barrier(int id, int count, int predicate, bool wait, const char* name
   return result;
 }
 
+void Block::in_step(size_t number, uint64_t what, const char* name, Where where) {
+  const size_t group = self().warp() / 4;
+  if ((group + 1) * 128 > threads_.size())
+    fault(concat(name, " in a block of ", threads_.size(), " threads: a warpgroup has 128"), where);
+  if (steps_.size() <= group) steps_.resize(group + 1);
+  Steps& steps = steps_[group];
+  if (number == steps.done.size()) steps.done.push_back(what);
+  if (steps.done[number] != what)
+    fault(concat(name, " where another warp of its warpgroup does something else"), where);
+  steps.ended += what == kEnd;
+}
+
+void Block::check_steps() const {
+  for (const Steps& steps : steps_)
+    if (!steps.done.empty() && steps.ended < 4)
+      throw Fault(concat("instructions of a warpgroup by ", steps.ended,
+                         " of its four warps: kernel ", grid_->kernel, ", block (", index_.x, ",",
+                         index_.y, ",", index_.z, ")"));
+}
+
 void Block::meet(unsigned mask, void* operands, Combine combine, const char* name, Where where) {
   Thread& thread = self();
   const unsigned bit = 1u << thread.lane();
@@ -226,6 +246,10 @@ void warp_rendezvous(unsigned mask, void* operands, Combine combine, const char*
   const Unwatched scope;
   self().block->meet(mask, operands, combine, name, where);
 }
+void in_step(size_t number, uint64_t what, const char* name, Where where) {
+  const Unwatched scope;
+  self().block->in_step(number, what, name, where);
+}
 void* shared_bytes(size_t bytes, size_t alignment, Where where) {
   const Unwatched scope;
   return self().block->shared(bytes, alignment, where);
@@ -256,9 +280,13 @@ const Thread* unfenced_copy(const void* pointer) {
 #ifdef TESSERA_TSAN
 void order_release(const void* place) { __tsan_release(const_cast<void*>(place)); }
 void order_acquire(const void* place) { __tsan_acquire(const_cast<void*>(place)); }
+void order_release_fence() { current_grid().running->fences.release(); }
+void order_acquire_fence() { current_grid().running->fences.acquire(); }
 #else
 void order_release(const void*) {}
 void order_acquire(const void*) {}
+void order_release_fence() {}
+void order_acquire_fence() {}
 #endif
 
 }  // namespace tessera::simt

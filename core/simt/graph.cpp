@@ -29,11 +29,12 @@ cudaError_t destroy(std::vector<T*>& all, T* one) {
 
 }  // namespace
 
-bool Machine::refuses_in_capture() {
+bool Machine::refuses_in_capture(bool to_all) {
   bool refused = false;
   for (StreamState* stream : streams)
-    if (stream->capture && stream->capture->concerns_caller())
-      refused = stream->capture->spoilt = true;
+    if (const auto& capture = stream->capture;
+        capture && (to_all || !capture->local || capture->is_callers()))
+      refused = capture->spoilt = true;
   return refused;
 }
 
@@ -81,8 +82,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   if (stream->capture) return result(cudaErrorInvalidValue);
   stream->capture = std::make_shared<Capture>();
   stream->capture->origin = stream;
-  if (mode == cudaStreamCaptureModeThreadLocal)
-    stream->capture->thread = std::this_thread::get_id();
+  stream->capture->thread = std::this_thread::get_id();
+  stream->capture->local = mode == cudaStreamCaptureModeThreadLocal;
   stream->last.clear();
   return cudaSuccess;
 }
@@ -95,7 +96,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!machine.known(stream)) return result(cudaErrorInvalidResourceHandle);
   const auto capture = stream->capture;
   if (!capture) return result(cudaErrorInvalidValue);
-  if (!capture->concerns_caller()) return result(cudaErrorStreamCaptureWrongThread);
+  if (!capture->is_callers()) return result(cudaErrorStreamCaptureWrongThread);
   if (capture->origin != stream) {
     capture->spoilt = true;
     return result(cudaErrorStreamCaptureUnmatched);

@@ -115,11 +115,18 @@ class ClusterRun {
   std::vector<Block*> alive_;
 };
 
+// Threads of the host that run blocks. Each thread of these has a stack, which takes two of the
+// 65530 mappings that Linux gives a process, and keeps it for later blocks.
+int workers_for(const Grid& grid) {
+  if (kThreadSanitizer || watch) return 1;
+  if (grid.options.workers) return grid.options.workers;
+  constexpr uint64_t kStacks = 12000;
+  const uint64_t most = std::max<uint64_t>(1, kStacks / (side_by_side(grid) * grid.block.count()));
+  return int(std::min(uint64_t(omp_get_num_procs()), most));
+}
+
 void run_clusters(const Grid& grid, const std::vector<uint64_t>& order) {
-  const int limit = kThreadSanitizer || watch ? 1
-                    : grid.options.workers    ? grid.options.workers
-                                              : omp_get_num_procs();
-  const int workers = int(std::min<uint64_t>(uint64_t(limit), order.size()));
+  const int workers = int(std::min<uint64_t>(uint64_t(workers_for(grid)), order.size()));
   std::atomic<size_t> next = 0;
   std::mutex mutex;
   std::exception_ptr error;

@@ -158,6 +158,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if (bytes == 0) return cudaSuccess;
   const Place to_place = machine.place_of(to, bytes), from_place = machine.place_of(from, bytes);
   if (!fits(kind, to_place, from_place)) return result(cudaErrorInvalidValue);
+  const auto first_to = reinterpret_cast<uintptr_t>(to),
+             first_from = reinterpret_cast<uintptr_t>(from);  // overlapping: undefined
+  if (std::max(first_to, first_from) - std::min(first_to, first_from) < bytes)
+    return result(cudaErrorInvalidValue);
   if (stream->capture) {
     if (stream->capture->spoilt) return result(cudaErrorStreamCaptureInvalidated);
     if (to_place == Place::Pageable || from_place == Place::Pageable) {
@@ -174,7 +178,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   } else {
     issue(stream, [=](const Options&) {
       const Watched scope;
-      std::memmove(to, from, bytes);
+      std::memcpy(to, from, bytes);
     });
   }
   if (to_place == Place::Pageable) machine.finish(*stream);

@@ -138,6 +138,7 @@ void Block::start(const Grid& grid, uint64_t index, Cluster* cluster) {
   cancelled_ = false;
   ready_.clear();
   cluster_waiting_.clear();
+  steps_.clear();
   for (Barrier& barrier : barriers_) {
     barrier.waiting.clear();
     barrier.arrived = 0;
@@ -182,6 +183,7 @@ bool Block::advance() {
       return false;
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  check_steps();
   return true;
 }
 

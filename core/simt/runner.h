@@ -21,6 +21,7 @@ struct RunningGrid {
   std::atomic<int> stuck = 0;  // of them: no thread does more than wait and poll
   SyncPoint begin;             // what the stream did before, for the threads
   SyncPoint end;               // and what these did, for the stream
+  SyncPoint fences;            // of the threads
 };
 
 // What the blocks of a cluster share while they live.
@@ -69,6 +70,7 @@ class Block {
   void preempt(Where where);
   int barrier(int id, int count, int predicate, bool wait, const char* name, Where where);
   void cluster_barrier(Where where);
+  void in_step(size_t number, uint64_t what, const char* name, Where where);
   void meet(unsigned mask, void* operands, Combine combine, const char* name, Where where);
   void* shared(size_t bytes, size_t alignment, Where where);
   bool is_shared(const void* pointer, size_t bytes) const;
@@ -118,6 +120,7 @@ class Block {
   void check_barrier(const Barrier& barrier, int id, int count, const char* name,
                      Where where) const;
   void add_arrival(Barrier& barrier) const;
+  void check_steps() const;
   int threads_of(unsigned warp) const;
   unsigned lanes_of(unsigned warp) const;
   bool random_order() const { return grid_->options.order == Order::Random; }
@@ -144,6 +147,11 @@ class Block {
   Barrier barriers_[16];
   std::vector<Thread*> cluster_waiting_;
   std::vector<std::vector<Meeting>> meetings_;  // by warp
+  struct Steps {
+    std::vector<uint64_t> done;  // by the warp of the group that is ahead
+    int ended = 0;               // warps
+  };
+  std::vector<Steps> steps_;  // by warpgroup
   struct FreeArena {
     void operator()(std::byte* memory) const;
   };

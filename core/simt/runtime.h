@@ -96,9 +96,9 @@ using cudaHostFn_t = void (*)(void*);
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data);
 
 // Stream capture: while a stream captures, what could wait or allocate (cudaMalloc, cudaFree,
-// synchronisation, queries of what captures) fails and spoils the capture, in any thread (Global)
-// or in the one that began it, which has to end it (ThreadLocal). Relaxed is not modelled. Copies
-// from and to memory that is not pinned do not go into graphs here.
+// synchronisation, queries) fails and spoils the capture, in any thread (Global) or in the one that
+// began it (ThreadLocal); waiting for the device always. The thread that began it ends it. Relaxed
+// is not modelled. Copies from and to memory that is not pinned do not go into graphs here.
 enum cudaStreamCaptureMode {
   cudaStreamCaptureModeGlobal,
   cudaStreamCaptureModeThreadLocal,

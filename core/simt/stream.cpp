@@ -258,7 +258,8 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaDeviceSynchronize() {
   REFUSE_UNLESS(!in_host_function, cudaErrorNotPermitted);
   Call call;
-  REFUSE_UNLESS(!call.machine.refuses_in_capture(), cudaErrorStreamCaptureUnsupported);
+  REFUSE_UNLESS(!call.machine.refuses_in_capture(/*to_all=*/true),
+                cudaErrorStreamCaptureUnsupported);
   call.machine.throw_lost();
   call.machine.finish_all();
   return cudaSuccess;
@@ -307,6 +308,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   BEGIN_CALL(event);
   REFUSE_UNLESS(!event->capture, cudaErrorCapturedEvent);
+  REFUSE_UNLESS(!call.machine.refuses_in_capture(), cudaErrorStreamCaptureUnsupported);
   call.machine.throw_lost();
   if (!event->mark) return cudaSuccess;
   if (event->mark->done) return event->mark->sync.acquire(), cudaSuccess;

@@ -8,7 +8,6 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <vector>
 
@@ -42,8 +41,9 @@ struct Node {
 // A capture under way, shared by the streams that take part.
 struct Capture {
   StreamState* origin = nullptr;
-  std::optional<std::thread::id> thread;  // whose calls may spoil it, if not everybody's
-  bool concerns_caller() const { return !thread || thread == std::this_thread::get_id(); }
+  std::thread::id thread;  // that began it
+  bool local = false;      // what other threads do does not spoil it
+  bool is_callers() const { return thread == std::this_thread::get_id(); }
   bool spoilt = false;
   std::vector<Node> nodes;
 };
@@ -107,8 +107,9 @@ class Machine {
     }
   }
   void throw_lost();
-  // Whether there is a capture during which the calling thread may not wait or allocate; spoils it.
-  bool refuses_in_capture();
+  // Whether there is a capture during which the calling thread may not wait or allocate, or nobody
+  // may (wait for the device); spoils it.
+  bool refuses_in_capture(bool to_all = false);
 
   // Where [p, p + bytes) is; Invalid when it leaves the allocation in which it begins or ends.
   Place place_of(const void* p, size_t bytes) const;
