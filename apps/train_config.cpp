@@ -13,6 +13,18 @@ using nlohmann::ordered_json;
 
 constexpr uint64_t kMaxBytes = 1 << 20;
 
+// The begin of a text for a message, in whole characters.
+std::string shown(const std::string& text) {
+  size_t end = 80;
+  if (text.size() <= end) return text;
+  while ((text[end] & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "...";
+}
+// What is nested may be too deep to be printed.
+std::string shown(const json& value) {
+  return value.is_structured() ? concat("an ", value.type_name()) : shown(value.dump());
+}
+
 // Throws when a key of the outer object comes twice: the library would silently keep the last.
 json parse_object(const std::string& text, const std::string& origin) {
   std::set<std::string> seen;
@@ -30,16 +42,9 @@ json parse_object(const std::string& text, const std::string& origin) {
     throw InputError(concat(origin, ": ", message.substr(message.find("] ") + 2)));
   }
   if (!root.is_object()) throw InputError(concat(origin, ": expected a JSON object"));
-  if (!repeated.empty()) throw UsageError(concat(origin, ": key '", repeated, "' comes twice"));
+  if (!repeated.empty())
+    throw UsageError(concat(origin, ": key '", shown(repeated), "' comes twice"));
   return root;
-}
-
-// A value for a message. What is nested may be too deep to be printed.
-std::string shown(const json& value) {
-  if (value.is_structured()) return concat("an ", value.type_name());
-  const std::string text = value.dump();
-  constexpr size_t kMost = 80;
-  return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
 }
 
 // The value as the text that the command line would have.
@@ -64,7 +69,7 @@ GivenOptions parse_config(const std::string& text, const std::string& origin) {
   const auto& table = train_option_table();
   GivenOptions given;
   for (const auto& [key, value] : root.items()) {
-    const std::string source = concat(origin, ": key '", key, "'");
+    const std::string source = concat(origin, ": key '", shown(key), "'");
     const auto option = std::ranges::find(table, key, &TrainOption::name);
     if (option == table.end())
       throw UsageError(concat(source, " with value ", shown(value),

@@ -119,8 +119,8 @@ void add_run_options(Table& table) {
              "and --*-every may change");
   table.number("checkpoint-every", &O::checkpoint_every, 0, kMaxSteps,
                "Write checkpoint and model every N steps, at each epoch's end and at the end "
-               "(default 500). 0: no checkpoint unless a signal stops the run, and the model at "
-               "the end only",
+               "(default 500). 0: only the model at the end, and a checkpoint where there is one "
+               "already or a signal stops the run",
                kMayChange);
   table.number("eval-every", &O::eval_every, 0, kMaxSteps,
                "Evaluate and draw the figure every N steps too, not only at each epoch's end and "

@@ -27,13 +27,17 @@ T parse_number(const TrainOption& option, const std::string& text, const std::st
                           bound(option.high)));
 }
 
-// Files and folders are kept as absolute paths, so that a run can be resumed from anywhere. What
-// ".." means behind a link is the system's to say.
+// Files and folders are kept as absolute paths, so that a run can be resumed from anywhere; without
+// "..", unless that is another place behind a link.
 std::string absolute_path(const std::string& text) {
-  std::filesystem::path path;
-  for (const auto& part : std::filesystem::absolute(text))
-    if (!part.empty() && part != ".") path /= part;
-  return path.string();
+  namespace fs = std::filesystem;
+  std::error_code failed;
+  const fs::path path = fs::absolute(text, failed);
+  if (failed) throw InputError(concat("cannot find ", text, ": ", failed.message()));
+  fs::path tidy = path.lexically_normal();
+  if (!tidy.has_filename()) tidy = tidy.parent_path();  // without a slash at the end
+  const bool same = !fs::exists(path, failed) || fs::equivalent(path, tidy, failed);
+  return (same ? tidy : path).string();
 }
 
 std::string parse_text(const TrainOption& option, const std::string& text,
@@ -180,11 +184,11 @@ TrainOptions make_options(const GivenOptions& given) {
 
 namespace {
 
-// Whether `out` is the folder of the run, by another name.
-bool is_same_folder(const std::string& option, const std::string& out,
-                    const std::filesystem::path& run) {
+// Whether both texts of an option name one file or folder.
+bool is_same_file(const std::string& option, const std::string& a, const std::string& b) {
   std::error_code none;  // of what does not exist: false
-  return option == "out" && std::filesystem::equivalent(out, run, none);
+  return (option == "out" || option == "data" || option == "weights") &&
+         std::filesystem::equivalent(a, b, none);
 }
 
 }  // namespace
@@ -201,7 +205,7 @@ TrainOptions resumed_options(const GivenOptions& saved, const GivenOptions& give
     const TrainOption& option = train_option(name);
     if (name == "resume" || option.resume == TrainOption::Resume::MayChange) continue;
     const auto had = option.get(before), wanted = option.get(after);
-    if (had != wanted && !is_same_folder(name, *wanted, run))
+    if (had != wanted && !(had && is_same_file(name, *wanted, *had)))
       throw UsageError(concat(value.source, " is ", *wanted, ", but the run in ", run.string(),
                               " has ", had.value_or("none"),
                               ": only --steps, --epochs, --threads and --*-every may change"));

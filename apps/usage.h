@@ -1,4 +1,4 @@
-// How both programs parse their command lines, and what they say of one that cannot be parsed.
+// How programs parse their command lines, and what they say of one that cannot be parsed.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -76,6 +76,9 @@ void Tape::record(std::string_view op, const Inputs& inputs, const std::vector<V
     wanted = wanted || part.wanted();
   }
   if (!wanted) return;
+  for (const Var* input : inputs)
+    ENSURE(!input->wanted() || !input->slot->spent, "the way back of '", input->slot->name,
+           "' is done: it is data from then on (Var::leaf of its value)");
   Node node{{}, {}, std::move(backward)};
   for (const Var* input : inputs) node.inputs.push_back(input->slot);
   for (const Var& part : y) node.outputs.push_back(part.slot);
@@ -108,13 +111,20 @@ void Tape::backward_from(const Var& y, Tensor dy) {
   ENSURE(!y.slot->recorded || std::ranges::any_of(nodes_, made), "backward from '", y.slot->name,
          "', which is not on this tape: it is another's, or its way back is done");
   const struct Emptied {
-    std::vector<Node>& nodes;
-    ~Emptied() { nodes.clear(); }
-  } emptied{nodes_};
+    Tape& tape;
+    ~Emptied() {
+      while (!tape.nodes_.empty()) tape.drop();
+    }
+  } emptied{*this};
   if (!y.slot->adopt(dy)) add_bwd(*stream_, dy, y.slot->out(*stream_));
   dy = {};
-  for (; !nodes_.empty(); nodes_.pop_back()) back(nodes_.back());
+  for (; !nodes_.empty(); drop()) back(nodes_.back());
   join(*stream_);
+}
+
+void Tape::drop() {
+  for (const auto& output : nodes_.back().outputs) output->spent = true;
+  nodes_.pop_back();
 }
 
 void Tape::back(Node& node) {

@@ -21,6 +21,7 @@ struct GradSlot {
   DType dtype = DType::f32;
   bool wanted = false;    // false: nothing that is trained depends on it
   bool recorded = false;  // an op made it: its way back is on a tape, or was
+  bool spent = false;     // and is not any more
   bool written = false;   // this step
   bool beside = false;    // by work beside the stream: join() before it is read or added to
   Tensor grad;            // a parameter's is part of the gradient arena and always there
@@ -121,6 +122,7 @@ class Tape {
     BackwardOfParts backward;
   };
   void back(Node& node);
+  void drop();
   void check(const Tensor& tensor, const GradSlot& slot, const char* what = "");
 
   Stream* stream_;

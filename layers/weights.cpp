@@ -209,6 +209,9 @@ namespace {
 std::vector<float> floats_of(Stream& stream, const Tensor& tensor) {
   if (tensor.dtype() != DType::f64) return tensor.to_vector<float>(stream);
   const std::vector<double> values = tensor.to_vector<double>(stream);
+  for (const double value : values)
+    ENSURE(!std::isinf(float(value)), "no float holds ", value, ", of a parameter ",
+           tensor.shape());
   return {values.begin(), values.end()};
 }
 

@@ -35,7 +35,7 @@ double positive(const ordered_json& value) {
 }
 
 BenchRun run_of(const ordered_json& root) {
-  if (!root.is_object() || !root.contains(kFormat))
+  if (!root.is_object() || !root.contains(kFormat) || root[kFormat].is_structured())
     throw InputError("not a file that bench --save wrote");
   if (root[kFormat] != kVersion)
     throw InputError(concat("of version ", root[kFormat].dump(), ", expected ", kVersion));

@@ -172,8 +172,6 @@ TEST_CASE("gradients of the oracle are those of central differences", "[ops][gra
   CHECK(checked == all);
 }
 
-namespace {}  // namespace
-
 TEST_CASE("a gradient that is not wanted changes no other", "[ops]") {
   for_each_case([](const OpCase& c) { return c.inputs.size() > size_t(c.constants) + 1; },
                 [](Stream& stream, const OpCase& c) {

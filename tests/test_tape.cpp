@@ -111,6 +111,8 @@ TEST_CASE("backward begins with a value that is on the tape", "[tape]") {
   CHECK(refused(tape, loss));       // again
   CHECK(refused(tape, same_tape));  // its way back went with the first one's
   CHECK(grad_of(stream, x) == Floats{6});
+  CHECK(message_of<Error>([&] { square(tape, loss); }).find("the way back of 'mse' is done") !=
+        std::string::npos);
   tape.backward(other);  // a value that no op made
   CHECK(grad_of(stream, other) == Floats{1});
   const Var one = leaf(stream, {1, 1, 1, 1}, {3});

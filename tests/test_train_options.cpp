@@ -366,7 +366,13 @@ TEST_CASE("files are kept as absolute paths that mean what they meant", "[train]
   const std::string here = std::filesystem::current_path().string();
   CHECK(data("images") == here + "/images");
   CHECK(data("./a//b/./") == here + "/a/b");
-  CHECK(data("/a/link/../b") == "/a/link/../b");  // a link may lead elsewhere
+  const TempDir dir;
+  const std::string folder = dir.path().string();
+  for (const char* name : {"there", "there/deep", "there/b", "b"})
+    std::filesystem::create_directory(dir / name);
+  CHECK(data(folder + "/there/../b/") == folder + "/b");
+  std::filesystem::create_symlink("there/deep", dir / "link");
+  CHECK(data(folder + "/link/../b") == folder + "/link/../b");  // which is there/b
   CHECK(data("auto") == "auto");
 }
 
@@ -391,9 +397,14 @@ TEST_CASE("a resumed run keeps its options, but for its length and its rhythm", 
   const GivenOptions in_bf16 = parse_config(R"({"precision": "bf16"})", "c.json");
   CHECK(resumed_options(in_bf16, parse({"--precision", "auto"}).given, "runs/a").precision ==
         "bf16");
+  // The same by another name.
   const TempDir dir;
   const std::string folder = dir.path().string();
   CHECK(resumed_options(saved, parse({"--out", folder + "/"}).given, folder).out == folder);
+  std::filesystem::create_directory_symlink(folder, folder + "/link");
+  const GivenOptions of_folder = parse_config("{\"data\": \"" + folder + "\"}", "c.json");
+  CHECK(resumed_options(of_folder, parse({"--data", folder + "/link"}).given, "runs/a").data ==
+        folder + "/link");
 }
 
 TEST_CASE("every option that may not change on resume is refused with both values", "[train]") {

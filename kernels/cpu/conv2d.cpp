@@ -1,6 +1,7 @@
 // conv2d: checks, dispatch and the f64 oracle; the fast paths are in winograd.h and convolve.h
 // (oneDNN).
 #include "kernels/composed.h"
+#include "kernels/cpu/loops.h"
 #include "kernels/cpu/winograd.h"
 
 namespace tessera {
@@ -159,6 +160,10 @@ void conv2d_bwd_data(Stream& stream, const ConvSpec& spec, const Tensor& dy, con
 
 void conv2d_bwd_weight(Stream& stream, const ConvSpec& spec, const Tensor& x, const Tensor& dy,
                        Grad dw, Grad db) {
+  if (!dw && db) {
+    const Nhwc in("conv2d_bwd_weight: x", x), out("conv2d_bwd_weight: dy", dy);
+    expect("conv2d_bwd_weight: dy", dy, {in.N, out.H, out.W, out.C}, x.dtype());
+  }
   if (!dw) return composed::sum_pixels(stream, dy, db);
   const auto problem = ConvProblem::of(spec, x.shape(), dw.tensor.shape());
   expect("conv2d_bwd_weight: dy", dy, problem.y(), x.dtype());

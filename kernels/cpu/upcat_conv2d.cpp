@@ -295,6 +295,8 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
   if (!dlow && !dskip) return;
   // Both are computed, also where one is not wanted.
   const Shape& given = (dlow ? dlow : dskip).tensor.shape();
+  ENSURE(given.rank() == 4 && w.shape().rank() == 4 && given[3] < w.dim(3),
+         "upcat_conv2d_bwd_data: a gradient ", given, ", w is ", w.shape());
   const auto unwanted = [&](int64_t H, int64_t W) {
     return Grad{Tensor::empty(stream, {given[0], H, W, w.dim(3) - given[3]}, w.dtype())};
   };
@@ -312,6 +314,10 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
+  if (!dw && db) {
+    const Nhwc in("upcat_conv2d_bwd_weight: skip", skip), out("upcat_conv2d_bwd_weight: dy", dy);
+    expect("upcat_conv2d_bwd_weight: dy", dy, {in.N, in.H, in.W, out.C}, low.dtype());
+  }
   if (!dw) return composed::sum_pixels(stream, dy, db);
   const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
   expect("upcat_conv2d_bwd_weight: skip", skip, skip.shape(), low.dtype());
