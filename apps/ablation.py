@@ -102,6 +102,7 @@ def parse_arguments():
 
 def main():
     args, options = parse_arguments()
+    args.train = str(pathlib.Path(args.train).resolve())  # else looked for where programs are
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     names = args.only.split(",")

@@ -90,7 +90,8 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << fmt::format("  device   {}, {}\n", device_text(device), options.precision)
       << products_text(options, device) << tiles_text(device)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
-                     trainer.steps_done() + 1, schedule.total, options.batch,
+                     trainer.steps_done() + 1, schedule.total,
+                     std::min(options.batch, data.train_size()),
                      schedule.steps_per_epoch(), options.seed)
       << fmt::format("  run      {}\n", dir.path().string()) << std::flush;
 }

@@ -193,6 +193,7 @@ def parse_arguments():
     args = parser.parse_args()
     if min(args.rounds, args.threads) < 1 or args.steps < 2:
         parser.error("--rounds and --threads must be at least 1, --steps at least 2")
+    args.train = args.train.resolve()  # else looked for where programs are
     args.steps -= args.steps % 2  # so that the last metrics line covers exactly the second half
     return args
 

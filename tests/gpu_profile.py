@@ -116,9 +116,10 @@ def predicted(text, gpu, benchmark):
             for line in rest.split("\n\n")[0].splitlines()]
     if len(rows) < 3:
         return {}
-    plain = gpu.replace(" ", "")
-    column = next((i for i, card in enumerate(rows[0]) if i > 0 and re.match("[A-Z]+[0-9]", card)
-                   and card in plain), None)
+    def names(card):  # "RTX4090": RTX 4090; A100 is no A1000
+        spaced = re.sub("(?<=[A-Z])(?=[0-9])", " ?", card)
+        return spaced != card and re.search(spaced + "(?![0-9A-Za-z])", gpu)
+    column = next((i for i, card in enumerate(rows[0]) if i > 0 and names(card)), None)
     if column is None:
         return {}
     return {row[0].strip("`"): float(row[column]) for row in rows[2:]}

@@ -289,7 +289,7 @@ def fingerprint():
     """Of everything that a result depends on."""
     digest = hashlib.sha256()
     for name in source_names():
-        if name.endswith((".cu", ".h", ".cpp")):
+        if name.endswith((".cu", ".h", ".cpp", ".py", ".txt", ".json")):
             digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -343,6 +343,9 @@ def main():
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
     numbered = all_sites(options.only)
+    for name in options.only or []:
+        if name not in {s.file for s in numbered.values()}:
+            parser.error(f"--only: no mutants in a file {name} of kernels/cuda")
     if options.list:
         for number, s in numbered.items():
             print(f"{number:4} {s.file}:{s.line} {s.kind}: {s.text}")
