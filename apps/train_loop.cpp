@@ -58,7 +58,7 @@ int TrainLoop::run() {
       train_step(loader);
       after_step(state_.step);
     }
-    if (unseen_ > 0) look();
+    if (!unseen_.empty()) look();
   }
   if (stop_.received()) return stopped();
   // A checkpoint that stayed behind the model would bring an older one back.
@@ -67,21 +67,21 @@ int TrainLoop::run() {
 }
 
 void TrainLoop::train_step(Loader& loader) {
-  if (unseen_ == 0) look_at_ = std::chrono::steady_clock::now();
+  if (unseen_.empty()) look_at_ = std::chrono::steady_clock::now();
   loader.next(batch_);
   trainer_.enqueue(batch_);
   state_.step = trainer_.steps_done();
-  images_since_log_ += int64_t(batch_.samples.size());
-  ++unseen_;
+  unseen_.push_back(int64_t(batch_.samples.size()));
+  images_since_log_ += unseen_.back();
   if (look_due(state_.step)) look();
 }
 
 // A GPU works ahead of the host, which waits only when somebody wants to know.
 bool TrainLoop::look_due(int64_t step) const {
-  return stream_.device().type() != DeviceType::cuda || unseen_ == Trainer::kWindow ||
-         step % options_.log_every == 0 || schedule_.ends_epoch(step) || step == schedule_.total ||
-         checkpoint_due(step) || evaluation_due(step) ||
-         progress_.steps_seen() < kStepsToEstimate || stop_.received();
+  return stream_.device().type() != DeviceType::cuda ||
+         int64_t(unseen_.size()) == Trainer::kWindow || step % options_.log_every == 0 ||
+         schedule_.ends_epoch(step) || step == schedule_.total || checkpoint_due(step) ||
+         evaluation_due(step) || progress_.steps_seen() < kStepsToEstimate || stop_.received();
 }
 
 void TrainLoop::look() {
@@ -89,18 +89,18 @@ void TrainLoop::look() {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - look_at_).count() /
       double(losses.size());
-  for (const double loss : losses) {
-    loss_ = loss;
-    state_.epoch_loss += loss;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    loss_ = losses[i];
+    state_.epoch_loss += loss_;
     seconds_since_log_.push_back(seconds);
-    progress_.step(loss, double(batch_.samples.size()), seconds);
+    progress_.step(loss_, double(unseen_.at(i)), seconds);
   }
-  unseen_ = 0;
+  unseen_.clear();
 }
 
 void TrainLoop::after_step(int64_t step) {
   const bool last = step == schedule_.total;
-  if (unseen_ == 0 && progress_.steps_seen() == kStepsToEstimate && !last)
+  if (unseen_.empty() && progress_.steps_seen() == kStepsToEstimate && !last)
     progress_.line(fmt::format("about {} for the {} steps to come",
                                clock_text(progress_.seconds_left()), schedule_.total - step));
   if (step % options_.log_every == 0 || last) log(step);

@@ -60,7 +60,7 @@ class TrainLoop {
   StopSignal stop_;
 
   Batch batch_;
-  int64_t unseen_ = 0;  // steps since the last look
+  std::vector<int64_t> unseen_;  // images of each step that nobody has looked at yet
   std::chrono::steady_clock::time_point look_at_;
   double loss_ = 0;                        // of the latest step that was looked at
   std::vector<double> seconds_since_log_;  // of each step

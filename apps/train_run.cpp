@@ -91,8 +91,8 @@ void print_banner(const TrainOptions& options, const GivenOptions& given, const 
       << products_text(options, device) << tiles_text(device)
       << fmt::format("  steps    {} to {} of {} images ({} an epoch), seed {}\n",
                      trainer.steps_done() + 1, schedule.total,
-                     std::min(options.batch, data.train_size()),
-                     schedule.steps_per_epoch(), options.seed)
+                     std::min(options.batch, data.train_size()), schedule.steps_per_epoch(),
+                     options.seed)
       << fmt::format("  run      {}\n", dir.path().string()) << std::flush;
 }
 

@@ -345,3 +345,30 @@ TEST_CASE("the phases of a filter over an upsampled image follow its values", "[
     CHECK(!same.var.forms.phases);
   });
 }
+
+TEST_CASE("the latch keeps the first step, by the number on the device; the norm is never nothing",
+          "[adam]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto one = [&](float x) { return Tensor::from<float>(stream, {1}, std::vector<float>{x}); };
+  AdamTensors t;
+  t.params = one(0.5f), t.m = one(0), t.v = one(0), t.norm = one(0);
+  t.latch = Tensor::zeros(stream, {1}, DType::i64);
+  const auto latch = [&] { return t.latch.to_vector<int64_t>(stream)[0]; };
+  const AdamSpec spec;
+  for (int64_t now : {7, 8}) {
+    t.grads = one(nan);
+    t.now = Tensor::from<int64_t>(stream, {1}, std::vector<int64_t>{now});
+    t.factors = Tensor::from<float>(stream, {8}, adam_factors(spec, now));
+    grad_norm(stream, t.grads, t.norm);
+    adam_step(stream, spec, 1, t);
+    CHECK(latch() == 7);
+  }
+  AdamSpec clipped;
+  clipped.max_norm = 1e-6;
+  AdamTensors u;
+  u.grads = one(1e-6f), u.params = one(0), u.m = one(0), u.v = one(0), u.norm = one(0);
+  grad_norm(stream, u.grads, u.norm);
+  adam_step(stream, clipped, 1, u);
+  CHECK(u.m.to_vector<float>(stream)[0] == Approx(0.1 * 0.5e-6));
+}

@@ -3,6 +3,7 @@
 
 #include <catch2/catch.hpp>
 #include <limits>
+#include <optional>
 #include <set>
 
 #include "autograd/ops.h"
@@ -10,6 +11,7 @@
 #include "core/recording.h"
 #include "core/simt/runtime.h"
 #include "tests/cuda_devices.h"
+#include "tests/op_runner.h"
 #include "tests/recorded_work.h"
 
 using namespace tessera;
@@ -308,4 +310,54 @@ TEST_CASE("a tape that watches names what is not finite beside the stream",
     CHECK(named(0x1.8p127f) == "linear");
     CHECK(named(1) == "");
   });
+}
+
+TEST_CASE("the gradient of a filter that an operation made is joined before it is read",
+          "[branch][cuda]") {
+  const int64_t C = 16;
+  const auto gradient = [&](bool made) {
+    Stream stream(Device::open(DeviceType::simt, 2));
+    const auto leaf = [&](const char* name, const Shape& shape) {
+      return Var::leaf(tensor_of(stream, normal(name, shape), DType::f32), true, name);
+    };
+    Tape tape(stream);
+    const Shape filter{C, 3, 3, C};
+    const Var w = leaf("w", filter), zero = Var::leaf(Tensor::zeros(stream, filter), true);
+    const Var used = made ? ops::add(tape, w, zero) : w;
+    const Var x = leaf("x", {2, 8, 8, C}), t = leaf("t", {2, C});
+    const auto v = [&] { return leaf("v", {C}); };
+    const ops::ResidualBlockArgs block{{{4}, Activation::Gelu},
+                                       used,
+                                       v(),
+                                       v(),
+                                       v(),
+                                       leaf("w2", filter),
+                                       v(),
+                                       v(),
+                                       v(),
+                                       {},
+                                       {},
+                                       {},
+                                       {}};
+    const Var y = ops::residual_block(tape, ops::Fusion::On, x, {}, t, block);
+    tape.backward_from(y, tensor_of(stream, normal("dy", y.shape()), DType::f32));
+    return w.grad().to_vector<float>(stream);
+  };
+  const simt::ScopedOptions restore(simt::options());
+  const auto expected = gradient(false);
+  for (const auto landing : {simt::Landing::Latest, simt::Landing::Random}) {
+    simt::options().landing = landing;
+    CHECK(gradient(true) == expected);
+  }
+}
+
+TEST_CASE("work beside a stream computes as the stream does", "[branch]") {
+  for (const Math math : {Math::f32, Math::tf32}) {
+    Stream stream(Device::open(DeviceType::simt, 2));
+    stream.math = math;
+    std::optional<Math> seen;
+    beside(stream, [&](Stream& second) { seen = second.math; });
+    join(stream);
+    CHECK(seen == math);
+  }
 }

@@ -181,3 +181,15 @@ TEST_CASE("a checkpoint that is cut short is refused", "[checkpoint]") {
   std::filesystem::remove(path);
   CHECK_THAT(c.error(path), Catch::Contains("No such file"));
 }
+
+TEST_CASE("a fingerprint tells networks apart by their statistics, and texts by their ends",
+          "[checkpoint]") {
+  const TempDir dir;
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  Trainer group(stream, tiny_options()), batch(stream, tiny_options("1", {{"norm", "batch"}}));
+  save_checkpoint(stream, batch.model().parameters(), {3, 0.5, 21}, dir / "c");
+  CHECK_THAT(message_of<InputError>(
+                 [&] { load_checkpoint(stream, group.model().parameters(), dir / "c", 21); }),
+             Catch::Contains("'network' is "));
+  CHECK(checksum_of({{"a", "b"}}, {}) != checksum_of({{"ab", ""}}, {}));
+}

@@ -361,3 +361,23 @@ TEST_CASE("Group norm on CUDA computes only the gradients that are wanted", "[cu
     check(type, {{2, 5, 4, 16}, 2}, DType::bf16);
   }
 }
+
+TEST_CASE("a cut of an image at its limits", "[cuda]") {
+  const auto cut = [](const Shape& x, int64_t groups, int multiprocessors, size_t shared,
+                      int tensors) {
+    const DeviceInfo info{"", 90, multiprocessors, shared, 0};
+    return ImageCut::of(info, x, DType::bf16, groups, tensors);
+  };
+  constexpr size_t kShared = size_t{227} << 10;
+  // Half of the multiprocessors busy is too few, more is enough.
+  CHECK(cut({2, 16, 16, 16}, 2, 4, kShared, 1)->parts == 2);
+  CHECK(cut({2, 16, 16, 16}, 2, 3, kShared, 1)->parts == 1);
+  // A thread of its own for each pack, and no more packs than threads.
+  CHECK(cut({1, 2, 2, 4096}, 1, 132, kShared, 1)->threads == 512);
+  CHECK_FALSE(cut({1, 2, 2, 8192}, 1, 132, kShared, 1));
+  // Two blocks share what a multiprocessor has, 1 KB of it each unseen.
+  const size_t bytes = cut({8, 8, 8, 8}, 2, 4, kShared, 1)->shared_bytes;
+  CHECK(cut({8, 8, 8, 8}, 2, 4, 2 * bytes + 1024, 1)->threads == 256);
+  const auto tight = cut({8, 8, 8, 8}, 2, 4, 2 * bytes + 1022, 1);
+  CHECK((!tight || tight->threads == 512));
+}

@@ -7,9 +7,12 @@
 #include <thread>
 #include <vector>
 
+#include "apps/device_images.h"
 #include "apps/image.h"
 #include "apps/resize.h"
 #include "core/check.h"
+#include "core/simt/options.h"
+#include "core/simt/runtime.h"
 #include "tests/idx_files.h"
 #include "tests/paths.h"
 #include "tests/temp_dir.h"
@@ -182,4 +185,39 @@ TEST_CASE("dataset: auto is Fashion-MNIST or says how to get it", "[dataset]") {
           "no dataset in /usr/share/datasets/fashion-mnist: install the Debian package "
           "dataset-fashion-mnist, or name other data with --data");
   }
+}
+
+TEST_CASE("of a file that is there packed and unpacked the latter is read", "[dataset]") {
+  const TempDir dir;
+  write_text(dir / "train-images-idx3-ubyte", idx_file(3, 2, 2, std::string(12, 'a')));
+  write_text(dir / "train-images-idx3-ubyte.gz", gzip(idx_file(30, 2, 2, std::string(120, 'b'))));
+  CHECK(Dataset::open(dir.path().string(), 2, 1).train_size() == 2);
+}
+
+TEST_CASE("images are on the device where half of its free memory holds them", "[dataset][cuda]") {
+  const TempDir dir;
+  std::string pixels;
+  for (int i = 0; i < 2400; ++i) pixels += std::string(4, char(i % 251));
+  write_text(dir / "images", idx_file(2400, 2, 2, pixels));
+  const Dataset data = Dataset::open((dir / "images").string(), 2, 1);
+  const int64_t count = data.train_size();
+  REQUIRE(count > 2048);
+  const simt::ScopedOptions restore(simt::options());
+  Stream stream(Device::open(DeviceType::simt, 2)), cpu(Device::open(DeviceType::cpu));
+  CHECK(!images_on_device(cpu, data, 2, 1));
+  {
+    const Tensor images = images_on_device(stream, data, 2, 1);
+    REQUIRE(images.shape() == Shape{count, 2, 2, 1});
+    const auto found = images.to_vector<uint8_t>(stream);
+    bool right = true;
+    for (int64_t i = 0; i < count * 4; ++i) right &= found[size_t(i)] == uint8_t(i / 4 % 251);
+    CHECK(right);
+  }
+  // At most half of what is free.
+  stream.device().pool()->trim();
+  simt::options().total_memory = simt::memory_use().bytes + size_t(count) * 4 * 2;
+  CHECK(images_on_device(stream, data, 2, 1).defined());
+  stream.device().pool()->trim();
+  simt::options().total_memory = simt::memory_use().bytes + size_t(count) * 4 * 2 - 2;
+  CHECK(!images_on_device(stream, data, 2, 1).defined());
 }

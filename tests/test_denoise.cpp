@@ -9,6 +9,7 @@
 #include "apps/denoiser.h"
 #include "apps/evaluate.h"
 #include "apps/resize.h"
+#include "core/simt/runtime.h"
 #include "kernels/cpu/onednn.h"
 #include "tests/denoise_case.h"
 #include "tests/paths.h"
@@ -331,4 +332,76 @@ TEST_CASE("denoise: what is kept for one size goes when another one comes", "[de
   CHECK(pool.misses() == misses);
   CHECK(run(denoiser, 32) == run(fresh, 32));
   CHECK(pool.misses() > misses);
+}
+
+TEST_CASE("denoise: each image has its own noise, and the last line is of all pixels",
+          "[denoise]") {
+  const TempDir dir;
+  Network network(kSmall, dir / "w");
+  fs::create_directory(dir / "in");
+  const Image a = picture(8, 8, 1), b = picture(16, 16, 1);
+  write_png(dir / "in" / "a.png", a);
+  write_png(dir / "in" / "b.png", b);
+  const Arguments noise{"--timestep", "500", "--add-noise"};
+  const std::string report = denoise(files(dir / "w", dir / "in", dir / "out", noise));
+  double found[6] = {};
+  const std::string lines = "%*[^:]: noisy %lf dB, denoised %lf dB\n";
+  REQUIRE(std::sscanf(report.c_str(), (lines + lines + lines).c_str(), found, found + 1, found + 2,
+                      found + 3, found + 4, found + 5) == 6);
+  double noisy = 0, denoised = 0;
+  for (int64_t i = 0; i < 2; ++i) {
+    const Image& image = i == 0 ? a : b;
+    const Denoised one = denoise_batch(network.stream, network.model, {0, 0, 0.5f}, image.pixels,
+                                       {i}, image.width, 500);
+    const double e = squared_error(network.stream, one.noisy, one.clean),
+                 d = squared_error(network.stream, one.denoised, one.clean),
+                 n = double(image.pixels.size());
+    CHECK(found[2 * i] == Approx(psnr_of(e / n)).margin(0.006));
+    CHECK(found[2 * i + 1] == Approx(psnr_of(d / n)).margin(0.006));
+    noisy += e, denoised += d;
+  }
+  CHECK(found[4] == Approx(psnr_of(noisy / (64 + 256))).margin(0.006));
+  CHECK(found[5] == Approx(psnr_of(denoised / (64 + 256))).margin(0.006));
+
+  // One image has no summary; a link that leads nowhere is an output that exists.
+  const std::string one = denoise(files(dir / "w", dir / "in" / "a.png", dir / "one.png", noise));
+  CHECK(std::count(one.begin(), one.end(), '\n') == 1);
+  fs::create_symlink(dir / "nowhere", dir / "link.png");
+  CHECK_THAT(
+      message_of<InputError>([&] {
+        denoise(files(dir / "w", dir / "in" / "a.png", dir / "link.png", {"--timestep", "5"}));
+      }),
+      Catch::Contains("link.png exists already"));
+}
+
+TEST_CASE("denoise: tf32 after another size, too", "[denoise][cuda]") {
+  const TempDir dir;
+  Network network(kSmall, dir / "w");
+  const auto run = [&](const Precision& precision, int64_t side) {
+    Denoiser denoiser = Denoiser::load(Device::open(DeviceType::simt, 2), dir / "w", {}, precision);
+    denoiser.prepare({1, side, side, 1});
+    const Tensor x =
+        Tensor::from<float>(denoiser.stream(), {1, side, side, 1}, numbers(side * side));
+    return denoiser(x, Tensor::from<int32_t>(denoiser.stream(), {1}, std::vector<int32_t>{5}), "x")
+        .to_vector<float>(denoiser.stream());
+  };
+  CHECK(run(Precision::tf32(), 8) != run(Precision::f32(), 8));
+}
+
+TEST_CASE("denoise: memory of another size goes back", "[denoise][cuda]") {
+  const TempDir dir;
+  Network network(kSmall, dir / "w");
+  const auto device = Device::open(DeviceType::simt, 2);
+  Denoiser denoiser = Denoiser::load(device, dir / "w");
+  const auto run = [&](int64_t side) {
+    const Shape shape{1, side, side, 1};
+    denoiser.prepare(shape);
+    const size_t before = simt::memory_use().bytes;
+    const Tensor x = Tensor::from<float>(denoiser.stream(), shape, numbers(side * side));
+    denoiser(x, Tensor::from<int32_t>(denoiser.stream(), {1}, std::vector<int32_t>{5}), "x");
+    return before;
+  };
+  const size_t fresh = run(8);
+  run(32);
+  CHECK(run(8) <= fresh + 65536);
 }

@@ -247,3 +247,17 @@ TEST_CASE("denoise: help and version", "[denoise]") {
   CHECK(version.status == 0);
   CHECK(version.out.starts_with("tessera "));
 }
+
+TEST_CASE("denoise: a value that is not finite is told by its place", "[denoise]") {
+  const TempDir dir;
+  Network network(kSmall, dir / "w");
+  std::vector<float> images = numbers(2 * 8 * 12);
+  images[96 + 3 * 12 + 5] = INFINITY;
+  const std::vector<int32_t> t{1, 2};
+  write_safetensors(dir / "in.safetensors",
+                    {entry("images", {2, 1, 8, 12}, images), entry("timesteps", {2}, t)});
+  CHECK_THAT(message_of<InputError>([&] {
+               denoise(files(dir / "w", dir / "in.safetensors", dir / "out.safetensors"));
+             }),
+             Catch::Contains("images[1,0,3,5] is inf"));
+}

@@ -131,3 +131,17 @@ TEST_CASE("a stream keeps one state of a type", "[device]") {
   CHECK(stream.state<Counter>().value == 2);
   CHECK(other.state<Counter>().value == 0);
 }
+
+TEST_CASE("the memory of a stream that has ended serves others", "[device]") {
+  const auto device = Device::open(DeviceType::simt, 1);
+  {
+    Stream one(device);
+    Tensor::empty(one, {1000});
+  }
+  const int64_t misses = device->pool()->misses();
+  {
+    Stream two(device);
+    Tensor::empty(two, {1000});
+  }
+  CHECK(device->pool()->misses() == misses);
+}

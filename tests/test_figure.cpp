@@ -121,3 +121,18 @@ TEST_CASE("figure: wrong images are refused, errors name the file", "[figure]") 
           write_figure(dir / "no" / "f.png", {{"a", {{1}}}}, 1, 1);
         }) == "cannot write " + (dir / "no" / "f.png").string() + ": No such file or directory");
 }
+
+TEST_CASE("sides are no less than 96 pixels, and short rows stand in the middle", "[figure]") {
+  TempDir dir;
+  // 100 pixels: no side of 96 is a multiple of 36, and a row of one image under a row of three.
+  const std::vector<float> black(36 * 36, -1.0f);
+  write_figure(dir / "f.png", {{"", {black, black, black}}, {"", {black}}}, 36, 1);
+  const Image image = read_image(dir / "f.png", 1);
+  CHECK(image.width == 2 * 20 + 3 * 108 + 2 * 8);
+  const auto at = [&](int x, int y) { return int(image.pixels[size_t(y) * image.width + x]); };
+  const int y = 20 + (20 + 18 + 8 + 108) + 18 + 8;
+  CHECK(at(20 + 108 + 8 - 1, y) == 255);
+  CHECK(at(20 + 108 + 8, y) == 0);
+  CHECK(at(20 + 2 * 108 + 8 - 1, y) == 0);
+  CHECK(at(20 + 2 * 108 + 8, y) == 255);
+}

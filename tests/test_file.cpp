@@ -1,4 +1,5 @@
 // Atomic writes leave the old file or the new one and nothing else; errors name path and reason.
+#include <pthread.h>
 #include "core/file.h"
 
 #include <fcntl.h>
@@ -7,8 +8,10 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <csignal>
 #include <iterator>
+#include <thread>
 
 #include "core/check.h"
 #include "core/simt/sanitizer.h"
@@ -173,3 +176,47 @@ TEST_CASE("a file larger than memory is an error", "[file]") {
         "cannot read " + (dir / "a").string() + ": Cannot allocate memory");
 }
 #endif
+
+TEST_CASE("a rename that fails, and a link where the new file is made", "[file]") {
+  TempDir dir;
+  CHECK(message_of<InputError>([&] {
+          atomic_write(dir / "a", [&](FileWriter& out) {
+            out.write("x", 1);
+            fs::create_directory(dir / "a");
+          });
+        }) == "cannot write " + (dir / "a").string() + ": Is a directory");
+  CHECK_FALSE(fs::exists(dir / ".a.tmp"));
+  write_text(dir / "victim", "old");
+  fs::create_symlink(dir / "victim", dir / ".b.tmp");
+  CHECK_THAT(message_of<InputError>(
+                 [&] { atomic_write(dir / "b", [](FileWriter& out) { out.write("x", 1); }); }),
+             Catch::Contains("symbolic links"));
+  CHECK(read_text(dir / "victim") == "old");
+}
+
+TEST_CASE("a signal does not end a write", "[file]") {
+  struct sigaction action {
+  }, old{};
+  action.sa_handler = [](int) {};  // without SA_RESTART
+  sigaction(SIGALRM, &action, &old);
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  const std::string text(200'000, 'x');
+  std::string got;
+  const pthread_t writer = pthread_self();
+  std::thread reader([&] {
+    for (int i = 0; i < 5; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20)), pthread_kill(writer, SIGALRM);
+    char buffer[4096];
+    for (ssize_t n; (n = ::read(ends[0], buffer, sizeof buffer)) > 0;)
+      got.append(buffer, size_t(n));
+  });
+  const std::string message =
+      message_of<InputError>([&] { FileWriter(ends[1], "pipe").write(text.data(), text.size()); });
+  ::close(ends[1]);
+  reader.join();
+  ::close(ends[0]);
+  sigaction(SIGALRM, &old, nullptr);
+  CHECK(message == "");
+  CHECK(got == text);
+}

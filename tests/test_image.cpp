@@ -188,3 +188,26 @@ TEST_CASE("image: write_png checks its image and names the file", "[image]") {
           write_png(dir / "no" / "a.png", {1, 1, 1, {0}});
         }) == "cannot write " + (dir / "no" / "a.png").string() + ": No such file or directory");
 }
+
+TEST_CASE("the widest image", "[image]") {
+  TempDir dir;
+  const Image wide{65535, 1, 1, std::vector<uint8_t>(65535, 7)};
+  write_png(dir / "wide.png", wide);
+  CHECK(read_image(dir / "wide.png", 1).pixels == wide.pixels);
+  // Of a file that is there packed and unpacked, the latter.
+}
+
+TEST_CASE("a damaged text chunk is refused, stray bytes between segments are not", "[image]") {
+  const fs::path folder = fs::path(test_dir()) / "golden" / "images";
+  const auto parse = [](const std::string& s) { return parse_image(bytes_of(s), 1, "f"); };
+  std::string png = read_text(folder / "grey8.png");
+  std::string chunk("\0\0\0\3tEXta\0b\1\2\3\4", 15 + 0);
+  CHECK_THAT(message_of<InputError>([&] { parse(std::string(png).insert(33, chunk)); }),
+             Catch::Contains("CRC"));
+  const std::string jpeg = read_text(folder / "grey.jpg");
+  const size_t at = jpeg.find("\xff\xda");
+  REQUIRE(at != std::string::npos);
+  std::string stray = jpeg;
+  stray.insert(at, std::string("\0\0\0", 3));
+  CHECK(message_of<InputError>([&] { CHECK(parse(stray).pixels == parse(jpeg).pixels); }) == "");
+}

@@ -131,3 +131,8 @@ TEST_CASE("there is no batch after the last step", "[loader]") {
   loader.next(batch);
   CHECK_THROWS_AS(loader.next(batch), Error);
 }
+
+TEST_CASE("an epoch is so many batches, and its order a known one", "[loader]") {
+  CHECK(Schedule{21, 4, 11}.epochs() == 2);
+  CHECK(shuffled(8, 1, 2) == std::vector<uint32_t>{0, 3, 2, 4, 6, 1, 7, 5});
+}

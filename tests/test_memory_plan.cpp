@@ -155,3 +155,9 @@ TEST_CASE("an arena refuses requests that differ from those noted", "[plan][aren
              Contains("recorded work keeps request 3"));
   CHECK(pool->bytes_in_use() == 0);
 }
+
+TEST_CASE("lives that touch, and the best of several plans", "[memory]") {
+  const auto bytes = [](const std::vector<Life>& lives) { return plan_memory(lives).bytes; };
+  CHECK(bytes({{512, 1, 2}, {512, 1, 3}, {768, 3, 5}, {512, 1, 4}}) == 1536);
+  CHECK(bytes({{768, 2, 3}, {512, 3, 5}, {768, 0, 3}, {512, 3, 5}}) == 1536);
+}

@@ -3,7 +3,9 @@
 
 #include "autograd/residual_block.h"
 #include "kernels/cpu/onednn.h"
+#include "layers/unet.h"
 #include "tests/temp_dir.h"
+#include "tests/train_case.h"
 
 using namespace tessera;
 using Catch::Contains;
@@ -388,4 +390,28 @@ TEST_CASE("the optimizer refuses what does not fit", "[ops][errors]") {
   Tensor copies = Tensor::empty(b.stream, {7}, DType::bf16);
   CHECK_THAT(error_of([&] { copy_rounded(b.stream, good.params, copies); }),
              Contains("copies is [7] bf16, expected [8] bf16"));
+}
+
+TEST_CASE("parts of a concatenation, shortcuts and images that do not fit", "[ops][errors]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  const auto zeros = [&](const Shape& s) { return Tensor::zeros(stream, s); };
+  CHECK_THAT(message_of<Error>([&] {
+               concat_channels_bwd(stream, zeros({1, 2, 2, 3}), {zeros({1, 2, 2, 5})}, {});
+             }),
+             Catch::Contains("[1,2,2,5] is no part of [1,2,2,3]"));
+  Tape tape(stream);
+  const auto var = [&](const Shape& s) { return Var::leaf(zeros(s), true); };
+  ops::ResidualBlockArgs args{{{2}},    var({4, 3, 3, 4}), var({4}), var({4}),
+                              var({4}), var({4, 3, 3, 4}), var({4}), var({4}),
+                              var({4}), var({4, 1, 1, 4}), {}};
+  for (ops::Fusion fusion : {ops::Fusion::On, ops::Fusion::Off})
+    CHECK_THAT(message_of<Error>([&] {
+                 ops::residual_block(tape, fusion, var({1, 6, 6, 4}), {}, var({1, 4}), args);
+               }),
+               Catch::Contains("a shortcut has both weight and bias"));
+  UNet model(stream, tiny_options().network(), 1);
+  const Tensor t = Tensor::zeros(stream, {1}, DType::i32);
+  CHECK(message_of<UsageError>([&] {
+          model.forward(tape, Var::leaf(zeros({1, 8, 7, 1})), t);
+        }) == "image size 8x7 does not fit 1 levels: expected positive multiples of 2");
 }

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "core/pinned_buffer.h"
+#include "core/simt/runtime.h"
 #include "kernels/adam.h"
 #include "tests/cuda_devices.h"
 #include "tests/recorded_work.h"
@@ -215,4 +216,29 @@ TEST_CASE("Adam and a batch by numbers on the device", "[recording][adam][noise]
     CHECK(batch(0, third) == batch(3, {}));
     CHECK(batch(0, {}) != batch(3, {}));
   });
+}
+
+TEST_CASE("recorded work that asks for less is an error", "[recording]") {
+  Stream stream(Device::open(DeviceType::simt, 1));
+  Recording recording(stream);
+  int calls = 0;
+  const auto work = [&] {
+    Tensor a = Tensor::zeros(stream, {100});
+    if (++calls == 1) Tensor::zeros(stream, {200});
+  };
+  recording.run(work);
+  CHECK_THAT(message_of<Error>([&] { recording.run(work); }),
+             Catch::Contains("recorded work makes 1 requests for memory, 2 the first time"));
+}
+
+TEST_CASE("a recording's block takes the place of what was cached", "[recording]") {
+  Stream stream(Device::open(DeviceType::simt, 1));
+  Recording recording(stream);
+  const auto work = [&] {
+    Tensor a = Tensor::zeros(stream, {1 << 18}), b = Tensor::zeros(stream, {1 << 18});
+  };
+  recording.run(work);
+  const size_t before = simt::memory_use().bytes;
+  recording.run(work);
+  CHECK(simt::memory_use().bytes <= before + 4096);
 }

@@ -3,9 +3,12 @@
 #include "apps/run_dir.h"
 
 #include <catch2/catch.hpp>
+#include <csignal>
+#include <sstream>
 
 #include "apps/metrics.h"
 #include "apps/progress.h"
+#include "apps/stop_signal.h"
 #include "core/check.h"
 #include "tests/temp_dir.h"
 
@@ -137,4 +140,40 @@ TEST_CASE("progress is plain lines, or a bar on one line", "[run]") {
              Catch::EndsWith("\r\x1b[K[============            ] step 2/4  loss 0.250000  "
                              "32.0 images/s  0:02 left\n"));
   CHECK(std::ranges::count(live.str(), '\n') == 2);
+}
+
+TEST_CASE("the handlers of signals are put back", "[rundir]") {
+  const auto old = std::signal(SIGTERM, SIG_DFL);
+  { StopSignal stop; }
+  CHECK(std::signal(SIGTERM, old) == SIG_DFL);
+}
+
+TEST_CASE("runs that begin in one second have directories of their own", "[rundir]") {
+  const TempDir dir;
+  const fs::path before = fs::current_path();
+  fs::current_path(dir.path());
+  {
+    const RunDir a = RunDir::create(""), b = RunDir::create(""), c = RunDir::create("");
+    CHECK(a.path() != b.path());
+    CHECK(b.path() != c.path());
+    CHECK(a.path().parent_path() == "runs");
+  }
+  fs::current_path(before);
+}
+
+TEST_CASE("a link that leads nowhere is a file of another run; clock, bar and speed", "[rundir]") {
+  TempDir dir;
+  fs::create_symlink(dir / "nowhere", dir / "model.safetensors");
+  CHECK_THAT(message_of<InputError>([&] { RunDir::create(dir.path()); }),
+             Catch::Contains("holds model.safetensors"));
+  CHECK(clock_text(3600) == "1:00:00");
+  std::ostringstream out;
+  { Progress bar(out, true, 3, 4); }
+  CHECK(out.str().empty());
+  {
+    Progress lines(out, false, 0, 4);
+    for (int i = 0; i < 3; ++i) lines.step(0.5, 32, 2.0);
+    lines.status_line();
+  }
+  CHECK_THAT(out.str(), Catch::Contains("  16.0 images/s  0:02 left"));
 }

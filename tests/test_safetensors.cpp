@@ -249,3 +249,9 @@ TEST_CASE("safetensors: a file that cannot be read names itself", "[safetensors]
   CHECK(message_of<InputError>([&] { SafeTensors::read(dir.path()); }) ==
         "cannot read " + dir.path().string() + ": Is a directory");
 }
+
+TEST_CASE("the largest extent", "[safetensors]") {
+  const TempDir dir;
+  write_safetensors(dir / "a", {{"w", DType::f32, {INT64_MAX, 0}, {}}});
+  CHECK(SafeTensors::read(dir / "a").at("w").shape == std::vector<int64_t>{INT64_MAX, 0});
+}

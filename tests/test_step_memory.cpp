@@ -2,6 +2,7 @@
 // hardly more than what is in use at once.
 #include <catch2/catch.hpp>
 
+#include "autograd/residual_block.h"
 #include "core/recording.h"
 #include "core/simt/options.h"
 #include "tests/op_runner.h"
@@ -72,4 +73,24 @@ TEST_CASE("the block of a recorded step is hardly larger than what is in use at 
       CHECK(pool->bytes_in_use() - before >= peak);
       CHECK(pool->bytes_in_use() - before <= peak + peak / 10);
     }
+}
+
+TEST_CASE("the way back of a block gives conv2's output back first", "[memory]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  Pool& pool = *stream.device().pool();
+  const int64_t K = 16;
+  const auto leaf = [&](const Shape& shape) {
+    return Var::leaf(tensor_of(stream, normal("p", shape), DType::f32), true);
+  };
+  ops::ResidualBlockArgs args{
+      {{4}},     leaf({K, 3, 3, K}), leaf({K}), leaf({K}), leaf({K}), leaf({K, 3, 3, K}),
+      leaf({K}), leaf({K}),          leaf({K}), {},        {}};
+  const Var x = leaf({1, 64, 64, K}), t = leaf({1, K});
+  Tape tape(stream);
+  const size_t image = size_t(64 * 64 * K) * 4;
+  const Var y = ops::residual_block(tape, ops::Fusion::On, x, {}, t, args);
+  const size_t before = pool.bytes_in_use();
+  Tensor dy = Tensor::zeros(stream, y.shape());
+  tape.backward_from(y, std::move(dy));
+  CHECK(pool.peak_bytes() - before < image * 5 / 2);
 }

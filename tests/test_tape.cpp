@@ -364,3 +364,20 @@ TEST_CASE("a watching tape names the first gradient that is not finite", "[tape]
     CHECK(named == "gradient of gelu");
   }
 }
+
+TEST_CASE("two parameters of one name are refused", "[tape]") {
+  Parameters parameters;
+  parameters.add("w", {3}, {}, FileLayout::Same);
+  CHECK_THAT(message_of<Error>([&] { parameters.add("w", {4}, {}, FileLayout::Same); }),
+             Catch::Contains("two parameters are called 'w'"));
+}
+
+TEST_CASE("what an average pool was given is free after it", "[tape]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  const Pool& pool = *stream.device().pool();
+  const Var w = Var::leaf(Tensor::zeros(stream, {1, 16, 16, 16}), true);
+  Tape tape(stream);
+  const size_t before = pool.bytes_in_use();
+  const Var y = ops::pool(tape, Pooling::Average, ops::add(tape, w, w));
+  CHECK(pool.bytes_in_use() - before == 4096);
+}

@@ -138,3 +138,13 @@ TEST_CASE("poison fills tensors with NaN, in new memory and in used one", "[tens
   }
   CHECK(device->pool()->misses() == 1);
 }
+
+TEST_CASE("a copy has the bytes of its tensor", "[tensor]") {
+  Stream stream(Device::open(DeviceType::cpu));
+  Tensor t = Tensor::zeros(stream, {3});
+  const std::vector<float> two{1, 2}, four(4);
+  CHECK_THAT(message_of<Error>([&] { t.copy_from(stream, std::as_bytes(std::span(two))); }),
+             Catch::Contains("copy of 8 bytes into [3] f32"));
+  CHECK_THAT(message_of<Error>([&] { t.copy_from(stream, std::as_bytes(std::span(four))); }),
+             Catch::Contains("copy of 16 bytes into [3] f32"));
+}

@@ -364,3 +364,31 @@ TEST_CASE("steps of odd batches are recorded", "[train][cuda]") {
     CHECK(run.status == 0);
   }
 }
+
+TEST_CASE("memory that batches are uploaded from is used again", "[trainer][cuda]") {
+  const auto device = Device::open(DeviceType::simt, 1);
+  Stream stream(device);
+  Trainer trainer(stream, tiny_options());
+  for (uint32_t i = 0; i < 2; ++i) trainer.step(tiny_batch(4, i));
+  const auto before = simt::memory_use().pinned_allocations;
+  for (uint32_t i = 2; i < 4; ++i) trainer.step(tiny_batch(4, i));
+  CHECK(simt::memory_use().pinned_allocations == before);
+}
+
+TEST_CASE("a batch that there is no memory for names a smaller one", "[trainer][cuda]") {
+  const simt::ScopedOptions restore(simt::options());
+  Stream stream(Device::open(DeviceType::simt, 1));
+  Trainer trainer(stream, tiny_options());
+  simt::options().total_memory = simt::memory_use().bytes + (1 << 14);
+  CHECK_THAT(message_of<OutOfMemory>([&] { trainer.step(tiny_batch(256)); }),
+             Catch::EndsWith(", for a batch of 256: try --batch 128"));
+}
+
+TEST_CASE("tf32 is what products of f32 are in where it is asked for", "[trainer][cuda]") {
+  const auto loss = [](const char* precision) {
+    Stream stream(Device::open(DeviceType::simt, 2));
+    Trainer trainer(stream, tiny_options("1", {{"precision", precision}}));
+    return trainer.step(tiny_batch(4));
+  };
+  CHECK(loss("tf32") != loss("f32"));
+}

@@ -4,6 +4,7 @@
 #include "apps/train_options.h"
 #include "core/precision.h"
 #include "tests/temp_dir.h"
+#include "tests/train_case.h"
 
 using namespace tessera;
 
@@ -419,4 +420,18 @@ TEST_CASE("every option that may not change on resume is refused with both value
                                           ", but the run in "
                                           "runs/a has "));
   }
+}
+
+TEST_CASE("fusion is a setting where it is off", "[train]") {
+  CHECK(tiny_options("1", {{"fusion", "off"}}).settings().at("fusion") == "off");
+  CHECK_FALSE(tiny_options("1").settings().contains("fusion"));
+}
+
+TEST_CASE("steps win over epochs, and keys within values are nobody's", "[train]") {
+  const TrainOptions both = tiny_options("1", {{"steps", "9"}, {"epochs", "2"}});
+  CHECK_FALSE(both.epochs);
+  CHECK(config_text(both).find("epochs") == std::string::npos);
+  CHECK_THAT(
+      message_of<UsageError>([] { parse_config(R"({"data": {"x": 1, "x": 2}})", "c.json"); }),
+      Catch::Contains("key 'data' is an object, expected a string"));
 }

@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 #include <limits>
+#include <utility>
 
 #include "apps/checkpoint.h"
 #include "kernels/cpu/onednn.h"
@@ -175,4 +176,74 @@ TEST_CASE("a gradient that overflows stops before the update and is named", "[tr
   std::string message;
   CHECK(stopped_at(stream, trainer, message) == "gradient of up1.res_block.residual_block");
   CHECK_THAT(message, Catch::StartsWith("stopped before the update of step 1: "));
+}
+
+TEST_CASE("the noise of training goes by its level and by the seed", "[trainer]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  const auto first_loss = [&](const std::string& seed, const std::string& level) {
+    Trainer drawn(stream, tiny_options("1")),
+        trainer(stream, tiny_options(seed, {{"noise-level", level}}));
+    const auto values = drawn.model().parameters().values.to_vector<float>(stream);
+    trainer.model().parameters().values.copy_from(stream, std::as_bytes(std::span(values)));
+    return trainer.step(tiny_batch(4));
+  };
+  CHECK(first_loss("1", "0.5") == first_loss("1", "0.5"));
+  CHECK(first_loss("1", "0.5") != first_loss("1", "0.6"));
+  CHECK(first_loss("1", "0.5") != first_loss("2", "0.5"));
+}
+
+TEST_CASE("without fusion a block's values have names", "[trainer]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  for (const auto& [fusion, name] :
+       {std::pair("on", "down1.res_block.residual_block"), {"off", "down1.res_block.conv2d"}}) {
+    Trainer trainer(stream, tiny_options("1", {{"fusion", fusion}}));
+    for (Parameter& p : trainer.model().parameters().list())
+      if (p.name == "down1.res_block.conv1.weight") fill(stream, p.master, 3e38f);
+    CHECK_THAT(message_of<NonFiniteError>([&] { trainer.step(tiny_batch(4)); }),
+               Catch::Contains(concat("'", name, "'")));
+  }
+}
+
+TEST_CASE("a NaN in the first element of any parameter is named", "[trainer]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  Trainer trainer(stream, tiny_options());
+  trainer.step(tiny_batch(4));
+  for (Parameter& p : trainer.model().parameters().list()) {
+    float& value = p.master.data<float>()[0];
+    const float before = std::exchange(value, std::numeric_limits<float>::quiet_NaN());
+    CHECK_THAT(message_of<NonFiniteError>([&] { trainer.step(tiny_batch(4)); }),
+               Catch::StartsWith("stopped before the update of step 2: '" + p.name + "' "));
+    value = before;
+  }
+}
+
+TEST_CASE("training goes on after a NaN was taken away", "[trainer]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  const TrainOptions options = tiny_options("1", {{"norm", "batch"}});
+  Trainer trainer(stream, options);
+  for (int i = 0; i < 2; ++i) trainer.step(tiny_batch(4));
+  Parameters& parameters = trainer.model().parameters();
+  float& value = parameters.list()[4].master.data<float>()[0];
+  const float before = std::exchange(value, std::numeric_limits<float>::quiet_NaN());
+  trainer.enqueue(tiny_batch(4)), trainer.enqueue(tiny_batch(4));
+  CHECK_THROWS_AS(trainer.wait(), NonFiniteError);
+  CHECK(parameters.batches == 2);
+  value = before;
+  if (Tensor& s = parameters.statistics) fill(stream, s, 1);
+  const auto values = parameters.values.to_vector<float>(stream);
+  trainer.step(tiny_batch(4));
+  CHECK(trainer.steps_done() == 3);
+  CHECK(parameters.batches == 3);
+  CHECK(parameters.values.to_vector<float>(stream) != values);
+}
+
+TEST_CASE("of several steps the first that went wrong is looked at, with its batch", "[trainer]") {
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  Trainer trainer(stream, tiny_options());
+  for (Parameter& p : trainer.model().parameters().list())
+    if (p.name == "init_conv.weight" || p.name == "init_conv.bias") fill(stream, p.master, 3e38f);
+  for (int64_t n : {3, 4, 2}) trainer.enqueue(tiny_batch(n));
+  CHECK_THAT(
+      message_of<NonFiniteError>([&] { trainer.wait(); }),
+      Catch::StartsWith("stopped before the update of step 1: 'init_conv.conv2d' [3,8,8,8] "));
 }

@@ -5,6 +5,7 @@
 #include "layers/weights.h"
 #include "tests/op_runner.h"
 #include "tests/temp_dir.h"
+#include "tests/train_case.h"
 #include "tests/variants.h"
 
 using namespace tessera;
@@ -375,4 +376,25 @@ TEST_CASE("weights of no such network are refused", "[weights][errors]") {
     file.tensors[concat("down", level, "_proj.weight")] = {DType::f32, {0}, {}};
   CHECK(f.config_error(file).find("tensor 'bottleneck.conv1.weight' has shape [32,32,3,3]") !=
         std::string::npos);
+}
+
+TEST_CASE("weights that promise a wide embedding", "[weights][errors]") {
+  const TempDir dir;
+  Stream stream(Device::open(DeviceType::cpu, 1));
+  UNet net(stream, tiny_options().network(), 1);
+  save_weights(stream, net.parameters(), net.config(), dir / "w");
+  const SafeTensors file = SafeTensors::read(dir / "w");
+  std::vector<SafeTensorEntry> entries;
+  for (const auto& name : file.names()) {
+    const SafeTensor& t = file.at(name);
+    if (name == "time_embed.mlp.0.weight")
+      entries.push_back({name, DType::f32, {0, 4096}, {}});
+    else
+      entries.push_back({name, DType::f32, t.shape, t.data});
+  }
+  write_safetensors(dir / "x", entries);
+  const SafeTensors x = SafeTensors::read(dir / "x");
+  CHECK_THAT(message_of<InputError>([&] { config_of(x, tiny_options().network()); }),
+             Catch::EndsWith(
+                 "tensor 'time_embed.mlp.2.weight' has shape [32,32], expected [16384,16384]"));
 }

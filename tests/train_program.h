@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -82,6 +83,7 @@ class Child {
     argv.push_back(nullptr);
     pid_ = fork();
     if (pid_ != 0) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // it does not outlive the tests
     const int null = ::open("/dev/null", O_RDWR);
     for (int fd : {0, 1, 2}) dup2(null, fd);
     ::signal(SIGHUP, SIG_DFL);  // ignored where the tests run under nohup
