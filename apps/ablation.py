@@ -85,7 +85,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(prog="ablation", description=__doc__, formatter_class=text,
                                      allow_abbrev=False)
     parser.add_argument("--train", required=True, metavar="FILE", help="the program")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs (./run ablation: build/ablation)")
+    parser.add_argument("--out", required=True, metavar="DIR",
+                        help="folder of the runs (./run ablation: build/ablation)")
     parser.add_argument("--steps", type=int, default=250, metavar="N",
                         help="of each variant (default 250)")
     parser.add_argument("--only", default=",".join(VARIANTS), metavar="NAMES",
