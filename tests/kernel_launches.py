@@ -92,7 +92,7 @@ def read_log(directory, tests):
     Programs that tests start go by their own name."""
     ran, launched = set(), collections.defaultdict(lambda: {"tests": set(), "blocks": set()})
     for path in sorted(directory.glob("*.log")):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             kind, *fields = line.split("\t")
             if kind == "run":
                 executable = pathlib.Path(fields[0])
