@@ -346,8 +346,9 @@ TEST_CASE("the phases of a filter over an upsampled image follow its values", "[
   });
 }
 
-TEST_CASE("the latch keeps the first step, by the number on the device; the norm is never nothing",
-          "[adam]") {
+TEST_CASE(
+    "the latch keeps the first step, by the number on the device, and the norm is never nothing",
+    "[adam]") {
   Stream stream(Device::open(DeviceType::cpu, 1));
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const auto one = [&](float x) { return Tensor::from<float>(stream, {1}, std::vector<float>{x}); };

@@ -161,7 +161,8 @@ TEST_CASE("runs that begin in one second have directories of their own", "[rundi
   fs::current_path(before);
 }
 
-TEST_CASE("a link that leads nowhere is a file of another run; clock, bar and speed", "[rundir]") {
+TEST_CASE("a link that leads nowhere is a file of another run, and clock, bar and speed",
+          "[rundir]") {
   TempDir dir;
   fs::create_symlink(dir / "nowhere", dir / "model.safetensors");
   CHECK_THAT(message_of<InputError>([&] { RunDir::create(dir.path()); }),
