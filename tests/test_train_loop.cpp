@@ -113,7 +113,7 @@ TEST_CASE("the banner says which steps, and the fifth step how long", "[train][c
 TEST_CASE("the preset tiny evaluates on 16 images", "[train][cli]") {
   TrainRuns c;
   std::string pixels;
-  for (int i = 0; i < 300 * 64; ++i) pixels += char((i * i * 7 + i / 64 * 31) % 251);
+  for (int64_t i = 0; i < 300 * 64; ++i) pixels += char((i * i * 7 + i / 64 * 31) % 251);
   write_text(c.dir / "many", idx_file(300, 8, 8, pixels));
   const std::string data = (c.dir / "many").string();
   train(c.fresh(
