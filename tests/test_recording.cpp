@@ -48,7 +48,7 @@ TEST_CASE("recorded work reads what is there when it is issued", "[recording][cu
   });
 }
 
-TEST_CASE("other threads compute while one records", "[recording][cuda]") {
+TEST_CASE("other threads compute while one records", "[cuda]") {
   on_cuda_devices([](Stream& stream) {
     Tensor x = Tensor::empty(stream, {kSize}), y = Tensor::empty(stream, {kSize});
     set(stream, x, 1);
