@@ -145,7 +145,7 @@ void in_step(size_t number, uint64_t what, const char* name, Where where);
 // before order_release(p) comes before what a thread does after its later order_acquire(p).
 void order_release(const void* place);
 void order_acquire(const void* place);
-// The same for fences, all of a launch alike.
+// The same for fences, all alike.
 void order_release_fence();
 void order_acquire_fence();
 

@@ -21,7 +21,6 @@ struct RunningGrid {
   std::atomic<int> stuck = 0;  // of them: no thread does more than wait and poll
   SyncPoint begin;             // what the stream did before, for the threads
   SyncPoint end;               // and what these did, for the stream
-  SyncPoint fences;            // of the threads
 };
 
 // What the blocks of a cluster share while they live.
