@@ -194,14 +194,13 @@ TEST_CASE("the widest image", "[image]") {
   const Image wide{65535, 1, 1, std::vector<uint8_t>(65535, 7)};
   write_png(dir / "wide.png", wide);
   CHECK(read_image(dir / "wide.png", 1).pixels == wide.pixels);
-  // Of a file that is there packed and unpacked, the latter.
 }
 
 TEST_CASE("a damaged text chunk is refused, stray bytes between segments are not", "[image]") {
   const fs::path folder = fs::path(test_dir()) / "golden" / "images";
   const auto parse = [](const std::string& s) { return parse_image(bytes_of(s), 1, "f"); };
   std::string png = read_text(folder / "grey8.png");
-  std::string chunk("\0\0\0\3tEXta\0b\1\2\3\4", 15 + 0);
+  std::string chunk("\0\0\0\3tEXta\0b\1\2\3\4", 15);
   CHECK_THAT(message_of<InputError>([&] { parse(std::string(png).insert(33, chunk)); }),
              Catch::Contains("CRC"));
   const std::string jpeg = read_text(folder / "grey.jpg");

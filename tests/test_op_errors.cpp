@@ -70,6 +70,14 @@ TEST_CASE("conv2d refuses what does not fit", "[ops][errors]") {
                conv2d_bwd_weight(b.stream, {1, 1, 1}, x.value, dy, {w}, {b.zeros({5})});
              }),
              Contains("db is [5] f32, expected [2] f32"));
+  // A bias alone.
+  const auto bias = [&](const Shape& of_dy, const Shape& of_db) {
+    return error_of([&] {
+      conv2d_bwd_weight(b.stream, {1, 1, 1}, x.value, b.zeros(of_dy), {}, {b.zeros(of_db)});
+    });
+  };
+  CHECK_THAT(bias({3, 4, 4, 2}, {2}), Contains("dy is [3,4,4,2] f32, expected [1,4,4,2] f32"));
+  CHECK_THAT(bias({1, 4, 4, 2}, {5}), Contains("db is [5] f32, expected [2] f32"));
 }
 
 TEST_CASE("what oneDNN refuses is an error that names the problem", "[ops][errors]") {

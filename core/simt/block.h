@@ -145,9 +145,6 @@ void in_step(size_t number, uint64_t what, const char* name, Where where);
 // before order_release(p) comes before what a thread does after its later order_acquire(p).
 void order_release(const void* place);
 void order_acquire(const void* place);
-// The same for fences, all alike.
-void order_release_fence();
-void order_acquire_fence();
 
 // The block's dynamic shared memory. Throws unless the launch asked for `bytes` at least.
 void* shared_bytes(size_t bytes, size_t alignment, Where where);

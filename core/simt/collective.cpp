@@ -280,14 +280,9 @@ const Thread* unfenced_copy(const void* pointer) {
 #ifdef TESSERA_TSAN
 void order_release(const void* place) { __tsan_release(const_cast<void*>(place)); }
 void order_acquire(const void* place) { __tsan_acquire(const_cast<void*>(place)); }
-constexpr char every_fence = 0;
-void order_release_fence() { order_release(&every_fence); }
-void order_acquire_fence() { order_acquire(&every_fence); }
 #else
 void order_release(const void*) {}
 void order_acquire(const void*) {}
-void order_release_fence() {}
-void order_acquire_fence() {}
 #endif
 
 }  // namespace tessera::simt

@@ -77,12 +77,7 @@ void conv_transpose2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w
 void conv_transpose2d_bwd_weight(Stream& stream, const Tensor& x, const Tensor& dy, Grad dw,
                                  Grad db) {
   conv2d_bwd_weight(stream, kHalving, dy, x, dw, {});
-  if (!db) return;
-  const int64_t N = dy.dim(0), K = dy.dim(3);
-  // Image by image, then the images: on the CPU threads share the images.
-  Tensor sums = Tensor::empty(stream, {N, K}, db.tensor.dtype());
-  add_broadcast_bwd_t(stream, dy, {sums});
-  add_broadcast_bwd_t(stream, sums.reshape({1, N, 1, K}), {db.tensor.reshape({1, K}), db.mode});
+  sum_pixels(stream, dy, db);
 }
 
 }  // namespace composed

@@ -314,11 +314,13 @@ void upcat_conv2d_bwd_data(Stream& stream, const Tensor& dy, const Tensor& w,
 
 void upcat_conv2d_bwd_weight(Stream& stream, const Tensor& low, const Tensor& skip,
                              const Tensor& dy, Grad dw, Grad db) {
-  if (!dw && db) {
-    const Nhwc in("upcat_conv2d_bwd_weight: skip", skip), out("upcat_conv2d_bwd_weight: dy", dy);
-    expect("upcat_conv2d_bwd_weight: dy", dy, {in.N, in.H, in.W, out.C}, low.dtype());
+  if (!dw && !db) return;
+  if (!dw) {
+    expect("upcat_conv2d_bwd_weight: dy", dy, {skip.dim(0), skip.dim(1), skip.dim(2), dy.dim(3)},
+           low.dtype());
+    expect("upcat_conv2d_bwd_weight: db", db.tensor, {dy.dim(3)}, master_of(low.dtype()));
+    return composed::sum_pixels(stream, dy, db);
   }
-  if (!dw) return composed::sum_pixels(stream, dy, db);
   const Upcat u = check(low.shape(), skip.shape(), dw.tensor.shape());
   expect("upcat_conv2d_bwd_weight: skip", skip, skip.shape(), low.dtype());
   expect("upcat_conv2d_bwd_weight: dy", dy, u.skip_part().y(), low.dtype());
